@@ -1,0 +1,254 @@
+"""From an npz file to checked arrays, and what one look at every sample tells of them."""
+
+import hashlib
+import mmap
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from comp import cache, convert, npz
+from comp.cache import cache_folder
+from comp.config import Arrays, Competition
+from comp.errors import Refused
+from comp.files import whole
+
+__all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load_train", "release"]
+
+KAGGLE_INPUT = Path("/kaggle/input")
+LONGEST_TEXT = 1000  # characters of an id or group
+LARGEST_SIDE = 65_535  # pixels of an original picture
+INDEX_VERSION = 1  # raised when `index` changes, so that older caches are not used
+INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one part, train or test. Arrays are read-only; images and masks may be mapped."""
+
+    images: np.ndarray  # uint8 (N, H, W, C), not always contiguous
+    masks: np.ndarray | None  # uint8 (N, H, W)
+    ids: np.ndarray  # str (N,), unique
+    groups: np.ndarray | None  # str (N,); "" is no group
+    sizes: np.ndarray | None  # int32 (N, 2): original height, width
+    origin: str = ""  # names the file's state and the selectors, for caches; "": nothing is cached
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one pass over a split finds."""
+
+    counts: np.ndarray  # int64 (N, classes): pixels per class; ignored pixels are counted nowhere
+    image_hash: np.ndarray  # uint64 (N,)
+    mask_hash: np.ndarray  # uint64 (N,)
+    constant: np.ndarray  # bool (N,): the mask is one label throughout, or there is none
+
+
+def find(file: str, folder: Path) -> Path:
+    """Where an npz lies: in `folder`, else by its name below /kaggle/input, else in the cache folder."""
+    path = Path(folder) / file
+    if path.is_file():
+        return path
+    below = [Path(place) / path.name for place, _, names in os.walk(KAGGLE_INPUT) if path.name in names]
+    below.sort(key=lambda found: (len(found.parts), found))
+    made = cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
+    for found in (*below, made):
+        if found.is_file():
+            return found
+    raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
+
+
+def load_train(competition: Competition, folder: Path) -> Split:
+    """The training samples of a competition. Raises Refused, naming file, key and sample."""
+    arrays, path = competition.arrays, find(competition.file, folder)
+    ids, groups = (_optional(path, arrays, field) for field in ("train_ids", "train_groups"))
+    images = _source(path, arrays.train_images, "images", arrays.scale)
+    return _split(images, _source(path, arrays.train_masks, "masks"), ids, groups, None, folder)
+
+
+def load_test(competition: Competition, folder: Path) -> Split:
+    """The test samples; with masks only where the npz has them, as practice competitions do."""
+    arrays, path = competition.arrays, find(competition.file, folder)
+    masks, ids, sizes = (_optional(path, arrays, field) for field in ("test_masks", "test_ids", "test_sizes"))
+    images = _source(path, arrays.test_images, "images", arrays.scale)
+    return _split(images, None if masks is None else _source(path, masks, "masks"), ids, None, sizes, folder)
+
+
+def release(array: np.ndarray) -> None:
+    """Drop a mapped array's pages from this process; they stay readable, and in the system's cache."""
+    base = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def index(split: Split, competition: Competition, folder: Path) -> Index:
+    """Count and hash every sample in one pass; kept in the cache folder. Memory stays flat.
+
+    Raises Refused where a label is neither a class nor `arrays.ignore`, naming the sample.
+    """
+    if not split.origin:
+        return _index(split, competition)
+    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
+    name = f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
+    stored = cache_folder(folder) / name
+    if stored.is_file():
+        with suppress(Refused):
+            return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
+    found = _index(split, competition)
+    with suppress(OSError), whole(stored) as beside:  # a full disk costs the cache, not the result
+        np.savez(beside, **vars(found))
+    return found
+
+
+def _index(split: Split, competition: Competition) -> Index:
+    samples, pixels = len(split.images), prod(split.images.shape[1:3])
+    classes, ignore = len(competition.classes), competition.arrays.ignore
+    labels = sorted({*range(classes)} | ({ignore} - {None}))
+    counts = np.zeros((samples, len(labels)), np.int64)
+    image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
+
+    def look(first: int) -> None:
+        rows = slice(first, first + step)
+        image_hash[rows] = [_hash(image) for image in split.images[rows]]
+        if split.masks is not None:
+            mask_hash[rows] = [_hash(mask) for mask in split.masks[rows]]
+            flat = split.masks[rows].reshape(-1, pixels)
+            counts[rows] = _count(flat, labels)
+            for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
+                label = flat[at][~np.isin(flat[at], labels)][0]
+                known = f"0 to {classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
+                sample = f"sample {str(split.ids[first + at])!r}"
+                raise Refused(f"{competition.file}: {sample} has label {label}; there are {known}")
+
+    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
+    # Hashing and numpy release the interpreter's lock, so threads share the work.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(look, range(0, samples, step)), start=1):
+            if done % 64 == 0:
+                release(split.images)
+                release(split.masks)
+    constant = counts.max(axis=1) == (0 if split.masks is None else pixels)
+    if ignore is not None:
+        counts[:, labels.index(ignore)] = 0
+    return Index(counts[:, :classes], image_hash, mask_hash, constant)
+
+
+def _hash(sample: np.ndarray) -> int:
+    digest = hashlib.blake2b(np.ascontiguousarray(sample).data, digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _count(flat: np.ndarray, labels: list[int]) -> np.ndarray:
+    """Pixels of each label, int64 (n, labels), in uint8 (n, pixels).
+
+    Eight comparisons, each a byte of 0 or 1, are added at once as one 64-bit word; 255 words are the
+    most whose bytes cannot overflow into one another. For a few classes that is several times faster
+    than bincount.
+    """
+    samples, pixels = flat.shape
+    equal = np.zeros((samples, -(-pixels // 8) * 8), np.bool_)
+    words = equal.view(np.uint64)
+    starts = np.arange(0, words.shape[1], 255)
+    counts = np.empty((samples, len(labels)), np.int64)
+    for column, label in enumerate(labels):
+        np.equal(flat, label, out=equal[:, :pixels])
+        sums = np.add.reduceat(words, starts, axis=1)
+        counts[:, column] = sums.view(np.uint8).sum(axis=1, dtype=np.int64)
+    return counts
+
+
+def _split(
+    images: convert.Source,
+    masks: convert.Source | None,
+    ids_selector: str | None,
+    groups_selector: str | None,
+    sizes_selector: str | None,
+    folder: Path,
+) -> Split:
+    path, count = images.member.path, images.shape[0]
+    if masks and masks.shape != images.shape[:3]:
+        raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
+    ids = np.arange(count).astype(str) if ids_selector is None else _ids(path, ids_selector, count)
+    groups = None if groups_selector is None else _texts(path, groups_selector, count)
+    sizes = None if sizes_selector is None else _sizes(path, sizes_selector, count)
+    sources = [images, masks] if masks else [images]
+    pixels = convert.uint8(sources, ids, folder)
+    origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
+    return Split(pixels[0], pixels[1] if masks else None, ids, groups, sizes, origin)
+
+
+def _optional(path: Path, arrays: Arrays, field: str) -> str | None:
+    """The field's selector; None where it is the default and the file has no such array."""
+    selector = getattr(arrays, field)
+    default = selector == Arrays.model_fields[field].default
+    return None if default and selector not in npz.keys(path) else selector
+
+
+def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
+    """The member that a selector means, and its slice of the second axis; None for all of it."""
+    sliced = re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)
+    if selector in npz.keys(path) or "[" not in selector:
+        return npz.member(path, selector), None
+    if not sliced:
+        raise Refused(f"{path}: {selector!r}: a selector is key or key[:, 0]")
+    member, part = npz.member(path, sliced[1]), int(sliced[2])
+    if len(member.shape) < 2 or part >= member.shape[1]:
+        raise Refused(f"{path}: {selector!r}: shape {member.shape} has no such slice")
+    return member, part
+
+
+def _source(path: Path, selector: str, role: str, scale: float = 1.0) -> convert.Source:
+    return convert.source(*_selected(path, selector), role, scale)
+
+
+def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
+    member, part = _selected(path, selector)
+    found = member.shape if part is None else (member.shape[0], *member.shape[2:])
+    if found != shape or member.dtype.kind not in kinds:
+        raise Refused(
+            f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit"
+        )
+    values = npz.read(member)
+    return values if part is None else values[:, part]
+
+
+def _texts(path: Path, selector: str, count: int) -> np.ndarray:
+    """Ids or groups, str (N,), from text, bytes or integers."""
+    values = _values(path, selector, (count,), "USiu", "text or integers")
+    if values.dtype.itemsize > 4 * LONGEST_TEXT:
+        raise Refused(f"{path}: {selector}: {values.dtype}; at most {LONGEST_TEXT} characters would fit")
+    try:
+        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
+        "".join(texts).encode()  # what is no character has no encoding
+    except ValueError:
+        raise Refused(f"{path}: {selector}: not valid text") from None
+    return np.array(texts)
+
+
+def _ids(path: Path, selector: str, count: int) -> np.ndarray:
+    ids = _texts(path, selector, count)
+    seen: set[str] = set()
+    for sample, id in enumerate(ids.tolist()):
+        if not id or not id.isprintable():
+            raise Refused(f"{path}: {selector}: sample {sample} has the id {id!r}; printable text would fit")
+        if id in seen:
+            raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
+        seen.add(id)
+    return ids
+
+
+def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
+    """Original height and width, int32 (N, 2)."""
+    sizes = _values(path, selector, (count, 2), "iu", "integers")
+    for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
+        raise Refused(
+            f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit"
+        )
+    return sizes.astype(np.int32)

@@ -1,0 +1,245 @@
+"""What is odd about the samples of a competition.
+
+Counts per class; pictures that occur twice, exactly or nearly, within the training samples and
+between them and the test samples; masks that many different pictures share; pictures that are
+empty, flat, or unusually bright, dark or long. A finding names its sample, and the group it belongs to
+where there is one. `comp.findings` makes the table and the sheet of pictures.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from comp.arrays import Index, Split, release
+from comp.config import Competition
+from comp.errors import Refused
+from comp.files import write_text
+
+HEADER = ("id", "finding", "detail", "group")
+BLOCK = 8 << 20  # bytes of pictures looked at together
+NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
+NEAR_CORRELATION = 0.98  # of the thumbnails, without which smooth pictures would all be alike
+SHARING = 3  # different pictures under one mask, from which on it is a finding
+ODD_Z = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993)
+FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
+LONG = 1.6  # times the usual ratio of the longer to the shorter side
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One odd thing about one sample or file."""
+
+    id: str
+    finding: str  # its kind
+    detail: str
+    group: str = ""  # the first sample of those that belong together, "test/…" for a test sample
+
+
+def audit(
+    competition: Competition,
+    train: Split,
+    index: Index,
+    test: Split | None = None,
+    test_index: Index | None = None,
+    files: Sequence[Finding] = (),
+) -> list[Finding]:
+    """Look at every sample once, in blocks. `files` are findings about the files the arrays came from.
+
+    train.sizes, where known, are the originals' sizes: their shapes are looked at too.
+    """
+    thumbs = thumbnails(train.images)
+    found = [
+        *files,
+        *_empty(competition.classes, train.ids, index.counts),
+        *_shared_masks(train, index),
+        *_twins(train.ids, index),
+        *_near(train.ids, thumbs, index.image_hash),
+    ]
+    if test is not None and test_index is not None:
+        found += _leaks(train.ids, index, thumbs, test.ids, test_index, thumbnails(test.images))
+    found += _odd_light(train.ids, thumbs)
+    return found + ([] if train.sizes is None else _odd_shapes(train.ids, train.sizes))
+
+
+def save(found: Sequence[Finding], path: Path) -> None:
+    """Write findings as CSV: id, finding, detail, group."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(HEADER)
+    rows.writerows(astuple(finding) for finding in found)
+    write_text(path, text.getvalue())
+
+
+def read(path: Path) -> list[Finding]:
+    """Read what `save` wrote. Raises Refused."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if tuple(header) == HEADER and all(len(row) == len(HEADER) for row in rows):
+            return [Finding(*row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise Refused(f"{path}: cannot be read: {error}") from None
+    raise Refused(f"{path}: is not a list of findings; its header would be {','.join(HEADER)}")
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Grey means over 8 by 9 areas, float32 (N, 8, 9), of uint8 (N, H, W, C), in blocks."""
+    height, width, channels = images.shape[1:]
+    rows, columns = np.arange(8) * height // 8, np.arange(9) * width // 9
+    areas = np.outer(np.diff(np.append(rows, height)).clip(1), np.diff(np.append(columns, width)).clip(1))
+    out = np.empty((len(images), 8, 9), np.float32)
+    step = max(1, BLOCK // (height * width * channels))
+    for first in range(0, len(images), step):
+        sums = np.add.reduceat(images[first : first + step], rows, axis=1, dtype=np.uint32).sum(axis=-1)
+        out[first : first + step] = np.add.reduceat(sums, columns, axis=2) / (areas * channels)
+        release(images)
+    return out
+
+
+def near_pairs(thumbs: np.ndarray) -> np.ndarray:
+    """Pairs of pictures that look alike, int64 (P, 2), each with the smaller index first.
+
+    Difference hashes (Krawetz, 2013) of 64 bits that differ in at most 3, found through equal bands
+    of 16 bits and so without comparing all with all; then the thumbnails must correlate. Of pictures
+    with equal hashes each is compared with the first only.
+    """
+    bits = thumbs[:, :, 1:] > thumbs[:, :, :-1]
+    # Column by column, so that the padding of letterboxed pictures does not fill a band.
+    hashes = np.packbits(bits.transpose(0, 2, 1).reshape(-1, 64), axis=1).view(np.uint64)[:, 0]
+    distinct, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    same = np.stack([first[which], np.arange(len(hashes))], axis=1)
+    found = [same[same[:, 0] != same[:, 1]]]
+    for band in range(4):
+        value = (distinct >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(value, kind="stable")
+        value = value[order]
+        for apart in range(1, len(value)):
+            equal = np.flatnonzero(value[apart:] == value[:-apart])
+            if not len(equal):
+                break
+            one, other = order[equal], order[equal + apart]
+            close = np.bitwise_count(distinct[one] ^ distinct[other]) <= NEAR_BITS
+            found.append(np.stack([first[one[close]], first[other[close]]], axis=1))
+    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+    flat = thumbs.reshape(len(thumbs), -1)
+    centred = flat - flat.mean(axis=1, keepdims=True)
+    spread = np.sqrt((centred**2).mean(axis=1))
+    product = (centred[pairs[:, 0]] * centred[pairs[:, 1]]).mean(axis=1)
+    alike = product > NEAR_CORRELATION * spread[pairs[:, 0]] * spread[pairs[:, 1]]
+    return pairs[alike & (spread[pairs] >= FLAT).all(axis=1)]
+
+
+def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The first id of each sample's chain of near duplicates, str (N,); "" where there is none."""
+    pairs = near_pairs(thumbs)
+    label = np.arange(len(ids))
+    while (label[pairs[:, 0]] != label[pairs[:, 1]]).any():
+        lower = label[pairs].min(axis=1)
+        for side in (0, 1):
+            np.minimum.at(label, pairs[:, side], lower)
+    alone = np.bincount(label, minlength=len(ids))[label] == 1
+    return np.where(alone, "", ids[label])
+
+
+def plain(mask: np.ndarray) -> bool:
+    """Whether a mask, uint8 (H, W), tells nothing of its picture: one label, framed or cut once, as many are."""
+    changes = ((mask[1:] != mask[:-1]).any(axis=1).sum(), (mask[:, 1:] != mask[:, :-1]).any(axis=0).sum())
+    return min(changes) < 3
+
+
+def _empty(classes: tuple[str, ...], ids: np.ndarray, counts: np.ndarray) -> list[Finding]:
+    background = counts[:, 0] > 0
+    return [
+        Finding(str(ids[k]), "empty mask", f"only {classes[0]}" if background[k] else "every pixel is ignored")
+        for k in np.flatnonzero(counts[:, 1:].sum(axis=1) == 0)
+    ]
+
+
+def _shared_masks(train: Split, index: Index) -> list[Finding]:
+    found = []
+    for group in _equal(index.mask_hash):
+        pictures = len(np.unique(index.image_hash[group]))
+        if train.masks is not None and pictures >= SHARING and not plain(train.masks[group[0]]):
+            first = str(train.ids[group[0]])
+            detail = f"{pictures} different pictures share it"
+            found += [Finding(str(train.ids[k]), "shared mask", detail, first) for k in group]
+    return found
+
+
+def _twins(ids: np.ndarray, index: Index) -> list[Finding]:
+    found = []
+    for first, *others in _equal(index.image_hash):
+        for k in others:
+            detail = "the same mask" if index.mask_hash[k] == index.mask_hash[first] else "another mask"
+            found.append(Finding(str(ids[k]), "duplicate", f"of {ids[first]}, with {detail}", str(ids[first])))
+    return found
+
+
+def _near(ids: np.ndarray, thumbs: np.ndarray, hashes: np.ndarray) -> list[Finding]:
+    groups = near_groups(thumbs, ids)
+    first = {str(ids[k]): hashes[k] for k in np.flatnonzero(groups == ids)}
+    return [
+        Finding(str(ids[k]), "near duplicate", f"like {groups[k]}", str(groups[k]))
+        for k in np.flatnonzero((groups != "") & (groups != ids))
+        if hashes[k] != first[str(groups[k])]
+    ]
+
+
+def _leaks(
+    ids: np.ndarray,
+    index: Index,
+    thumbs: np.ndarray,
+    test_ids: np.ndarray,
+    test_index: Index,
+    test_thumbs: np.ndarray,
+) -> list[Finding]:
+    where = {hash: str(test_ids[k]) for k, hash in enumerate(test_index.image_hash.tolist())}
+    found = [
+        Finding(str(ids[k]), "also in test", f"as {where[hash]}", f"test/{where[hash]}")
+        for k, hash in enumerate(index.image_hash.tolist())
+        if hash in where
+    ]
+    exact = {finding.id for finding in found}
+    pairs = near_pairs(np.concatenate([thumbs, test_thumbs]))
+    for k, other in pairs[(pairs[:, 0] < len(ids)) & (pairs[:, 1] >= len(ids))]:
+        if ids[k] not in exact:
+            near = str(test_ids[other - len(ids)])
+            found.append(Finding(str(ids[k]), "nearly in test", f"like {near}", f"test/{near}"))
+    return found
+
+
+def _odd_light(ids: np.ndarray, thumbs: np.ndarray) -> list[Finding]:
+    light, spread = thumbs.mean(axis=(1, 2)), thumbs.std(axis=(1, 2))
+    z = _robust_z(light)
+    flat = [
+        Finding(str(ids[k]), "flat picture", f"grey {light[k]:.0f} all over") for k in np.flatnonzero(spread < FLAT)
+    ]
+    return flat + [
+        Finding(str(ids[k]), "odd brightness", f"mean {light[k]:.0f}, z {z[k]:+.1f}")
+        for k in np.flatnonzero(abs(z) > ODD_Z)
+    ]
+
+
+def _odd_shapes(ids: np.ndarray, sizes: np.ndarray) -> list[Finding]:
+    length = sizes.max(axis=1) / sizes.min(axis=1)
+    return [
+        Finding(str(ids[k]), "odd shape", f"{sizes[k, 0]}×{sizes[k, 1]}")
+        for k in np.flatnonzero(length > LONG * np.median(length))
+    ]
+
+
+def _robust_z(values: np.ndarray) -> np.ndarray:
+    off = values - np.median(values)
+    # Where nearly all are equal, a difference of a few grey levels is still not odd.
+    return 0.6745 * off / max(float(np.median(abs(off))), 1.0)
+
+
+def _equal(hashes: np.ndarray) -> list[np.ndarray]:
+    """Indices of the samples that share a hash, for each hash that several have, in their order."""
+    order = np.argsort(hashes, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: group[0])

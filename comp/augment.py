@@ -1,0 +1,98 @@
+"""Augmentation: albumentations on samples, CutMix and MixUp on batches.
+
+Randomness is a function of a seed that the caller derives from (run seed, epoch, sample), so that
+the number of workers and restarts change nothing.
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comp.config import Augment
+from comp.errors import Refused
+
+Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def build(transforms: Sequence[dict[str, Any]]) -> Transform | None:
+    """Turn the recipe's list into a function `(image, mask, seed) -> (image, mask)`.
+
+    `image` is uint8 (H, W, C), `mask` uint8 (H, W). albumentations moves both together, masks by
+    nearest neighbour. None where the list is empty. Raises Refused for an unknown name or argument.
+    """
+    if not transforms:
+        return None
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network on import
+    import albumentations
+
+    pipeline = albumentations.Compose([_one(albumentations, i, t) for i, t in enumerate(transforms)])
+    # Every transform shares these two generators; seeding them again is what makes a sample's
+    # randomness its own, and costs a third of albumentations' set_random_seed.
+    generator, python = np.random.default_rng(), random.Random()
+    pipeline.set_random_state(generator, python)
+
+    def transform(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        python.seed(seed)
+        generator.bit_generator.state = np.random.PCG64(seed).state
+        moved = pipeline(image=image, mask=mask)
+        return moved["image"], moved["mask"]
+
+    return transform
+
+
+def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
+    arguments = dict(transform)
+    name = arguments.pop("name", None)
+    key = f"augment.transforms.{position}"
+    kind = getattr(albumentations, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
+        raise Refused(f"{key}.name: albumentations has no transform {name!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it only warns of an argument that it does not know
+            return kind(**arguments)
+    except (TypeError, ValueError, UserWarning) as error:
+        reason = " ".join(str(error).split()).partition(" [type=")[0]
+        raise Refused(f"{key} ({name}): {reason}") from None
+
+
+def mix(
+    images: Tensor, labels: Tensor, augment: Augment, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor | None, float]:
+    """CutMix and MixUp for one batch, each drawn with the recipe's probability.
+
+    `images` (N, C, H, W) and `labels` (N, H, W) are on the device. Returns images, labels, a second
+    set of labels or None, and the share that the first set has in the loss.
+
+    CutMix (Yun et al. 2019, arXiv:1905.04899) pastes boxes with their labels, so it needs no second
+    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole pictures.
+    """
+    if generator.random() < augment.cutmix:
+        images, labels = images.clone(), labels.clone()
+        sources = images.clone(), labels.clone()
+        for _ in range(augment.cutmix_sources):
+            _paste(images, labels, *sources, generator)
+    if generator.random() < augment.mixup:
+        share = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
+        other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+        images = images.float()
+        return torch.lerp(images[other], images, share), labels, labels[other], share
+    return images, labels, None, 1.0
+
+
+def _paste(
+    images: Tensor, labels: Tensor, from_images: Tensor, from_labels: Tensor, generator: np.random.Generator
+) -> None:
+    height, width = labels.shape[1:]
+    side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the picture
+    h, w = max(1, round(height * side)), max(1, round(width * side))
+    y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
+    other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+    images[:, :, y : y + h, x : x + w] = from_images[other, :, y : y + h, x : x + w]
+    labels[:, y : y + h, x : x + w] = from_labels[other, y : y + h, x : x + w]

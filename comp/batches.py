@@ -1,0 +1,126 @@
+"""Samples to batches: uint8 all the way, in an order that is a function of (seed, epoch).
+
+A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any
+number of workers gives the same bytes, and a run that goes on in the middle of an epoch meets the
+batches it would have met.
+"""
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from comp import augment
+from comp.arrays import Split
+from comp.config import Config
+from comp.errors import Refused
+
+Key = tuple[int, int, int]  # epoch, place in the epoch, row of the split
+
+
+def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
+    """How often each picture is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
+    times = np.ones(len(counts))
+    for name, factor in oversample.items():
+        has = counts[:, classes.index(name)] > 0
+        times[has] = np.maximum(times[has], factor)
+    return times
+
+
+def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[Key]]:
+    """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
+
+    Even batches leave no runt at the end, which batch normalisation could not bear. A fraction of
+    `times` is drawn anew each epoch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    whole = np.floor(times).astype(np.int64)
+    drawn = np.repeat(rows, whole + (generator.random(len(rows)) < times - whole))
+    drawn = generator.permutation(drawn)
+    keys = [(epoch, place, int(row)) for place, row in enumerate(drawn)]
+    cuts = np.linspace(0, len(keys), -(-len(keys) // batch_size) + 1).round().astype(int)
+    return [keys[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+class TrainBatches(Sampler[list[Key]]):
+    """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
+
+    One loader with persistent workers serves the whole run; `epoch(k, skip)` starts epoch `k` after
+    its first `skip` batches.
+    """
+
+    def __init__(self, split: Split, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
+        self._rows, self._times, self._config = rows, times, config
+        self._batches: list[list[Key]] = []
+        self._loader = DataLoader(
+            _Samples(split, config),
+            batch_sampler=self,
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=pin,
+            worker_init_fn=_leave_ctrl_c_to_the_trainer,
+        )
+
+    def steps(self, epoch: int) -> int:
+        """Number of batches in an epoch."""
+        return len(self._plan(epoch))
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self._batches = self._plan(epoch)[skip:]
+        return iter(self._loader)
+
+    def _plan(self, epoch: int) -> list[list[Key]]:
+        return plan(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _Samples(Dataset):
+    """Whole batches at a time, so that workers hand over two tensors and not a list of samples."""
+
+    def __init__(self, split: Split, config: Config):
+        self._split, self._seed = split, config.seed
+        self._transform = augment.build(config.augment.transforms)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        pairs = [self._sample(*key) for key in keys]
+        images, masks = zip(*pairs, strict=True)
+        if len({image.shape for image in images}) > 1:
+            raise Refused("augment.transforms: samples of one batch have different sizes; end with a crop or resize")
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+    def _sample(self, epoch: int, place: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = np.asarray(self._split.images[row]), np.asarray(self._split.masks[row])
+        if self._transform is None:
+            return image, mask
+        seed = int(np.random.SeedSequence([self._seed, epoch, place]).generate_state(1, np.uint64)[0])
+        return self._transform(image, mask, seed)
+
+
+def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 (n, H, W, C) to (n, C, H, W) on the device; the permuted layout is channels_last as it is."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def default_workers() -> int:
+    """Processes that augment beside the one that trains: few, since a CPU's cores train too."""
+    return min(4, (os.cpu_count() or 1) // 2)

@@ -1,0 +1,302 @@
+"""One script that holds an entry script, its arguments, `comp` and what Kaggle's image lacks.
+
+    print(script(pack(Path("kernels/train_fold.py"), ["--competition", "mars", "--fold", "0"])))
+
+Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
+Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py and .toml
+files of `comp`, the .py files and licence of segmentation-models-pytorch, and the TOML files that
+the arguments name. So credentials, which lie in none of them, cannot.
+"""
+
+import atexit
+import base64
+import hashlib
+import inspect
+import io
+import json
+import lzma
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+from comp.errors import Refused
+
+LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
+LACKING = ("segmentation-models-pytorch",)  # what comp needs and Kaggle's image has not
+TOML_OPTIONS = ("--competition", "--recipe")
+# Where things lie on this machine: a kernel has its own places for them.
+HERE_OPTIONS = ("--on", "--input", "--runs", "--submissions")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One job, ready to be written as a script or as a notebook."""
+
+    entry: str  # file name of the entry script
+    arguments: tuple[str, ...]  # "pack:" at the start of one stands for the unpacked archive
+    archive: str  # base85 of xz of zip
+    sha256: str  # of the zip, which unlike xz is the same whatever library wrote it
+
+
+def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
+    """Pack an entry script with its arguments; the same input gives the same bytes.
+
+    TOML files given to --competition and --recipe travel inside; --on and the options that name
+    folders of this machine are left out. Raises Refused for an argument that names another local
+    file, and for a pack that Kaggle would not take.
+    """
+    words, carried = _arguments(list(arguments))
+    files = {f"kernels/{entry.name}": _read(entry)} | _comp() | carried
+    for name in LACKING:
+        files |= _distribution(name)
+    data = _zip(files)
+    packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+    result = Pack(
+        entry=entry.name,
+        arguments=tuple(words),
+        archive=base64.b85encode(packed).decode(),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    script(result)  # refuses what is too large
+    return result
+
+
+# The next two functions are copied into every script, so they use nothing of comp.
+def unpack(archive: str, sha256: str) -> str:
+    """Unpack into a fresh private folder outside the working folder, and put it first on the path."""
+    # albumentations looks for an update when it is imported, and stalls without a network.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    data = lzma.decompress(base64.b85decode("".join(archive.split())))
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise SystemExit("the archive in this script is damaged; make the pack again")
+    folder = tempfile.mkdtemp(prefix="comp-")
+    # At exit and not sooner, since a traceback reads its lines from these files.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
+    sys.path.insert(0, folder)
+    print(f"pack sha256 {sha256}", flush=True)
+    return folder
+
+
+def run(folder: str, entry: str, arguments: list[str]) -> None:
+    """Run the entry script as `python kernels/ENTRY ARGUMENTS…` would."""
+    path = os.path.join(folder, "kernels", entry)
+    sys.argv = [path]
+    for word in arguments:
+        sys.argv.append(os.path.join(folder, word[len("pack:") :]) if word.startswith("pack:") else word)
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        if end.code:  # a notebook shows even exit status 0 as an error
+            raise
+
+
+def script(pack: Pack) -> str:
+    """The pack as Python source. Raises Refused if it is too large for Kaggle."""
+    text = f"""{_start(pack)}
+
+{_arguments_source(pack)}
+
+if __name__ == "__main__":
+    run(unpack(ARCHIVE, {pack.sha256!r}), {pack.entry!r}, ARGUMENTS)
+"""
+    return _within_limit(text, "script")
+
+
+def notebook(pack: Pack) -> str:
+    """The pack as a notebook (JSON, nbformat 4.5): archive folded away, then the job and its pictures."""
+    about = f"""# {pack.entry}
+
+The folded cell holds the library; run all cells. Add the competition's data first (*Add input*).
+"""
+    pictures = """from pathlib import Path
+
+from IPython.display import Image, display
+
+for picture in sorted(Path("runs").rglob("*.png")):
+    print(picture)
+    display(Image(str(picture)))
+"""
+    folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+    unpacking = f"{_start(pack)}\n\nFOLDER = unpack(ARCHIVE, {pack.sha256!r})"
+    job = f"{_arguments_source(pack)}\nrun(FOLDER, {pack.entry!r}, ARGUMENTS)"
+    cells = [
+        {"cell_type": "markdown", "id": "about", "metadata": {}, "source": about.strip()},
+        _code_cell("archive", unpacking, folded),
+        _code_cell("job", job),
+        _code_cell("pictures", pictures.strip()),
+    ]
+    document = {
+        "cells": cells,
+        "metadata": {
+            "kaggle": {
+                "accelerator": "nvidiaTeslaT4",
+                "isGpuEnabled": True,
+                "isInternetEnabled": False,
+                "language": "python",
+                "sourceType": "notebook",
+            },
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return _within_limit(json.dumps(document, indent=1) + "\n", "notebook")
+
+
+def _start(pack: Pack) -> str:
+    """What script and notebook share: imports, the two functions, the archive."""
+    imports = "atexit base64 hashlib io lzma os runpy shutil sys tempfile zipfile".split()
+    lines = "\n".join(pack.archive[at : at + 100] for at in range(0, len(pack.archive), 100))
+    return f'''"""{pack.entry} as one file for Kaggle: nothing to install, no internet needed.
+
+Written by comp.bundle. The archive holds {pack.entry}, comp and {", ".join(LACKING)};
+it is unpacked to a temporary folder. The arguments below it may be changed.
+"""
+
+{chr(10).join(f"import {name}" for name in imports)}
+
+
+{inspect.getsource(unpack)}
+
+{inspect.getsource(run)}
+
+ARCHIVE = """
+{lines}
+"""'''
+
+
+def _arguments_source(pack: Pack) -> str:
+    return "ARGUMENTS = [\n" + "".join(f"    {word!r},\n" for word in pack.arguments) + "]"
+
+
+def _code_cell(name: str, source: str, about: dict | None = None) -> dict:
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": name,
+        "metadata": about or {},
+        "outputs": [],
+        "source": source.splitlines(keepends=True),
+    }
+
+
+def _within_limit(text: str, kind: str) -> str:
+    size = len(text.encode())
+    if size >= LIMIT:
+        raise Refused(f"the packed {kind} has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
+    return text
+
+
+def _arguments(words: list[str]) -> tuple[list[str], dict[str, bytes]]:
+    """The arguments as the kernel gets them, and the TOML files that travel with them."""
+    packed: list[str] = []
+    carried: dict[str, bytes] = {}
+    for option, value in _options(words):
+        if option in HERE_OPTIONS:
+            continue
+        if option in TOML_OPTIONS and value.endswith(".toml") and not _on_kaggle(value):
+            name = f"given/{option[2:]}/{Path(value).name}"
+            carried[name] = _toml(value)
+            value = f"pack:{name}"
+        elif local := _local_file(value):
+            raise Refused(f"{option} {value}: ".lstrip() + _attach(local))
+        packed += [word for word in (option, value) if word]
+    return packed, carried
+
+
+def _options(words: list[str]) -> Iterator[tuple[str, str]]:
+    """(option, value) pairs; either is "" where there is none. `--a=b` reads as `--a b`."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            yield "", word
+        elif "=" in word:
+            yield tuple(word.split("=", 1))
+        else:
+            yield word, rest.pop(0) if rest and not rest[0].startswith("--") else ""
+
+
+def _toml(path: str) -> bytes:
+    data = _read(Path(path))
+    try:
+        model = tomllib.loads(data.decode()).get("model", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: not valid TOML: {error}") from None
+    weights = model.get("encoder_weights", "") if isinstance(model, dict) else ""
+    if local := _local_file(str(weights)):
+        raise Refused(f"{path}: model.encoder_weights = {weights}: {_attach(local)}")
+    return data
+
+
+def _local_file(value: str) -> str | None:
+    """The part of an argument that names a file of this machine: all of it, or what follows a "="."""
+    whole, last = value, value.partition("=")[2].strip("\"' ") or value
+    for part in (whole, last):
+        looks_like_a_path = "/" in part or PurePosixPath(part).suffix
+        if looks_like_a_path and not _on_kaggle(part) and os.path.exists(part):
+            return part
+    # Weights that are not even here would fail there too, after a wait.
+    return last if last.endswith(".safetensors") and not _on_kaggle(last) else None
+
+
+def _on_kaggle(path: str) -> bool:
+    return PurePosixPath("/kaggle") in PurePosixPath(path).parents
+
+
+def _attach(path: str) -> str:
+    return (
+        "a file of this machine, which the kernel would not find; upload it as a Kaggle dataset, "
+        f"attach that, and give its path there: /kaggle/input/<dataset>/{Path(path).name}"
+    )
+
+
+def _comp() -> dict[str, bytes]:
+    root = Path(__file__).parent
+    found = [path for kind in ("*.py", "*.toml") for path in root.rglob(kind)]
+    # Names that start with a dot are files still being written.
+    return {f"comp/{path.relative_to(root).as_posix()}": _read(path) for path in found if path.name[0] != "."}
+
+
+def _distribution(name: str) -> dict[str, bytes]:
+    """The Python files and licence of an installed distribution, which must be pure Python."""
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        raise Refused(f"{name} is not installed here, and a pack must hold it: pip install {name}") from None
+    if "Root-Is-Purelib: true" not in (distribution.read_text("WHEEL") or ""):
+        raise Refused(f"{name} {distribution.version} is not pure Python, and a pack cannot hold compiled code")
+    wanted = [
+        file
+        for file in distribution.files or ()
+        if file.suffix == ".py" or file.name == "METADATA" or file.name.upper().startswith("LICEN")
+    ]
+    return {file.as_posix(): _read(Path(distribution.locate_file(file))) for file in wanted}
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    """A stored zip: sorted names, one fixed date, so that the bytes depend on the files alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name)  # dated 1980
+            info.create_system = 3  # Unix, wherever it was made
+            archive.writestr(info, files[name])
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}") from None

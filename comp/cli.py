@@ -1,0 +1,76 @@
+"""What the entry scripts share: their common arguments, and one line instead of a traceback."""
+
+import argparse
+import errno
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from comp import config as configs
+from comp.errors import Refused
+
+STARTED = time.monotonic()  # a time budget counts from here
+
+
+def parser(description: str, runs: str = "store") -> argparse.ArgumentParser:
+    """A parser with the arguments that every entry script takes; `runs="append"` lets --run be repeated."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--competition", default="demo", help="a name that ships, or a .toml file (default: demo)")
+    made.add_argument("--recipe", help="a name that ships, or a .toml file (default: the competition's)")
+    made.add_argument("--run", action=runs, help="name of the run's folder (default: the recipe's name)")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override one value, as in model.encoder=resnet34; may be repeated",
+    )  # fmt: skip
+    made.add_argument("--input", type=Path, default=Path("input"), help="folder of the npz (default: input)")
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    return made
+
+
+def config(arguments: argparse.Namespace) -> configs.Config:
+    """The configuration that the arguments name. Raises Refused."""
+    return configs.load(arguments.competition, arguments.recipe, arguments.overrides)
+
+
+def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str]:
+    """The names that --run gives, or the recipe's. Raises Refused where one would leave the runs' folder."""
+    given = arguments.run or config.recipe
+    names = [given] if isinstance(given, str) else given
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise Refused(f"--run {name}: letters, digits, '.', '_' and '-' make a folder's name")
+    return names
+
+
+def duration(text: str) -> float:
+    """Seconds in "90s", "10m", "1.5h" or "1h30m"; a bare number is seconds."""
+    if match := re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text):
+        try:
+            hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        except ValueError:
+            pass
+        else:
+            if total := hours * 3600 + minutes * 60 + seconds:
+                return total
+    raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
+
+
+def entry(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
+    """Run an entry script: bad input ends it with one line and status 2, Ctrl-C with 130."""
+    try:
+        sys.exit(main(arguments.parse_args()) or 0)
+    except Refused as refused:
+        # From a worker process it arrives with that process's traceback around it.
+        line = str(refused).strip().splitlines()[-1].removeprefix("comp.errors.Refused: ")
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

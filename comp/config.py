@@ -1,0 +1,306 @@
+"""What a competition and a recipe are.
+
+Both are TOML files; those that ship lie in `comp/competitions` and `comp/recipes`, a user's own may
+lie anywhere. Together, with `--set key=value` on top, they make one frozen `Config`. A key has the
+same name in TOML, in `--set`, in code and in reports. An unknown key or a wrong type is refused
+with the key's full name and what would have fitted.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comp.errors import Refused
+
+SHIPPED = Path(__file__).parent
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Arrays(Section):
+    """Where the arrays are. A selector is an npz key, or `key[:, k]` for one slice of a stacked array.
+
+    Keys with a default that names ids, groups or sizes are used when the file has them; one that
+    the TOML names must be there.
+    """
+
+    file: str = ""  # npz below the input folder; empty: "<competition>.npz"
+    train_images: str = "train_images"
+    train_masks: str = "train_masks"
+    train_ids: str = "train_ids"
+    train_groups: str = "train_groups"  # samples of one group never straddle a fold
+    test_images: str = "test_images"
+    test_masks: str = "test_masks"  # known only for practice competitions
+    test_ids: str = "test_ids"
+    test_sizes: str = "test_sizes"  # (N, 2) original height and width of pictures that were resized
+    fit: Literal["stretch", "letterbox"] = "stretch"  # how the originals were brought to one size
+    scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
+    ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
+    exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
+    exclude_shared_masks: Annotated[int, Field(ge=0)] = 0  # leave out pictures whose mask this many others share
+
+
+class Metric(Section):
+    """The score that the competition counts; all others are printed beside it."""
+
+    name: Literal["mean_iou", "dice", "pixel_accuracy"] = "mean_iou"
+    average: Literal["global", "per_image"] = "global"
+    # "drop_class": class 0 is left out of the mean. "drop_truth": pixels that are truly 0 are left
+    # out of the count, then the mean is taken over the other classes.
+    background: Literal["keep", "drop_class", "drop_truth"] = "keep"
+
+
+class Submission(Section):
+    """The layout of the CSV file."""
+
+    format: Literal["pixels", "rle"] = "pixels"
+    order: Literal["column", "row"] = "column"  # in which run-lengths count pixels, from 1
+    empty: str = ""  # what an empty mask is written as
+    rows: Literal["image", "image_class"] = "image"  # one row a picture (class 1), or one a picture and class
+    id_column: str = "id"
+    class_column: str = ""  # empty: rows "image_class" join id and class as "<id>_<class>"
+    class_label: Literal["number", "name"] = "number"
+    value_column: str = "rle_mask"
+    sample: str = "sample_submission.csv"  # checked against when it lies in the input folder
+
+
+class Competition(Section):
+    """One competition: its arrays, classes, score and submission."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    title: str = ""
+    kaggle: str = ""  # the competition's slug on kaggle.com
+    code_competition: bool = False  # submitted as a kernel's output, not as a file
+    recipe: str = "default"  # used when none is named
+    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
+    arrays: Arrays = Arrays()
+    metric: Metric = Metric()
+    submission: Submission = Submission()
+
+    @property
+    def file(self) -> str:
+        """The npz's name below the input folder."""
+        return self.arrays.file or f"{self.name}.npz"
+
+
+class Model(Section):
+    """The network, in segmentation-models-pytorch's terms."""
+
+    architecture: str = "Unet"
+    encoder: str = "resnet18"
+    encoder_weights: str = "none"  # "none", a hub name such as "imagenet", or a .safetensors file
+    freeze_encoder: bool = False
+    options: dict[str, Any] = {}  # handed to the architecture: decoder_channels, encoder_depth, …
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    momentum: Fraction = 0.9
+    clip: Annotated[float, Field(ge=0)] = 0.0  # largest gradient norm; 0: no clipping
+    accumulate: Positive = 1  # batches a step
+
+
+class Schedule(Section):
+    """How the learning rate moves over the run, as a fraction of `optimizer.lr`."""
+
+    name: Literal["one_cycle", "cosine", "plateau", "constant"] = "one_cycle"
+    warmup: Fraction = 0.25  # share of the run in which the rate rises
+    final: Fraction = 0.0  # where cosine and one_cycle end; plateau's floor
+    factor: Fraction = 0.5  # plateau: by what the rate is multiplied
+    patience: Positive = 3  # plateau: epochs without a better score before it is
+
+
+LossName = Literal["cross_entropy", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
+
+
+class Loss(Section):
+    terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
+    # computed on the fold's training part ("inverse", "sqrt"), or by class name
+    class_weights: Literal["none", "inverse", "sqrt"] | dict[str, float] = "none"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
+
+
+class Augment(Section):
+    # each is {name = "HorizontalFlip", …}: a class of albumentations and its arguments
+    transforms: tuple[dict[str, Any], ...] = ()
+    cutmix: Fraction = 0.0  # share of batches
+    cutmix_sources: Positive = 1  # boxes pasted, each from another sample of the batch
+    mixup: Fraction = 0.0  # share of batches
+    mixup_alpha: Annotated[float, Field(gt=0)] = 0.4
+
+
+class Predict(Section):
+    tta: Literal["none", "hflip", "flips", "d4", "scales"] = "hflip"
+    batch_size: Positive = 64
+
+
+class Folds(Section):
+    count: Annotated[int, Field(ge=2, le=100)] = 5
+    seed: int = 0
+
+
+class Config(Section):
+    """Everything that decides what a run computes."""
+
+    competition: Competition
+    recipe: str = "default"
+    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Positive = 30
+    batch_size: Positive = 32
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better score before training stops; 0: never
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none
+    oversample: dict[str, Annotated[float, Field(ge=1)]] = {}  # class name: times its pictures are drawn
+    folds: Folds = Folds()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+    predict: Predict = Predict()
+
+
+def shipped(kind: str) -> list[str]:
+    """Names of the TOML files that ship; `kind` is "competitions" or "recipes"."""
+    return sorted(path.stem for path in (SHIPPED / kind).glob("*.toml"))
+
+
+def load(competition: str = "demo", recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Make a configuration from a competition, a recipe and `key=value` overrides.
+
+    `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the
+    competition's own is taken. A value is read as TOML, and as plain text where it is none. Raises Refused.
+    """
+    about = _read("competitions", competition)
+    recipe = recipe or str(about.get("recipe", "default"))
+    values = _recipe(recipe)
+    values["competition"] = about
+    values.setdefault("recipe", Path(recipe).stem)
+    for override in overrides:
+        _override(values, override)
+    return from_dict(values)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Validate a nested dict, such as one read back from a model file. Raises Refused."""
+    try:
+        # Through JSON, since strict validation takes a list for a tuple only there.
+        config = Config.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise Refused(_one_line(error)) from None
+    weights = config.loss.class_weights
+    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
+    for key, names in by_class.items():
+        for name in names:
+            if name not in config.competition.classes:
+                known = list(config.competition.classes)
+                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, known)}")
+    return config
+
+
+def first_difference(old: Config, new: Config) -> str | None:
+    """The first key in which two configurations differ, as "key: old, now new"; None if they are equal."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            return f"{key}: {before.get(key)}, now {after.get(key)}"
+    return None
+
+
+def _read(kind: str, name: str) -> dict[str, Any]:
+    own = name.endswith(".toml")
+    path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
+    if not own and name not in shipped(kind):
+        raise Refused(f"no {kind[:-1]} named {name!r}{_did_you_mean(name, shipped(kind))}, or the path of a .toml file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{path}: not valid TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise Refused(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
+
+
+def _recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's values on top of those of its `base`, which is a recipe too."""
+    values = _read("recipes", name)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base in above:
+        raise Refused(f"recipe {name}: its base {base!r} is based on it")
+    return _merge(_recipe(str(base), (*above, name)), values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = below | above
+    for key, value in above.items():
+        # Sections are merged; dicts that are values of their own, such as loss.terms, are replaced.
+        if isinstance(value, dict) and isinstance(below.get(key), dict) and key in Config.model_fields:
+            merged[key] = below[key] | value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise Refused(f"--set {override}: write key=value, as in model.encoder=resnet34")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise Refused(f"--set {key}: {section} is a value, not a section")
+    values[last] = value
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
+    key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return f"{key}: no such key{_did_you_mean(str(first['loc'][-1]), known)}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {message}, not {first['input']!r}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,53 @@
+"""Kaggle credentials: where they are, so that they are said and sent nowhere."""
+
+import contextlib
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from comp.errors import Refused
+
+NAMES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json", ".env")
+KEYS = (r"KGAT_[0-9A-Za-z]{16,}", r"\"key\"\s*:\s*\"[0-9a-f]{32}\"")  # a token; what kaggle.json holds
+
+
+def found() -> set[str]:
+    """Every secret that Kaggle's client might log in with here."""
+    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")
+    secrets = {os.environ.get("KAGGLE_KEY", ""), "" if os.path.exists(token) else token}
+    for path in (token, home / "access_token", home / "access_token.txt"):
+        with contextlib.suppress(OSError, ValueError):
+            secrets.add(Path(path).read_text(encoding="utf-8").strip())
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+    for folder in (os.environ.get("KAGGLE_CONFIG_DIR") or home, home, config):
+        for name in ("kaggle.json", "credentials.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                kept = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+                secrets |= {str(kept.get(key) or "") for key in ("key", "access_token", "refresh_token")}
+    return {secret for secret in secrets if len(secret) >= 8}
+
+
+def strike(text: str, known: Iterable[str] | None = None) -> str:
+    """`text` without anything that would let its reader in; `known` saves looking for the secrets again."""
+    for secret in found() if known is None else known:
+        text = text.replace(secret, "***")
+    for key in KEYS:
+        text = re.sub(key, "***", text)
+    text = re.sub(r"(?i)\b(bearer|basic) [\w+/=.-]{8,}", r"\1 ***", text)
+    text = re.sub(r"(://)[^/@\s]+:[^/@\s]+@", r"\1***@", text)  # a proxy's
+    return re.sub(r"((?:https?://|url: /)[^\s?'\"]*)\?[^\s'\")]+", r"\1?***", text)  # signed addresses
+
+
+def refuse(paths: Iterable[Path]) -> None:
+    """The last look at files before they are sent to Kaggle. Raises Refused, naming the file."""
+    patterns = [key.encode() for key in KEYS] + [re.escape(secret.encode()) for secret in found()]
+    for path in paths:
+        if path.name in NAMES:
+            raise Refused(f"{path}: by its name it keeps credentials; take it out before it goes to Kaggle")
+        if path.stat().st_size:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if any(re.search(pattern, data) for pattern in patterns):
+                    raise Refused(f"{path}: holds a Kaggle key or token; take it out before it goes to Kaggle")

@@ -1,0 +1,114 @@
+"""One picture file as an RGB array: its header, whichever way it is turned, and how it is brought to a size.
+
+Pictures become 8-bit RGB whatever they were (palette, grey, 16-bit, CMYK, RGBA): first frame,
+transparency dropped. EXIF's orientation is obeyed, so that a picture is as it is seen, unless the
+masks were drawn on pictures that were not turned, which their sizes tell.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from comp.errors import Refused
+
+Fit = Literal["stretch", "letterbox"]
+Size = tuple[int, int]  # height, width
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+ORIENTATION = 274  # EXIF's tag: 1 is upright, from SIDEWAYS on height and width are swapped
+SIDEWAYS = 5
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture file says of itself, before its pixels are read."""
+
+    size: Size  # as stored
+    orientation: int
+    format: str  # "JPEG"
+    mode: str  # "RGB"
+    named: str  # the format that its suffix means
+
+    @property
+    def upright(self) -> Size:
+        """The size as the picture is seen."""
+        return self.size[::-1] if self.orientation >= SIDEWAYS else self.size
+
+
+def header(path: Path) -> Header:
+    """Read a file's header. Raises Refused."""
+    Image.init()  # fills the table of suffixes
+    try:
+        with Image.open(path) as image:
+            named = Image.EXTENSION.get(path.suffix.lower(), "")
+            orientation = image.getexif().get(ORIENTATION, 1)
+            return Header(image.size[::-1], orientation, str(image.format), image.mode, named)
+    except UNREADABLE as error:
+        raise Refused(f"{path}: cannot be read as a picture: {error}") from None
+
+
+def turned(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[bool]:
+    """Which pictures are to be turned upright as EXIF says, bool (N,).
+
+    A mask's size decides for its picture where it can. The others, test pictures too, follow the
+    majority of those, and are turned where there is none.
+    """
+    pairs = list(zip(pictures, masks, strict=True))
+    decided = [
+        mask.size == picture.upright if mask and picture.upright != picture.size else None for picture, mask in pairs
+    ]
+    votes = Counter(decided)
+    usual = votes[True] >= votes[False]
+    return [
+        picture.orientation > 1 and (usual if vote is None else vote)
+        for (picture, _), vote in zip(pairs, decided, strict=True)
+    ]
+
+
+def read(path: Path, turn: bool) -> Image.Image:
+    """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused."""
+    try:
+        image = Image.open(path)
+        image.load()
+    except UNREADABLE as error:
+        raise Refused(f"{path}: cannot be read as a picture: {error}") from None
+    if turn:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise Refused(f"{path}: holds fractions; 8- or 16-bit pictures would fit")
+    if image.mode.startswith("I"):
+        # PIL would clip 16-bit grey to 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def fitted(original: Size, size: Size, fit: Fit) -> Size:
+    """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
+    if fit == "stretch":
+        return size
+    scale = min(size[0] / original[0], size[1] / original[1])
+    height, width = (min(side, max(1, round(old * scale))) for side, old in zip(size, original, strict=True))
+    return height, width
+
+
+def fit_picture(picture: Image.Image, size: Size, fit: Fit) -> np.ndarray:
+    """Resize bilinearly with antialiasing and pad with black: uint8 (H, W, 3)."""
+    height, width = fitted(picture.size[::-1], size, fit)
+    out = np.zeros((*size, 3), np.uint8)
+    out[:height, :width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return out
+
+
+def fit_mask(mask: np.ndarray, size: Size, fit: Fit, ignore: int | None) -> np.ndarray:
+    """Resize labels uint8 (h, w) to the nearest and pad with `ignore`: uint8 (H, W)."""
+    height, width = fitted(mask.shape, size, fit)
+    out = np.full(size, 0 if ignore is None else ignore, np.uint8)
+    out[:height, :width] = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    return out

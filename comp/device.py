@@ -1,0 +1,82 @@
+"""Where to compute and in which precision: decided once, with the reason for the log."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+import torch
+
+from comp.errors import Refused
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, the dtype of its autocast (float32: no autocast), and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+
+
+def choose(name: str = "auto") -> Device:
+    """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise Refused(f"--device {name}: there are auto, cpu, cuda and cuda:0, cuda:1, …") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise Refused(f"--device {name}: this machine has {torch.cuda.device_count()} such devices")
+        return _cuda(device)
+    if device.type != "cpu":
+        raise Refused(f"--device {name}: only cpu and cuda are supported")
+    return _cpu(device)
+
+
+def _cuda(device: torch.device) -> Device:
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    name = torch.cuda.get_device_name(device)
+    # torch.cuda.is_bf16_supported() says True on a T4, by emulation; the architecture does not lie.
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return Device(device, torch.bfloat16, f"{name} computes bf16")
+    if torch.cuda.get_device_capability(device) >= (7, 0):
+        return Device(device, torch.float16, f"{name} has fp16 tensor cores but no bf16 ones")
+    return Device(device, torch.float32, f"{name} has no tensor cores")
+
+
+def _cpu(device: torch.device) -> Device:
+    torch.set_flush_denormal(True)
+    _keep_freed_memory()
+    flags = _cpu_flags()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return Device(device, torch.bfloat16, f"the CPU has {flag}")
+    return Device(device, torch.float32, "the CPU has no bf16 instructions")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return set(next(line for line in file if line.startswith("flags")).split())
+    except (OSError, StopIteration):
+        return set()
+
+
+def _keep_freed_memory() -> None:
+    # glibc hands big blocks back to the system after each step, only to fault them in again.
+    if os.name == "posix":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        except OSError:
+            pass

@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comp.errors import Refused
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it becomes `path`, else it is removed.
+
+    The name carries the process id, so that two processes never write into one another's file,
+    and ends as `path` does, so that writers which look at the suffix keep working.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield beside
+        with open(beside, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON for people: indented, keys in their order, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; Refused while another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{folder}: another process is at work on it; wait for it, or name another --run") from None
+        yield

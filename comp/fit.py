@@ -1,0 +1,365 @@
+"""The training loop, whole: one fold from arrays to weights."""
+
+import copy
+import csv
+import io
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from comp import augment, batches, checkpoint, files, losses, metrics, models, predict
+from comp.arrays import Index, Split
+from comp.config import Config, Optimizer, Schedule
+from comp.device import Device
+from comp.errors import Refused
+from comp.models import Segmenter
+
+CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
+EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is on disk."""
+
+
+@dataclass
+class State:
+    """Where a run is: everything a checkpoint holds beside tensors."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    updates: int = 0
+    progress: float = 0.0  # share of the schedule that is done
+    seconds: float = 0.0  # spent training, over all starts
+    loss: float = 0.0  # sum over this epoch's samples
+    samples: int = 0  # of this epoch
+    trained: int = 0  # samples since the run began
+    training: float = 0.0  # seconds spent on them, validation left out
+    skipped: int = 0  # steps that were not finite
+    rate: float = 1.0  # plateau's factor on the learning rate
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    ended: str = ""  # why training ended, once it has
+
+    @property
+    def images_per_second(self) -> float:
+        return self.trained / max(self.training, 1e-9)
+
+
+def fit(
+    config: Config,
+    split: Split,
+    index: Index,
+    train: np.ndarray,
+    valid: np.ndarray,
+    folder: Path,
+    device: Device,
+    workers: int = 0,
+    deadline: float | None = None,
+) -> tuple[Segmenter, State]:
+    """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
+
+    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
+    the same call goes on. `deadline`, a time.monotonic(), is kept: the schedule is fitted into what is
+    left of it, with time to spare for what comes after training.
+    Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
+    """
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
+    model, note = models.build(config.model, split.images.shape[3], classes, *normalisation(split.images, train))
+    print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
+    model = model.to(device.device)
+    averaged = copy.deepcopy(model).requires_grad_(False) if config.ema else model
+    optimizer = make_optimizer(config.optimizer, model)
+    loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
+    # fp16 needs its loss scaled; elsewhere the scaler's constant 1 leaves only its check for not-a-number.
+    scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype == torch.float16)
+    times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
+    loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
+
+    state, parts = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
+    if restored := checkpoint.load(folder / checkpoint.NAME, parts, optimizer):
+        facts, note = restored
+        scaler.load_state_dict(facts.pop("scaler"))
+        state = State(**facts)
+        print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
+    before, seconds_before, seen = state.progress, state.seconds, 0
+    saved, parts_of_batch = time.monotonic(), 1
+
+    def save() -> None:
+        state.seconds = seconds_before + time.monotonic() - started
+        facts = asdict(state) | {"scaler": scaler.state_dict()}
+        checkpoint.save(folder / checkpoint.NAME, parts, optimizer, facts)
+
+    with _stop_requests() as stop:
+        while not state.ended:
+            model.train()
+            steps = loader.steps(state.epoch)
+            epoch_loss, clock = torch.zeros((), device=device.device), time.monotonic()
+            bar = tqdm(
+                total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
+                leave=False, disable=not sys.stderr.isatty(), unit="batch",
+            )  # fmt: skip
+            for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
+                rate = state.rate * learning_rate(config.schedule, state.progress)
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = config.optimizer.lr * rate
+                mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
+                mixed = [_on_device(images, labels, config, mixing, device) for images, labels in group]
+                while True:
+                    try:
+                        loss = _gradients(model, mixed, loss_of, scaler, device, parts_of_batch)
+                        break
+                    except torch.OutOfMemoryError:
+                        if parts_of_batch >= config.batch_size:
+                            raise Refused("out of memory with a single picture; use a smaller model or crops") from None
+                        parts_of_batch *= 2
+                        optimizer.zero_grad(set_to_none=True)
+                        print(f"out of memory: batches are now computed in {parts_of_batch} parts")
+                if config.optimizer.clip:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+                # Reading the loss is free on a CPU; on a GPU it would stall the queue of kernels.
+                if device.device.type == "cuda" or loss.isfinite():
+                    scaler.step(optimizer)
+                else:
+                    state.skipped += 1
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                state.updates += 1
+                if config.ema and state.updates % EMA_EVERY == 0:
+                    _average(averaged, model, config.ema**EMA_EVERY, state.updates)
+
+                samples = sum(len(images) for images, _ in group)
+                epoch_loss += torch.nan_to_num(loss) * samples
+                state.samples, state.trained = state.samples + samples, state.trained + samples
+                state.batch += len(group)
+                bar.update(len(group))
+                state.progress = (state.epoch + state.batch / steps) / config.epochs
+                if deadline:
+                    seen, spent = seen + samples, time.monotonic() - started
+                    left = deadline - started - _finishing_seconds(spent / seen, len(valid), config)
+                    # From where this start began, time runs the schedule to its end.
+                    by_time = before + (1 - before) * min(1.0, spent / max(left, 1e-9))
+                    state.progress = max(state.progress, by_time)
+                    if state.progress >= 1.0 and state.batch < steps:
+                        state.ended = "time budget"
+                        break
+                if stop.is_set() or time.monotonic() - saved > CHECKPOINT_EVERY:
+                    state.loss += epoch_loss.item()
+                    epoch_loss.zero_()
+                    save()
+                    saved = time.monotonic()
+                    if stop.is_set():
+                        raise Interrupted
+            bar.close()
+            state.loss += epoch_loss.item()
+            state.training += time.monotonic() - clock
+            if config.ema and state.updates < EMA_EVERY:
+                _average(averaged, model, 0.0, state.updates)
+            valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+            score = metrics.score(confusions, config.competition.metric)
+            row = {
+                "epoch": state.epoch + 1,
+                "seconds": round(seconds_before + time.monotonic() - started, 2),
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": state.loss / state.samples,
+                "valid_loss": valid_loss,
+                "score": score,
+            }
+            state.history.append(row)
+            better = score > state.best_score
+            if better:
+                state.best_score, state.best_epoch = score, state.epoch
+                models.save(averaged, folder / "model.safetensors", config, epoch=str(state.epoch + 1))
+            print(_line(row, config.epochs, better), flush=True)
+            if not math.isfinite(valid_loss) and state.skipped > steps // 2:
+                raise Refused(
+                    f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
+                    "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
+                )
+            _write_history(folder / "history.csv", state.history)
+
+            waited = state.epoch - state.best_epoch
+            if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
+                state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
+            state.epoch, state.batch, state.loss, state.samples = state.epoch + 1, 0, 0.0, 0
+            if not state.ended:
+                if state.epoch >= config.epochs:
+                    state.ended = "all epochs"
+                elif config.patience and waited >= config.patience:
+                    state.ended = "early stop"
+                elif deadline and state.progress >= 1.0:
+                    state.ended = "time budget"
+    save()
+    return models.load(folder / "model.safetensors", device.device).model, state
+
+
+def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
+
+    From a histogram, so exact and the same on every machine.
+    """
+    rows = rows[:: max(1, len(rows) // most)]
+    channels = images.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(rows), 64):
+        some = images[rows[start : start + 64]]
+        counts += np.stack([np.bincount(some[..., c].ravel(), minlength=256) for c in range(channels)])
+    values, total = np.arange(256.0), counts.sum(1)
+    mean = counts @ values / total
+    variance = counts @ values**2 / total - mean**2
+    return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
+
+
+def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD over what is trained; biases and norms are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if optimizer.name == "sgd":
+        return torch.optim.SGD(groups, optimizer.lr, momentum=optimizer.momentum, nesterov=True, fused=True)
+    kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
+    return kind(groups, optimizer.lr, fused=True)
+
+
+def learning_rate(schedule: Schedule, progress: float) -> float:
+    """The factor on `optimizer.lr` after `progress` (0..1) of the run.
+
+    one_cycle rises and falls along cosines (Smith and Topin 2018, arXiv:1708.07120); cosine rises
+    linearly; plateau and constant rise linearly and stay.
+    """
+    warmup, final = schedule.warmup, schedule.final
+    if progress < warmup:
+        rise = progress / warmup
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * rise)) / 2 if schedule.name == "one_cycle" else max(rise, 1e-3)
+    if schedule.name in ("plateau", "constant"):
+        return 1.0
+    fall = (progress - warmup) / (1 - warmup) if warmup < 1 else 1.0
+    return final + (1 - final) * (1 + math.cos(math.pi * min(fall, 1.0))) / 2
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter, split: Split, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
+) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
+    model.eval()
+    total, confusions = 0.0, []
+    for start in range(0, len(rows), config.predict.batch_size):
+        batch = rows[start : start + config.predict.batch_size]
+        images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
+        with device.autocast():
+            logits = model(images)
+        masks = np.ascontiguousarray(split.masks[batch])
+        total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
+        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
+        confusions.append(
+            metrics.confusion(masks, labels, len(config.competition.classes), config.competition.arrays.ignore)
+        )
+    return total / len(rows), np.concatenate(confusions)
+
+
+Mixed = tuple[Tensor, Tensor, Tensor | None, float]
+
+
+def _on_device(images: Tensor, labels: Tensor, config: Config, generator: np.random.Generator, device: Device) -> Mixed:
+    images = batches.to_device(images, device.device)
+    labels = labels.to(device.device, non_blocking=True)
+    return augment.mix(images, labels, config.augment, generator)
+
+
+def _gradients(
+    model: Segmenter, mixed: list[Mixed], loss_of: Callable, scaler: Any, device: Device, parts: int
+) -> Tensor:
+    """Forward and backward for the batches of one step; returns their mean loss, detached."""
+    samples = sum(len(images) for images, *_ in mixed)
+    mean = torch.zeros((), device=device.device)
+    for images, labels, other, share in mixed:
+        others = other.chunk(parts) if other is not None else [None] * parts
+        for x, y, z in zip(images.chunk(parts), labels.chunk(parts), others, strict=False):
+            with device.autocast():
+                logits = model(x)
+            loss = loss_of(logits, y)
+            if z is not None:
+                loss = share * loss + (1 - share) * loss_of(logits, z)
+            loss = loss * (len(x) / samples)
+            scaler.scale(loss).backward()
+            mean += loss.detach()
+    return mean
+
+
+@torch.no_grad()
+def _average(averaged: Segmenter, model: Segmenter, decay: float, updates: int) -> None:
+    # A young average forgets faster, or a short run would keep its random start.
+    weight = 1 - min(decay, (1 + updates) / (10 + updates))
+    for old, new in ((averaged.parameters(), model.parameters()), (averaged.buffers(), model.buffers())):
+        pairs = [(a, b) for a, b in zip(old, new, strict=True)]
+        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+
+
+def _groups(loaded: Iterator, size: int) -> Iterator[list]:
+    while group := list(islice(loaded, size)):
+        yield group
+
+
+def _finishing_seconds(per_sample: float, valid: int, config: Config) -> float:
+    """What comes after the last step, from the seconds that training takes per sample."""
+    looks = 1 + len(predict.views(config.predict.tta, (1, 1)))  # validation, then out-of-fold prediction
+    return 4.0 + 0.5 * per_sample * valid * looks
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop meets at a safe place."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, old[number])  # a second one does what it always does
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _line(row: dict[str, float], epochs: int, better: bool) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  {row['seconds']:7.1f} s  lr {row['lr']:.1e}  "
+        f"loss {row['train_loss']:.4f}  valid {row['valid_loss']:.4f}  score {row['score']:.4f}{' *' if better else ''}"
+    )
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, history[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    files.write_text(path, text.getvalue())

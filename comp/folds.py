@@ -1,0 +1,196 @@
+"""Who validates on what.
+
+Samples that belong together (the user's groups, exact duplicates of a picture or of a mask) share a
+fold. Groups are dealt stratum by stratum, a stratum being the rarest class present, so that every
+fold validates on each class. The order in which they are dealt comes from a hash of the seed and of
+the samples' content: the same on every machine, and whatever the order of the samples in the file.
+"""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from comp import config
+from comp.arrays import Index, Split
+from comp.errors import Refused
+from comp.files import write_text
+
+EXCLUDED = -1
+
+
+def make(
+    index: Index, ids: np.ndarray, groups: np.ndarray | None, folds: config.Folds, arrays: config.Arrays
+) -> np.ndarray:
+    """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation.
+
+    Raises Refused for an unknown id in `arrays.exclude`, and for fewer independent groups than folds.
+    """
+    kept = np.flatnonzero(~_excluded(index, ids, arrays))
+    group_of = _groups(index, groups, kept)
+    count = int(group_of.max()) + 1 if len(kept) else 0
+    if count < folds.count:
+        raise Refused(
+            f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once)"
+        )
+
+    strata = _strata(index.counts[kept])
+    stratum = np.full(count, strata.max() + 1)
+    np.minimum.at(stratum, group_of, strata)
+    size = np.bincount(group_of, minlength=count)
+    key = np.full(count, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(key, group_of, _shuffled(index, kept, folds.seed))
+
+    fold_of_group = np.empty(count, np.int16)
+    total = [0] * folds.count
+    same: list[int] = []
+    dealing = None
+    for group in np.lexsort((key, -size, stratum)).tolist():
+        if stratum[group] != dealing:
+            dealing, same = stratum[group], [0] * folds.count
+        fold = min(range(folds.count), key=lambda k: (same[k], total[k]))
+        fold_of_group[group] = fold
+        same[fold] += size[group]
+        total[fold] += size[group]
+    assigned = np.full(len(ids), EXCLUDED, np.int16)
+    assigned[kept] = fold_of_group[group_of]
+    return assigned
+
+
+def load_or_make(path: Path, split: Split, index: Index, config: config.Config) -> np.ndarray:
+    """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `make` gives them.
+
+    The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
+    does not fit the arrays or the exclusions any more.
+    """
+    contents = _contents(split, index)
+    if not path.exists():
+        assigned = make(index, split.ids, split.groups, config.folds, config.competition.arrays)
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(("id", "fold", "content"))
+        rows.writerows(zip(split.ids.tolist(), assigned.tolist(), contents, strict=True))
+        write_text(path, text.getvalue())
+        return assigned
+    saved = _read(path, config.folds.count)
+    advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
+    for (id, _, content), now, content_now in zip(saved, split.ids.tolist(), contents, strict=False):
+        if id != now:
+            raise Refused(f"{path}: sample {id!r} is now {now!r}; {advice}")
+        if content != content_now:
+            raise Refused(f"{path}: sample {id!r} has another picture, mask or group now; {advice}")
+    if len(saved) != len(split.ids):
+        raise Refused(f"{path}: {len(saved)} samples, now {len(split.ids)}; {advice}")
+    assigned = np.array([fold for _, fold, _ in saved], np.int16)
+    excluded = _excluded(index, split.ids, config.competition.arrays)
+    changed = np.flatnonzero(excluded != (assigned == EXCLUDED))
+    if len(changed):
+        state = "excluded" if excluded[changed[0]] else "not excluded"
+        raise Refused(f"{path}: sample {split.ids[changed[0]]!r} is {state} now; {advice}")
+    return assigned
+
+
+def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple[str, ...]) -> None:
+    """Refuse a fold that does not exist, or one whose training part lacks a class."""
+    folds = int(assigned.max()) + 1
+    if not 0 <= fold < folds:
+        raise Refused(f"--fold {fold}: there are folds 0 to {folds - 1}")
+    pixels = index.counts[(assigned != fold) & (assigned != EXCLUDED)].sum(axis=0)
+    for name, count in zip(classes, pixels.tolist(), strict=True):
+        if count == 0:
+            raise Refused(
+                f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class"
+            )
+
+
+def _excluded(index: Index, ids: np.ndarray, arrays: config.Arrays) -> np.ndarray:
+    unknown = set(arrays.exclude).difference(ids.tolist())
+    if unknown:
+        raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
+    excluded = np.isin(ids, arrays.exclude)
+    if arrays.exclude_shared_masks:
+        telling = np.flatnonzero(~index.constant)
+        _, mask = np.unique(index.mask_hash[telling], return_inverse=True)
+        # A picture that occurs twice shares its mask by right: only different pictures count.
+        pairs = np.unique(np.stack([mask, index.image_hash[telling]], axis=1).astype(np.uint64), axis=0)
+        pictures = np.bincount(pairs[:, 0].astype(np.int64), minlength=1)
+        excluded[telling] |= pictures[mask] - 1 >= arrays.exclude_shared_masks
+    return excluded
+
+
+def _strata(counts: np.ndarray) -> np.ndarray:
+    """Each sample's rarest class as its rank, int64 (n,): 0 is the class that fewest samples contain.
+
+    Of equally rare classes the lower number is first. A sample without any class comes last.
+    """
+    present = counts > 0
+    rarest_first = np.argsort(present.sum(axis=0), kind="stable")
+    ranked = present[:, rarest_first]
+    return np.where(ranked.any(axis=1), ranked.argmax(axis=1), counts.shape[1])
+
+
+def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
+    """Number from 0 the groups that belong together, int64 (n,), by union-find over what samples share.
+
+    A constant mask, such as an empty one, is no sign of kinship.
+    """
+    parent = list(range(len(kept)))
+
+    def root(sample: int) -> int:
+        while parent[sample] != sample:
+            parent[sample] = parent[parent[sample]]
+            sample = parent[sample]
+        return sample
+
+    everyone = np.ones(len(kept), np.bool_)
+    shared = [(index.image_hash[kept], everyone), (index.mask_hash[kept], ~index.constant[kept])]
+    if groups is not None:
+        shared.append((groups[kept], groups[kept] != ""))
+    for values, counted in shared:
+        members = np.flatnonzero(counted)
+        _, number, times = np.unique(values[members], return_inverse=True, return_counts=True)
+        first: dict[int, int] = {}
+        for sample, value in zip(
+            members[times[number] > 1].tolist(), number[times[number] > 1].tolist(), strict=True
+        ):
+            parent[root(sample)] = root(first.setdefault(value, sample))
+    roots = [root(sample) for sample in range(len(kept))]
+    return np.unique(np.array(roots, np.int64), return_inverse=True)[1]
+
+
+def _shuffled(index: Index, kept: np.ndarray, seed: int) -> np.ndarray:
+    """A number per sample from seed and content, uint64 (n,), by splitmix64 (Steele et al., 2014)."""
+    key = np.full(len(kept), seed % 2**64, np.uint64)
+    for part in (index.image_hash[kept], index.mask_hash[kept]):
+        key = (key ^ part) + np.uint64(0x9E3779B97F4A7C15)
+        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        key ^= key >> np.uint64(31)
+    return key
+
+
+def _contents(split: Split, index: Index) -> list[str]:
+    groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
+    parts = zip(index.image_hash.tolist(), index.mask_hash.tolist(), groups, strict=True)
+    return [
+        hashlib.blake2b(f"{image:016x}{mask:016x}{group}".encode(), digest_size=8).hexdigest()
+        for image, mask, group in parts
+    ]
+
+
+def _read(path: Path, folds: int) -> list[tuple[str, int, str]]:
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            if next(reader, None) != ["id", "fold", "content"]:
+                raise Refused(f"{path}: row 1 is not id,fold,content; delete the file to make new folds")
+            for number, row in enumerate(reader, start=2):
+                if len(row) != 3 or row[1] not in {str(fold) for fold in range(EXCLUDED, folds)}:
+                    raise Refused(f"{path}: row {number}: id, fold from -1 to {folds - 1}, content would fit")
+                rows.append((row[0], int(row[1]), row[2]))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Refused(f"{path}: cannot be read: {error}") from None
+    return rows

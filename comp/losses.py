@@ -1,0 +1,174 @@
+"""Losses of a batch of logits against its labels, all computed in float32.
+
+A loss takes logits (N, C, H, W) and labels int64 (N, H, W), in which `IGNORED` marks pixels that do
+not count, and gives a scalar. `build` makes what a recipe names out of them. A batch without a
+single pixel that counts gives 0, with a gradient of 0.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from comp import config
+from comp.errors import Refused
+
+IGNORED = -1
+
+
+def build(
+    loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The weighted sum of losses that a recipe names.
+
+    `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
+    logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
+    and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
+    cross_entropy and focal: the others count every class alike already. Raises Refused.
+    """
+    weights = class_weights(loss.class_weights, classes, counts)
+    known = {
+        "cross_entropy": lambda z, y: cross_entropy(z, y, on(z.device), loss.label_smoothing),
+        "focal": lambda z, y: focal(z, y, on(z.device), loss.gamma),
+        "dice": dice,
+        "bce_dice": bce_dice,
+        "jaccard": jaccard,
+        "lovasz": lovasz,
+    }
+    terms = [(factor, known[name]) for name, factor in loss.terms.items()]
+
+    @cache
+    def on(device: torch.device) -> Tensor:
+        return weights.to(device)
+
+    def compute(logits: Tensor, labels: Tensor) -> Tensor:
+        # Half precision overflows in sums over pixels; autocast must not bring it back.
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, labels = logits.float(), labels.long()
+            if ignore is not None:
+                labels = labels.masked_fill(labels == ignore, IGNORED)
+            return torch.stack([factor * term(logits, labels) for factor, term in terms]).sum()
+
+    return compute
+
+
+def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
+    """Weight of each class, float32 (C,), from pixel counts (C,) or by name.
+
+    "inverse" and "sqrt" are the inverse of a class's frequency and of its root, scaled so that the
+    mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
+    no label names it, a weight could act only through label smoothing, towards a class never seen.
+    By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
+    """
+    if isinstance(choice, Mapping):
+        for name, weight in choice.items():
+            if weight < 0:
+                raise Refused(f"loss.class_weights.{name}: {weight}; a weight is 0 or more")
+        weights = np.array([choice.get(name, 1.0) for name in classes])
+        if not weights.any():
+            raise Refused("loss.class_weights: all are 0; at least one class must count")
+        return torch.tensor(weights, dtype=torch.float32)
+    if choice == "none":
+        return torch.ones(len(classes))
+    if not counts.any():
+        raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")
+    frequency = counts / counts.sum()
+    power = {"inverse": -1.0, "sqrt": -0.5}[choice]
+    weights = np.power(frequency, power, out=np.zeros(len(classes)), where=counts > 0)
+    return torch.tensor(weights / (frequency @ weights), dtype=torch.float32)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy, the mean weighted by `weights` (C,) of the pixels' true classes."""
+    total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+    # Not reduction="mean", which is 0/0 where every pixel is ignored or of a class that weighs 0.
+    return _over(total, _pixel_weights(labels, weights).sum())
+
+
+def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """Focal loss, (1 - p)^gamma times cross-entropy (Lin et al. 2017), weighted mean as there."""
+    entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    # Kept from 0, where the power has no slope for gamma < 1.
+    miss = -torch.expm1(-entropy).clamp_max(-1e-6)
+    weight = _pixel_weights(labels, weights)
+    return _over((weight * miss**gamma * entropy).sum(), weight.sum())
+
+
+def dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - soft Dice over the whole batch, mean over the classes its labels hold (Milletari et al. 2016)."""
+    return _dice(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
+
+
+def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - soft intersection over union of the batch, mean over the classes its labels hold."""
+    common, total, present = _overlap(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
+    return _over(((1 - _over(common, total - common)) * present).sum(), present.sum())
+
+
+def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of each class against the rest, plus Dice of the same sigmoids.
+
+    Two classes are one question: the foreground's logit is the difference of the two, so that its
+    sigmoid is the softmax that prediction takes, and only the foreground has a Dice.
+    """
+    truth = _one_hot(labels, logits.shape[1])
+    if logits.shape[1] == 2:
+        logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]
+    counted = (labels != IGNORED).unsqueeze(1).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), counted.to(logits), reduction="sum")
+    return _over(entropy, counted.sum()) + _dice(logits.sigmoid(), truth, labels)
+
+
+def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
+    """Lovász-softmax of the batch, mean over the classes its labels hold (Berman et al. 2018)."""
+    probabilities = logits.softmax(1).masked_fill((labels == IGNORED).unsqueeze(1), 0)
+    losses = []
+    for label in labels.unique().tolist():
+        if label != IGNORED:
+            truth = (labels == label).flatten()
+            errors = (truth.float() - probabilities[:, label].flatten()).abs()
+            losses.append((errors * _lovasz_weights(errors.detach(), truth)).sum())
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
+    """By how much each pixel (P,) raises the Jaccard loss when it joins those with larger errors."""
+    # Floats from 0 to 1 are in the order of their bits, and torch sorts whole numbers ten times faster.
+    order = (0x3F800000 - errors.view(torch.int32)).argsort()
+    hit = truth[order]
+    found = hit.cumsum(0)
+    common = found[-1] - found
+    union = found[-1] + (~hit).cumsum(0)
+    # In closed form, since differences of neighbouring Jaccard values are lost in float32.
+    rise = torch.where(hit, 1 / union, common / union / (union - 1))
+    return torch.empty_like(errors).scatter_(0, order, rise)
+
+
+def _dice(probabilities: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
+    common, total, present = _overlap(probabilities, truth, labels)
+    return _over(((1 - _over(2 * common, total)) * present).sum(), present.sum())
+
+
+def _overlap(probabilities: Tensor, truth: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per class of the batch: what is common to both, what they sum to, whether the labels hold it."""
+    probabilities = probabilities * (labels != IGNORED).unsqueeze(1)
+    pixels = truth.sum((0, 2, 3))
+    return (probabilities * truth).sum((0, 2, 3)), probabilities.sum((0, 2, 3)) + pixels, pixels > 0
+
+
+def _one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Bool (N, C, H, W): eight times smaller than F.one_hot, and ignored pixels belong to no class."""
+    return labels.unsqueeze(1) == torch.arange(classes, device=labels.device).view(1, -1, 1, 1)
+
+
+def _pixel_weights(labels: Tensor, weights: Tensor) -> Tensor:
+    # IGNORED is -1 and so takes the last entry, the 0 put behind the classes.
+    return F.pad(weights, (0, 1))[labels]
+
+
+def _over(total: Tensor, count: Tensor) -> Tensor:
+    """total / count, and 0 where both are 0."""
+    return total / count.clamp_min(1e-7)

@@ -1,0 +1,210 @@
+"""Every score from one count: confusions, int64 (N, C, C), by sample, true class and predicted class.
+
+A class that neither truth nor prediction holds has no score and is left out of means; a mean over
+nothing is 0, as in Keras.
+"""
+
+from collections.abc import Mapping
+from statistics import mean, stdev
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from comp import config
+from comp.errors import Refused
+
+Array = np.ndarray | torch.Tensor
+
+# The scores of a run that tables show, and what the columns are headed.
+HEADLINES = {
+    "score": "score",
+    "mean_iou": "IoU",
+    "mean_iou_without_0": "IoU w/o 0",
+    "mean_iou_truth_without_0": "IoU truth≠0",
+    "mean_iou_per_image": "IoU/image",
+    "dice": "Dice",
+    "dice_per_image": "Dice/image",
+    "pixel_accuracy": "accuracy",
+}
+NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy"}
+CHUNK = 1 << 18  # pixels counted at once: few enough to stay in the processor's cache
+
+
+def confusion(truth: Array, prediction: Array, classes: int, ignore: int | None = None) -> Array:
+    """Count pixels by sample, true class and predicted class.
+
+    `truth` and `prediction` are whole numbers (N, H, W), uint8 at best, and both numpy (memory maps
+    too) or both tensors on one device. Pixels whose truth is `ignore` are not counted. Gives int64
+    (N, C, C), for tensors a tensor on their device. Raises Refused.
+    """
+    if truth.shape != prediction.shape:
+        raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
+    if isinstance(truth, torch.Tensor):
+        sample = torch.arange(len(truth), device=truth.device)
+        return _count(truth.long(), prediction.long(), sample, classes, ignore, torch)
+    result = np.zeros((len(truth), classes, classes), np.int64)
+    step = max(1, CHUNK // max(1, truth[:1].size))
+    # The narrowest type that holds a chunk's codes is the fastest.
+    dtype = np.min_scalar_type(step * (classes + 1) * classes)
+    for start in range(0, len(truth), step):
+        part = slice(start, start + step)
+        sample = np.arange(len(truth[part]), dtype=dtype)
+        result[part] = _count(truth[part].astype(dtype), prediction[part], sample, classes, ignore, np)
+    return result
+
+
+def _count(truth: Array, prediction: Array, sample: Array, classes: int, ignore: int | None, xp: ModuleType) -> Array:
+    """One code per pixel, counted; `xp` is numpy or torch. Ignored pixels have a row of their own."""
+    bad = (truth >= classes) if ignore is None else (truth >= classes) & (truth != ignore)
+    if bad.any() or (prediction >= classes).any():
+        raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
+    if ignore is not None:
+        truth = xp.where(truth == ignore, classes, truth)
+    code = (sample.reshape(-1, 1, 1) * (classes + 1) + truth) * classes + prediction
+    counts = xp.bincount(code.reshape(-1), minlength=len(sample) * (classes + 1) * classes)
+    return counts.reshape(-1, classes + 1, classes)[:, :classes]
+
+
+def iou(confusions: np.ndarray) -> np.ndarray:
+    """Intersection over union per class, float64 (…, C) for (…, C, C); NaN where there is no such pixel."""
+    hits, truth, prediction = _margins(confusions)
+    return _ratio(hits, truth + prediction - hits)
+
+
+def dice(confusions: np.ndarray) -> np.ndarray:
+    """Dice, which is F1, per class, float64 (…, C) for (…, C, C); NaN where there is no such pixel."""
+    hits, truth, prediction = _margins(confusions)
+    return _ratio(2 * hits, truth + prediction)
+
+
+def score(confusions: np.ndarray, metric: config.Metric) -> float:
+    """The competition's score of confusions (N, C, C), from 0 to 1.
+
+    "global" counts all samples as one picture; "per_image" scores each and takes the mean. There a
+    class that is in neither truth nor prediction counts as 1 for Dice, as competitions have it, and
+    is left out for IoU.
+
+    "drop_class" leaves class 0 out of the mean; its confusions still cost the others. "drop_truth"
+    also leaves out the pixels that are truly 0, so that whatever is predicted there is free. A 0
+    predicted elsewhere counts against the class it should have been, and only there: class 0 never
+    has a term of its own, where Keras' MeanIoU(ignore_class=0) gives it one, of 0, as soon as a
+    single such pixel exists. Pixel accuracy has no mean over classes: "drop_class" changes nothing.
+    """
+    if metric.average == "global":
+        confusions = confusions.sum(0, keepdims=True)
+    if metric.background == "drop_truth":
+        confusions = confusions * (np.arange(confusions.shape[-1]) > 0)[:, None]
+    if metric.name == "pixel_accuracy":
+        values = _ratio(np.trace(confusions, axis1=-2, axis2=-1), confusions.sum((-2, -1)))
+        return float(np.nan_to_num(_mean(values)))
+    values = iou(confusions) if metric.name == "mean_iou" else dice(confusions)
+    if metric.background != "keep":
+        values = values[:, 1:]
+    if metric.name == "dice" and metric.average == "per_image":
+        values = np.nan_to_num(values, nan=1.0)
+    return float(np.nan_to_num(_mean(_mean(values))))
+
+
+def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metric) -> dict[str, Any]:
+    """Every score of confusions (N, C, C) as JSON has it; "score" is the competition's own.
+
+    Under "classes", by name: iou, dice, precision and recall (None where undefined) and share, the
+    class's part of all pixels.
+    """
+
+    def of(**fields: str) -> float:
+        return score(confusions, config.Metric(**fields))
+
+    pooled = confusions.sum(0)
+    hits, truth, prediction = _margins(pooled)
+    columns = {
+        "iou": iou(pooled),
+        "dice": dice(pooled),
+        "precision": _ratio(hits, prediction),
+        "recall": _ratio(hits, truth),
+        "share": _ratio(truth, truth.sum()),
+    }
+    return {
+        "score": score(confusions, metric),
+        "metric": describe(metric),
+        "mean_iou": of(),
+        "mean_iou_without_0": of(background="drop_class"),
+        "mean_iou_truth_without_0": of(background="drop_truth"),
+        "mean_iou_per_image": of(average="per_image"),
+        "dice": of(name="dice"),
+        "dice_per_image": of(name="dice", average="per_image"),
+        "pixel_accuracy": of(name="pixel_accuracy"),
+        "classes": {
+            name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
+            for c, name in enumerate(classes)
+        },
+    }
+
+
+def describe(metric: config.Metric) -> str:
+    """The metric in words, such as "mean IoU per image without class 0"."""
+    average = {"global": "", "per_image": " per image"}[metric.average]
+    background = {
+        "keep": "",
+        "drop_class": " without class 0",
+        "drop_truth": " where the truth is not class 0",
+    }[metric.background]
+    return NAMES[metric.name] + average + background
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """One fold's scores, as `scores` gives them, as aligned text: a line per class, then the headlines."""
+    columns = ["iou", "dice", "precision", "recall"]
+    rows = [["class", "share", "IoU", "Dice", "precision", "recall"]]
+    for name, values in scores["classes"].items():
+        rows.append([_short(name), f"{values['share'] or 0:.2%}", *(_text(values[column]) for column in columns)])
+    headlines = [[*HEADLINES.values()], [_text(scores[key]) for key in HEADLINES]]
+    return "\n".join([*_aligned(rows), "", f"score: {scores['metric']}", *_aligned(headlines)])
+
+
+def over_folds(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
+    """The folds' scores as aligned text: a line per fold, their mean, their spread, all samples as one.
+
+    `folds` holds what `scores` gives, by the fold's number; `pooled` is the same over the confusions
+    of all folds together. The spread is the sample standard deviation.
+    """
+    rows = [["fold", *HEADLINES.values()]]
+    for fold, values in folds.items():
+        rows.append([str(fold), *(_text(values[key]) for key in HEADLINES)])
+    by_score = [[values[key] for values in folds.values()] for key in HEADLINES]
+    rows.append(["mean", *(_text(mean(column)) for column in by_score)])
+    if len(folds) > 1:
+        rows.append(["± std", *(_text(stdev(column)) for column in by_score)])
+    rows.append(["pooled", *(_text(pooled[key]) for key in HEADLINES)])
+    return "\n".join([f"score: {pooled['metric']}", *_aligned(rows)])
+
+
+def _margins(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per class: pixels that are right, that truly are it, that are predicted as it."""
+    return np.diagonal(confusions, axis1=-2, axis2=-1), confusions.sum(-1), confusions.sum(-2)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is defined; NaN where nothing is."""
+    return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines whose first column is flush left and whose others are flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
+    return ["  ".join(pad(*cell) for pad, *cell in zip(pads, row, widths, strict=True)) for row in rows]

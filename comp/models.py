@@ -1,0 +1,220 @@
+"""Networks by name, and their weights in and out.
+
+The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights.
+"""
+
+import difflib
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comp import config as configs
+from comp import files
+from comp.config import Config, Model
+from comp.errors import Refused
+
+
+class Segmenter(nn.Module):
+    """A network that takes pictures as they are stored.
+
+    Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
+    Normalisation happens here, and so does padding to what the decoder can take.
+    """
+
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int):
+        super().__init__()
+        self.net, self.multiple = net, multiple
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
+        self.register_buffer("std", std.float().view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images.float() - self.mean) / self.std
+        height, width = x.shape[2:]
+        pad = (-width % self.multiple, -height % self.multiple)
+        if any(pad):
+            # Reflection looks like more of the picture; it needs more picture than padding.
+            mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
+            x = F.pad(x, (0, pad[0], 0, pad[1]), mode=mode)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.net(x)[..., :height, :width]
+
+
+def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
+    """Build a network; return it with one line on its encoder's weights.
+
+    `mean` and `std` (C,), in units of 0..255, are used unless pretrained weights bring their own.
+    Raises Refused for an unknown architecture, encoder, option or weights.
+    """
+    import segmentation_models_pytorch as smp
+
+    local = model.encoder_weights.endswith(".safetensors")
+    hub = None if local or model.encoder_weights == "none" else model.encoder_weights
+    net = _create(smp, model, hub, channels, classes)
+    note = f"{model.encoder} from scratch"
+    if local:
+        note = _load_encoder(net.encoder, Path(model.encoder_weights))
+    elif hub:
+        note = f"{model.encoder} with {hub} weights"
+    if local or hub:
+        mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
+    if model.freeze_encoder:
+        net.encoder.requires_grad_(False)
+    multiple = max(32, int(getattr(net.encoder, "output_stride", 32)))
+    return Segmenter(net, mean, std, multiple).to(memory_format=torch.channels_last), note
+
+
+def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
+    known = {kind.__name__.lower(): kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if model.architecture.lower() not in known:
+        names = ", ".join(kind.__name__ for kind in known.values())
+        raise Refused(f"model.architecture: no {model.architecture!r}; there are {names}")
+    _check_encoder(smp, model.encoder)
+    kind = known[model.architecture.lower()]
+    options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
+    for name in model.options:
+        if name not in options:
+            raise Refused(f"model.options.{name}: {kind.__name__} has no such option; {_closest(name, options)}")
+    arguments = {"in_channels": channels, "classes": classes} | model.options
+    try:
+        return kind(model.encoder, encoder_weights=hub, **arguments)
+    except (TypeError, ValueError, KeyError) as error:
+        raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
+    except OSError as error:  # also what the hub raises when there is no network
+        raise Refused(
+            f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
+            "give a local .safetensors file, or none"
+        ) from None
+
+
+def _check_encoder(smp: Any, encoder: str) -> None:
+    import timm
+
+    if encoder in smp.encoders.encoders:
+        return
+    if encoder.startswith("tu-"):
+        name = encoder[3:].partition(".")[0]
+        if timm.is_model(name):
+            return
+        raise Refused(f"model.encoder: timm has no {name!r}; {_closest(name, timm.list_models())}")
+    raise Refused(
+        f"model.encoder: no {encoder!r}; {_closest(encoder, list(smp.encoders.encoders))}, or tu-<timm model>"
+    )
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3) or sorted(known)[:12]
+    return f"there are {', '.join(close)}{', …' if len(known) > len(close) else ''}"
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> str:
+    """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
+    given, wanted = read_tensors(path)[0], encoder.state_dict()
+    # timm encoders sit one level deeper ("model."), which the file's own keys do not have.
+    renamed = {f"model.{key}" if f"model.{key}" in wanted else key: value for key, value in given.items()}
+    fitting = {}
+    for key, value in renamed.items():
+        if key in wanted:
+            value = _adapt_channels(value, wanted[key])
+            if value.shape == wanted[key].shape:
+                fitting[key] = value
+    missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
+    left = [key for key in renamed if key not in fitting]
+    if len(missing) > len(wanted) / 2:
+        raise Refused(
+            f"{path}: fits {len(fitting)} of the encoder's {len(wanted)} tensors; "
+            f"it has {next(iter(given), 'nothing')!r}, the encoder wants {next(iter(wanted))!r}"
+        )
+    encoder.load_state_dict(fitting, strict=False)
+    return (
+        f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
+        + (f"; from scratch: {_some(missing)}" if missing else "")
+        + (f"; unused: {_some(left)}" if left else "")
+    )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _adapt_channels(value: Tensor, wanted: Tensor) -> Tensor:
+    """Fit a first convolution made for three channels to another number of them, keeping its response."""
+    if value.ndim == 4 and value.shape[1] == 3 != wanted.shape[1] and value.shape[0] == wanted.shape[0]:
+        repeats = math.ceil(wanted.shape[1] / 3)
+        if wanted.shape[1] == 1:
+            return value.sum(1, keepdim=True)
+        return value.repeat(1, repeats, 1, 1)[:, : wanted.shape[1]] * (3 / wanted.shape[1])
+    return value
+
+
+def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:
+    """The mean and deviation that the encoder was trained with, for any number of channels."""
+    import timm
+
+    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    name = encoder.removeprefix("tu-").removeprefix("timm-")
+    if hub:
+        parameters = smp.encoders.get_preprocessing_params(encoder, hub)
+        mean, std = parameters["mean"], parameters["std"]
+    elif timm.is_model(name):
+        mean, std = timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std
+    pair = torch.tensor(mean) * 255, torch.tensor(std) * 255
+    return pair if channels == 3 else tuple(values.mean().expand(channels) for values in pair)
+
+
+def save(model: Segmenter, path: Path, config: Config, **facts: str) -> None:
+    """Write weights as safetensors; the metadata holds the configuration."""
+    metadata = {"config": config.model_dump_json()} | facts
+    with files.whole(path) as beside:
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        safetensors.torch.save_file(state, beside, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model rebuilt from its file, in evaluation mode, with the configuration it was trained by."""
+
+    model: Segmenter
+    config: Config
+
+
+def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded:
+    """Rebuild a model from its file alone. Raises Refused.
+
+    `like`, a model that is not needed any more, gives its network where the configuration is the same.
+    """
+    tensors, metadata = read_tensors(path)
+    if "config" not in metadata or "mean" not in tensors:
+        raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
+    config = configs.from_dict(json.loads(metadata["config"]))
+    if like is not None and like.config == config:
+        model = like.model
+    else:
+        without = config.model.model_copy(update={"encoder_weights": "none"})
+        mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
+        model, _ = build(without, len(mean), len(config.competition.classes), mean, std)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
+    return Loaded(model.to(device).eval(), config)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises Refused for a missing or broken one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise Refused(f"{path}: not a readable safetensors file: {error}") from None

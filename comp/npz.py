@@ -1,0 +1,173 @@
+"""Members of an npz file: checked, mapped or streamed, never unpickled.
+
+An npz is a zip of npy files. A stored (uncompressed) member lies in the file as it would in memory,
+so it can be mapped; a compressed one is inflated in blocks of rows, so that memory stays flat.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from comp.errors import Refused
+from comp.files import whole
+
+BLOCK = 8 << 20  # bytes that are inflated at a time
+LARGEST_ROW = 1 << 30  # bytes; a row beyond this is a damaged or malicious header
+LARGEST_WHOLE = 1 << 30  # bytes that `read` takes into memory
+MOST_AXES = 5  # of any array that a competition has
+LOCAL_HEADER = 30  # bytes of a zip's local file header before its name and extra field
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of an npz file, as its header describes it."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool  # first index fastest
+    header: int  # bytes before the data, inside the member
+    offset: int | None  # where the data starts in the file; None: compressed
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.key}"
+
+    @property
+    def row(self) -> int:
+        """Bytes of one entry of the first axis."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+
+def keys(path: Path) -> list[str]:
+    """Names of the arrays in an npz file."""
+    with _readable(str(path)), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
+def member(path: Path, key: str) -> Member:
+    """Read one member's header. Refused: no such key, object or structured arrays, a damaged file."""
+    there = keys(path)
+    if key not in there:
+        raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
+    with _readable(f"{path}: {key}"), zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{key}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(f"{path}: {key}: compressed in a way numpy does not write; save it with np.savez")
+        with archive.open(info) as file:
+            shape, fortran, dtype = _header(file, f"{path}: {key}")
+            header = file.tell()
+        if info.file_size != header + prod(shape) * dtype.itemsize:
+            raise Refused(f"{path}: {key}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
+        offset = None
+        if info.compress_type == zipfile.ZIP_STORED:
+            offset = _data_offset(path, info) + header
+            if offset + info.file_size - header > path.stat().st_size:
+                raise Refused(f"{path}: {key}: truncated; copy the file again")
+    return Member(path, key, shape, dtype, fortran, header, offset)
+
+
+def mapped(member: Member) -> np.ndarray:
+    """A read-only view of a stored member; nothing is read until it is used."""
+    _refuse_fortran(member)
+    size = prod(member.shape) * member.dtype.itemsize
+    with _readable(str(member)):
+        data = np.memmap(member.path, np.uint8, "r", member.offset, (size,))
+        return np.asarray(data).view(member.dtype).reshape(member.shape)
+
+
+def blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, rows) through the whole member, about `BLOCK` bytes at a time, checksum verified."""
+    _refuse_fortran(member)
+    if member.row > LARGEST_ROW:
+        raise Refused(f"{member}: one sample of shape {member.shape[1:]} is over 1 GiB; cut the pictures into tiles")
+    step = max(1, BLOCK // max(1, member.row))
+    with (
+        _readable(str(member)),
+        zipfile.ZipFile(member.path) as archive,
+        archive.open(f"{member.key}.npy") as file,
+    ):
+        file.read(member.header)
+        for first in range(0, member.shape[0], step):
+            rows = min(step, member.shape[0] - first)
+            yield first, _array(file.read(rows * member.row), member, (rows, *member.shape[1:]))
+        file.read(1)  # zipfile compares the checksum when it meets the end
+
+
+def read(member: Member) -> np.ndarray:
+    """A small member as an array in memory."""
+    size = prod(member.shape) * member.dtype.itemsize
+    if size > LARGEST_WHOLE:
+        raise Refused(f"{member}: {size:,} bytes, over 1 GiB, are not what such an array holds")
+    with _readable(str(member)), zipfile.ZipFile(member.path) as archive:
+        data = archive.read(f"{member.key}.npy")[member.header :]
+        return _array(data, member, member.shape, "F" if member.fortran else "C")
+
+
+def write(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
+    """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory."""
+    with whole(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        for key, shape, dtype, blocks in members:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for block in blocks:
+                    file.write(np.ascontiguousarray(block, dtype).data.cast("B"))
+
+
+def _array(data: bytes, member: Member, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    if len(data) != prod(shape) * member.dtype.itemsize:
+        raise Refused(f"{member}: truncated; copy the file again")
+    return np.frombuffer(data, np.uint8).view(member.dtype).reshape(shape, order=order)
+
+
+def _header(file, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise Refused(f"{where}: npy version {version} is for structured arrays; save plain numbers or text")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
+    if dtype.names or dtype.subdtype or dtype.itemsize == 0 or len(shape) > MOST_AXES or min(shape, default=0) < 0:
+        raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
+    return shape, fortran, dtype
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    # The local header's name and extra field may be longer than the central directory's.
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(LOCAL_HEADER)
+    name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
+    return info.header_offset + LOCAL_HEADER + name + extra
+
+
+def _refuse_fortran(member: Member) -> None:
+    if member.fortran and len(member.shape) > 1:
+        raise Refused(f"{member}: in Fortran order; save np.ascontiguousarray of it")
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused:
+        raise
+    except FileNotFoundError:
+        raise Refused(f"{where}: no such file") from None
+    except zipfile.BadZipFile as error:
+        raise Refused(f"{where}: not a whole npz file ({error}); copy it again") from None
+    # zipfile, zlib and the npy header's parser raise nearly anything on damaged bytes.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refused(f"{where}: cannot be read: {reason}") from None

@@ -1,0 +1,255 @@
+"""Pictures and masks in folders, of any size and kind, as one npz of equal-sized uint8 arrays.
+
+Rows are appended to part files beside the npz, block by block, with a note of how far they got: a
+run that was killed goes on there, and memory holds one block. At the end the parts become stored
+members of the npz, which can be mapped: train_images, train_masks, train_ids, train_sizes,
+train_groups (near duplicates), train_folds (a given split: val 0, train 1), and for test images,
+ids, sizes, and masks where all have one. Sizes are the originals', int32 (N, 2), height and width.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from comp import audit, decode, labels, layouts, npz
+from comp.audit import Finding
+from comp.config import Competition
+from comp.decode import Fit, Size
+from comp.errors import Refused
+from comp.files import lock, whole, write_json
+
+BLOCK = 32 << 20  # bytes of rows between two notes of progress
+VERSION = 1  # raised when the same files would give other rows
+
+Say = Callable[[str], None]
+Member = np.ndarray | tuple[Path, tuple[int, ...]]  # an array, or a file of uint8 and its shape
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample, and how it is to be read."""
+
+    sample: layouts.Sample
+    size: Size
+    turn: bool
+    state: str  # the files' sizes and times of change
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the rows are, beside their files."""
+
+    size: Size
+    fit: Fit
+    coding: labels.Coding
+
+
+def prepare(
+    competition: Competition,
+    source: Path,
+    path: Path,
+    size: Size,
+    given: Mapping[str, str],
+    say: Say = print,
+) -> None:
+    """Make the npz `path` from the pictures and masks below `source`.
+
+    size: height and width of the arrays. given: what mask values or colours mean, as labels.detect
+    takes it. Raises Refused for a file that cannot be read, a mask that does not fit its picture or
+    the classes, and a `path` that was made otherwise; what is done so far is kept for the next run.
+    """
+    fit, ignore = competition.arrays.fit, competition.arrays.ignore
+    if fit == "letterbox" and ignore is None:
+        raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
+    layout = layouts.find(source)
+    rows, odd = _look(layout)
+    train, test = rows[: len(layout.train)], rows[len(layout.train) :]
+    masks = [row.sample.mask for row in rows if row.sample.mask]
+    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, given))
+    say(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
+    digest = _digest(plan, rows)
+    if path.exists():
+        if _made(path).get("digest") != digest:
+            raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
+        return say(f"{path}: holds these pictures already")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = path.with_name(f".{path.stem}.parts")
+    need, free = 8 * size[0] * size[1] * len(rows), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
+    try:
+        with lock(parts):
+            odd += _stream(train, plan, parts, "train", say) + _stream(test, plan, parts, "test", say)
+            made = {"source": str(source.absolute()), "digest": digest, "size": size, "fit": fit}
+            made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
+            members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
+            _write(path, members | {"prepared": np.array(json.dumps(made))})
+    except OSError as error:
+        raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
+    shutil.rmtree(parts)
+    say(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def findings(path: Path) -> list[Finding]:
+    """What was odd about the files when `prepare` made an npz; nothing for any other npz."""
+    return [Finding(*odd) for odd in _made(path).get("odd", [])]
+
+
+def _made(path: Path) -> dict:
+    if "prepared" not in npz.keys(path):
+        return {}
+    try:
+        made = json.loads(str(npz.read(npz.member(path, "prepared"))))
+        return made | {"odd": [tuple(map(str, odd)) for odd in made["odd"] if 3 <= len(odd) <= 4]}
+    except (ValueError, TypeError, KeyError):
+        raise Refused(f"{path}: prepared: is not what kernels/prepare.py writes; leave that key out") from None
+
+
+def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
+    """Read all headers: which pictures are turned, which files are unusual; masks of a wrong size are refused."""
+    samples = layout.train + layout.test
+    with ThreadPoolExecutor(_workers()) as pool:
+        pictures = list(pool.map(decode.header, [sample.picture for sample in samples]))
+        masks = list(pool.map(lambda sample: sample.mask and decode.header(sample.mask), samples))
+    mode = Counter(picture.mode for picture in pictures).most_common(1)[0][0]
+    rows, odd, wrong = [], list(layout.odd), []
+    for sample, picture, mask, turn in zip(samples, pictures, masks, decode.turned(pictures, masks), strict=True):
+        size = picture.upright if turn else picture.size
+        if mask and mask.size != size:
+            wrong.append(f"{sample.mask}: is {mask.size[0]}×{mask.size[1]}, its picture {size[0]}×{size[1]}")
+        if (picture.format, picture.mode) != (picture.named, mode):
+            odd.append(
+                Finding(
+                    sample.id,
+                    "unusual file",
+                    f"{picture.format}, {picture.mode}, named {sample.picture.suffix}",
+                )
+            )
+        if picture.orientation > 1:
+            how = "turned upright" if turn else "not turned, as the masks are not"
+            odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {picture.orientation}"))
+        stats = [file.stat() for file in (sample.picture, sample.mask) if file]
+        rows.append(_Row(sample, size, turn, repr([(stat.st_size, stat.st_mtime_ns) for stat in stats])))
+    if wrong:
+        raise Refused(wrong[0] + (f"; {len(wrong)} masks are of another size" if len(wrong) > 1 else ""))
+    return rows, odd
+
+
+def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str, say: Say) -> list[Finding]:
+    """Append what is missing of `rows` to the part files, and give what was odd in reading all of them."""
+    note = parts / f"{name}.json"
+    done, odd = _resume(note, plan, rows)
+    pixels = plan.size[0] * plan.size[1]
+    step = max(1, BLOCK // (4 * pixels))
+    bar = tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty())
+    said = time.monotonic()
+    with (
+        bar,
+        ThreadPoolExecutor(_workers()) as pool,
+        open(parts / f"{name}_images", "ab") as images,
+        open(parts / f"{name}_masks", "ab") as masks,
+    ):
+        if images.tell() < 3 * pixels * done or masks.tell() < pixels * done:
+            done, odd = 0, []
+        images.truncate(3 * pixels * done)
+        masks.truncate(pixels * done)
+        bar.update(done)
+        while done < len(rows):
+            block = rows[done : done + step]
+            for picture, mask, finding in pool.map(lambda row: _read(row, plan), block):
+                images.write(picture.data)
+                masks.write(mask.data)
+                odd += finding
+                bar.update()
+            for part in (images, masks):
+                part.flush()
+                os.fsync(part.fileno())
+            done += len(block)
+            state = {
+                "done": done,
+                "digest": _digest(plan, rows[:done]),
+                "odd": [astuple(finding) for finding in odd],
+            }
+            write_json(note, state)
+            if bar.disable and (time.monotonic() - said > 10 or done == len(rows)):
+                said = time.monotonic()
+                say(f"{name}: {done:,} of {len(rows):,} pictures")
+    return odd
+
+
+def _resume(note: Path, plan: _Plan, rows: Sequence[_Row]) -> tuple[int, list[Finding]]:
+    """How many rows an earlier run left that are still what these files give, and what was odd in them."""
+    if note.exists():
+        state = json.loads(note.read_text(encoding="utf-8"))
+        if state["digest"] == _digest(plan, rows[: state["done"]]):
+            return state["done"], [Finding(*odd) for odd in state["odd"]]
+    return 0, []
+
+
+def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
+    picture = decode.fit_picture(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
+    if row.sample.mask is None:
+        return picture, np.zeros(plan.size, np.uint8), []
+    mask, unknown = labels.read(row.sample.mask, plan.coding)
+    odd = [Finding(row.sample.id, "unclear mask", f"{unknown:.2%} of the pixels ignored")] if unknown else []
+    return picture, decode.fit_mask(mask, plan.size, plan.fit, plan.coding.ignore), odd
+
+
+def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
+    coding = (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
+    digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, coding)).encode())
+    for row in rows:
+        digest.update(repr((row.sample.id, row.sample.fold, row.turn, row.state)).encode())
+    return digest.hexdigest()
+
+
+def _members(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> dict[str, Member]:
+    if not rows:
+        return {}
+    ids = np.array([row.sample.id for row in rows])
+    shape = (len(rows), *plan.size)
+    members: dict[str, Member] = {
+        f"{name}_images": (parts / f"{name}_images", (*shape, 3)),
+        f"{name}_ids": ids,
+        f"{name}_sizes": np.array([row.size for row in rows], np.int32),
+    }
+    if all(row.sample.mask for row in rows):
+        members[f"{name}_masks"] = (parts / f"{name}_masks", shape)
+    if name == "train":
+        images = np.memmap(parts / "train_images", np.uint8, "r", shape=(*shape, 3))
+        groups = audit.near_groups(audit.thumbnails(images), ids)
+        folds = np.array([row.sample.fold for row in rows], np.int16)
+        members |= {"train_groups": groups} if (groups != "").any() else {}
+        members |= {"train_folds": folds} if (folds >= 0).all() else {}
+    return members
+
+
+def _write(path: Path, members: Mapping[str, Member]) -> None:
+    """Write a stored npz, streaming the part files; the same members always give the same bytes."""
+    with whole(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        for key, value in members.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+                if isinstance(value, np.ndarray):
+                    np.lib.format.write_array(member, value, allow_pickle=False)
+                    continue
+                header = {"descr": "|u1", "fortran_order": False, "shape": value[1]}
+                np.lib.format.write_array_header_1_0(member, header)
+                with open(value[0], "rb") as part:
+                    shutil.copyfileobj(part, member, 1 << 20)
+
+
+def _workers() -> int:
+    return min(8, os.cpu_count() or 1)

@@ -1,0 +1,108 @@
+"""Blend the folds of one or more runs into a submission, checked as Kaggle checks it.
+
+    python kernels/ensemble.py                                    # the demo; prints its leaderboard score
+    python kernels/ensemble.py --competition mars --tta d4
+    python kernels/ensemble.py --competition mars --run default --run segformer
+
+Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from comp import cli
+from comp.config import Predict
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__, runs="append")
+    parser.add_argument("--folds", help="fold numbers such as 0,1 (default: all)")
+    parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: the recipe's)")
+    parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    config = cli.config(args)
+    competition = config.competition
+    names = cli.run_names(args, config)
+
+    from comp import arrays, demo, device, ensemble, files, metrics, predict, runs, submission
+
+    if competition.name == "demo":
+        demo.ensure(args.input)
+    found = [runs.find_folds(competition.name, name, args.runs) for name in names]
+    numbers = fold_numbers(args.folds) if args.folds else list(range(found[0][0].metrics["folds"]))
+    chosen = ensemble.same_folds(found, numbers)
+    settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
+    computing = device.choose(args.device)
+
+    blend = ensemble.search(chosen, arrays.load_train(competition, args.input), competition)
+    metric = metrics.describe(competition.metric)
+    print(f"{metric}, out-of-fold: {blend.equal:.4f} with equal weights")
+    for kind, score in blend.tried.items():
+        print(f"  {kind} {score:.4f} on folds they did not see: {'kept' if score > blend.equal else 'not used'}")
+
+    models = {
+        f"{fold.folder.parent.name}/fold-{fold.number}": files.sha256(fold.model) for run in chosen for fold in run
+    }
+    made_of = {
+        "competition": competition.name,
+        "runs": names,
+        "folds": numbers,
+        "tta": settings.tta,
+        "run_weights": blend.runs,
+        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
+        "models": models,
+    }
+    # Named by what made it: other models or settings never overwrite it.
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
+    path = args.submissions / f"{competition.name}-{'+'.join(names)}-{digest}.csv"
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        path = Path("submission.csv")  # what a code competition collects
+    test = arrays.load_test(competition, args.input)
+    sizes = test.images.shape[1:3] if test.sizes is None else test.sizes
+    sample = args.input / competition.submission.sample
+    if path.exists() and path.with_suffix(".json").exists():
+        print(f"{path} is there already, made of the same models with the same settings")
+        submission.check(path, competition, test.ids, sizes, sample if sample.exists() else None)
+        return 0
+
+    print(f"{len(test.ids)} pictures, {len(models)} models, {settings.tta} test-time augmentation, on {computing}")
+    confusions = []
+    with submission.writer(path, competition) as write:
+        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, settings, computing):
+            labels = ensemble.label(probabilities, blend.classes)
+            if test.masks is not None:  # a practice competition
+                truth = np.ascontiguousarray(test.masks[rows])
+                confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignore))
+            if test.sizes is not None:
+                labels = [
+                    ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
+                    for one, size in zip(probabilities, test.sizes[rows].tolist(), strict=True)
+                ]
+            write(test.ids[rows], labels)
+    found = submission.check(path, competition, test.ids, sizes, sample if sample.exists() else None)
+    about = made_of | {"score": {"metric": metric, "out_of_fold": blend.kept}, "sha256": files.sha256(path)}
+    if confusions:
+        scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
+        about["score"]["leaderboard"] = scores["score"]
+        print(f"\nleaderboard, since the test labels are known here\n{metrics.table(scores)}\n")
+    submission.side_file(path, about)
+    print(f"{path}: {found.rows} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
+    return 0
+
+
+def fold_numbers(text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise cli.Refused(f"--folds {text}: write numbers such as 0,1,2")
+    return sorted({int(part) for part in text.split(",")})
+
+
+if __name__ == "__main__":
+    cli.entry(main, arguments())

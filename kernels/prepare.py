@@ -1,0 +1,61 @@
+"""Make a competition's npz from pictures and masks in folders, and audit what is in it.
+
+    python kernels/prepare.py --competition pets --source DIR    # -> input/pets.npz, then its audit
+    python kernels/prepare.py --competition mars                 # the audit of an npz that is there
+
+What DIR may hold: VOC's folders and lists; images/ with masks/ or annotations/trimaps/, and
+test_images/, or folders named like these. The audit goes to runs/<competition>/audit.
+"""
+
+import argparse
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from comp import arrays, audit, cli, demo, findings, npz, pictures
+from comp.config import Competition
+
+
+def main(arguments: argparse.Namespace) -> None:
+    competition = cli.config(arguments).competition
+    if arguments.source:
+        path = arguments.input / competition.file
+        pictures.prepare(competition, arguments.source, path, arguments.size, {})
+    elif competition.name == "demo":
+        demo.ensure(arguments.input)
+    look(competition, arguments.input, arguments.runs / competition.name / "audit")
+
+
+def look(competition: Competition, folder: Path, out: Path) -> None:
+    """Audit the arrays, print the table, and leave it with the list and the pictures in `out`."""
+    path = arrays.find(competition.file, folder)
+    keys = npz.keys(path)
+    train = arrays.load_train(competition, folder)
+    if train.sizes is None and "train_sizes" in keys:
+        train = replace(train, sizes=npz.read(npz.member(path, "train_sizes")))
+    test = test_index = None
+    if competition.arrays.test_images.split("[")[0] in keys:
+        test = arrays.load_test(competition, folder)
+        test_index = arrays.index(test, competition, folder)
+    index = arrays.index(train, competition, folder)
+    found = audit.audit(competition, train, index, test, test_index, pictures.findings(path))
+    findings.write(out, competition, train, index, test, found)
+    print(findings.table(competition, train, index, test, found))
+    print(f"{out}: audit.csv, audit.txt, audit.png")
+
+
+def size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,4})(?:[x×](\d{1,4}))?", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not height or not width:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, as in 256x256")
+    return height, width
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__)
+    parser.add_argument("--source", type=Path, help="folder of the pictures and masks; without it, only the audit")
+    parser.add_argument(
+        "--size", type=size, default=(256, 256), help="height and width of the arrays (default: 256x256)"
+    )
+    cli.entry(main, parser)

@@ -1,0 +1,217 @@
+"""What the audit finds, that it finds no more, and the table, list and sheet it leaves."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from comp import arrays, audit, config, findings, pictures
+from comp.audit import Finding
+from comp.errors import Refused
+
+MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"
+PREPARE = Path(__file__).parents[1] / "kernels/prepare.py"
+CLASSES = ("ground", "rock", "tree")
+
+
+def competition(**section) -> config.Competition:
+    values = {"competition": {"name": "own", "classes": CLASSES, "arrays": {"ignore": 255} | section}}
+    return config.from_dict(values).competition
+
+
+def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    coarse = rng.integers(30, 220, (4, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def split(count=12, height=24, width=36, seed=0, prefix="a") -> arrays.Split:
+    """Different smooth pictures whose masks are different diagonals."""
+    rng = np.random.default_rng(seed)
+    images = np.stack([smooth(rng, height, width) for _ in range(count)]).astype(float)
+    light = 110 + 4 * (np.arange(count) % 7) - images.mean(axis=(1, 2, 3))
+    images = (images + light[:, None, None, None]).clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[:height, :width]
+    masks = np.stack([((x * (1 + k // 27) + y + k) // 9 % 3).astype(np.uint8) for k in range(count)])
+    ids = np.array([f"{prefix}{k:02d}" for k in range(count)])
+    return arrays.Split(images, masks, ids, None, None)
+
+
+def found(train: arrays.Split, test: arrays.Split | None = None) -> list[tuple[str, str, str]]:
+    own, nowhere = competition(), Path("unused")
+    test_index = test and arrays.index(test, own, nowhere)
+    rows = audit.audit(own, train, arrays.index(train, own, nowhere), test, test_index)
+    return [(row.id, row.finding, row.group) for row in rows]
+
+
+def test_ordinary_samples_give_no_finding():
+    assert found(split(), split(seed=1, prefix="t")) == []
+
+
+def test_empty_and_ignored_masks():
+    train = split()
+    train.masks[3], train.masks[5] = 0, 255
+    rows = audit.audit(competition(), train, arrays.index(train, competition(), Path("unused")))
+    assert [(row.id, row.detail) for row in rows] == [("a03", "only ground"), ("a05", "every pixel is ignored")]
+
+
+def test_masks_shared_by_different_pictures():
+    train = split(16)
+    train.masks[[2, 7, 9]] = train.masks[2]
+    # One class all over, framed or cut once, says nothing of its picture.
+    train.masks[10:13] = 1
+    train.masks[10:13, 0], train.masks[10:13, :, 0] = 255, 255
+    train.masks[13:], train.masks[13:, 12:] = 0, 2
+    assert found(train) == [(f"a{k:02d}", "shared mask", "a02") for k in (2, 7, 9)]
+
+
+def test_the_same_picture_is_not_a_shared_mask():
+    train = split()
+    train.images[[2, 7, 9]], train.masks[[2, 7, 9]] = train.images[2], train.masks[2]
+    assert found(train) == [("a07", "duplicate", "a02"), ("a09", "duplicate", "a02")]
+
+
+def test_exact_duplicates_say_whether_the_mask_differs():
+    train = split()
+    train.images[[4, 8]] = train.images[1]
+    train.masks[8] = train.masks[1]
+    rows = audit.audit(competition(), train, arrays.index(train, competition(), Path("unused")))
+    assert [(row.id, row.detail) for row in rows] == [
+        ("a04", "of a01, with another mask"),
+        ("a08", "of a01, with the same mask"),
+    ]
+
+
+def test_near_duplicates_within_train_and_to_test():
+    train, test = split(), split(seed=1, prefix="t")
+    noise = np.random.default_rng(2).integers(-3, 4, train.images[0].shape)
+    train.images[6] = (train.images[1] * 0.8 + noise + 12).clip(0, 255).astype(np.uint8)
+    test.images[4] = (train.images[9] + noise).clip(0, 255).astype(np.uint8)
+    test.images[5] = train.images[10]
+    assert found(train, test) == [
+        ("a06", "near duplicate", "a01"),
+        ("a10", "also in test", "test/t05"),
+        ("a09", "nearly in test", "test/t04"),
+    ]
+
+
+def test_flat_and_odd_light():
+    train = split(30)
+    train.images[3], train.images[5] = 120, train.images[5] // 3
+    assert found(train) == [("a03", "flat picture", ""), ("a05", "odd brightness", "")]
+
+
+def test_odd_shapes_are_long_ones_not_upright_ones():
+    train = split()
+    sizes = np.array([[300, 400]] * 10 + [[400, 300], [120, 900]], np.int32)
+    assert found(arrays.Split(train.images, train.masks, train.ids, None, sizes)) == [("a11", "odd shape", "")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+def test_near_pairs_are_those_of_a_full_comparison(seed, copies):
+    rng = np.random.default_rng(seed)
+    thumbs = rng.integers(0, 256, (80, 8, 9)).astype(np.float32)
+    for _ in range(copies):
+        one, other = rng.integers(0, 80, 2)
+        thumbs[other] = thumbs[one] + rng.normal(0, rng.choice([0.5, 4, 12]), (8, 9))
+    bits = (thumbs[:, :, 1:] > thumbs[:, :, :-1]).reshape(80, -1)
+    flat = thumbs.reshape(80, -1)
+    alike = np.corrcoef(flat) > audit.NEAR_CORRELATION
+    near = (bits[:, None] != bits[None]).sum(-1) <= audit.NEAR_BITS
+    _, first, which = np.unique(bits, axis=0, return_index=True, return_inverse=True)
+    first_of = first[which.ravel()]
+    # Pictures of equal hash are compared with the first of them only.
+    compared = (first_of[:, None] == np.arange(80)) | (
+        (first_of == np.arange(80))[:, None] & (first_of == np.arange(80))
+    )
+    compared |= compared.T
+    expected = np.argwhere(np.triu(alike & near & compared, 1))
+    assert audit.near_pairs(thumbs).tolist() == expected.tolist()
+
+
+def test_a_chain_of_near_duplicates_is_one_group():
+    thumbs = np.random.default_rng(0).integers(0, 256, (6, 8, 9)).astype(np.float32)
+    thumbs[3], thumbs[5] = thumbs[1] + 2, thumbs[1] * 0.9
+    assert audit.near_groups(thumbs, np.array(list("abcdef"))).tolist() == ["", "b", "", "b", "", "b"]
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 128, 1), (3, 5, 4, 3), (2, 1, 1, 1), (2, 31, 257, 3)])
+def test_thumbnails_are_area_means(shape, monkeypatch):
+    monkeypatch.setattr(audit, "BLOCK", 1)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rows = [*(np.arange(8) * shape[1] // 8), shape[1]]
+    columns = [*(np.arange(9) * shape[2] // 9), shape[2]]
+    expected = [
+        [images[:, r : max(below, r + 1), c : max(right, c + 1)].mean(axis=(1, 2, 3)) for c, right in pairwise(columns)]
+        for r, below in pairwise(rows)
+    ]
+    assert np.allclose(audit.thumbnails(images), np.moveaxis(expected, -1, 0), atol=1e-2)
+
+
+def test_the_list_is_read_back(tmp_path):
+    rows = [Finding("a,b", "duplicate", 'of "c", with\nanother mask', "c"), Finding("$x$", "empty mask", "only ground")]
+    audit.save(rows, tmp_path / "audit.csv")
+    assert audit.read(tmp_path / "audit.csv") == rows
+    (tmp_path / "audit.csv").write_text("id,what\n")
+    with pytest.raises(Refused, match="its header would be id,finding,detail,group"):
+        audit.read(tmp_path / "audit.csv")
+
+
+def test_table_list_and_sheet(tmp_path):
+    train, test = split(), split(seed=1, prefix="t")
+    train.masks[3] = 0
+    train.masks[train.masks == 2] = 255
+    sizes = np.full((12, 2), 50, np.int32)
+    train = arrays.Split(train.images, train.masks, train.ids, None, sizes)
+    own = competition()
+    index = arrays.index(train, own, tmp_path)
+    rows = [Finding("odd$file.mat", "not a picture", "images"), *audit.audit(own, train, index, test)]
+    findings.write(tmp_path / "audit", own, train, index, test, rows)
+    text = (tmp_path / "audit/audit.txt").read_text()
+    assert "own: 12 training pictures of 24×36×3, 12 test pictures" in text
+    assert [line.split()[0] for line in text.splitlines()[3:7]] == ["ground", "rock", "tree", "(ignored)"]
+    assert "in no picture" in text and "50×50" in text and "empty mask                1   a03" in text
+    assert max(map(len, text.splitlines())) <= 110
+    assert audit.read(tmp_path / "audit/audit.csv") == rows
+    assert Image.open(tmp_path / "audit/audit.png").size[0] == 1400
+
+
+def test_prepare_from_the_command_line(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        for folder in ("images", "masks", "test_images"):
+            (tmp_path / "source" / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth(rng, 40, 50)).save(tmp_path / f"source/images/{k}.jpg")
+        Image.fromarray(smooth(rng, 30, 50)).save(tmp_path / f"source/test_images/t{k}.jpg")
+        Image.fromarray(np.tri(40, 50, k, dtype=np.uint8) * 255).save(tmp_path / f"source/masks/{k}_mask.png")
+    (tmp_path / "source/images/Thumbs.db").write_bytes(b"")
+    (tmp_path / "own.toml").write_text('name = "own"\nclasses = ["no", "yes"]\n')
+    command = [sys.executable, PREPARE, "--competition", "own.toml"]
+    made = subprocess.run(
+        [*command, "--source", "source", "--size", "32x48"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert "own: 4 training pictures of 32×48×3, 4 test pictures" in made.stdout and "Thumbs.db" in made.stdout
+    assert sorted(path.name for path in (tmp_path / "runs/own/audit").iterdir()) == [
+        "audit.csv",
+        "audit.png",
+        "audit.txt",
+    ]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.stdout.splitlines()[0] in made.stdout and "Thumbs.db" in again.stdout
+    assert pictures.findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
+
+
+@pytest.mark.skipif(not MARS.exists(), reason="needs ../shared/data/mars")
+def test_mars_has_110_outliers(tmp_path):
+    (tmp_path / MARS.name).symlink_to(MARS)
+    mars = config.load("mars").competition
+    train = arrays.load_train(mars, tmp_path)
+    rows = audit.audit(mars, train, arrays.index(train, mars, tmp_path))
+    assert sum(row.finding == "shared mask" for row in rows) == 110

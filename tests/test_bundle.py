@@ -1,0 +1,244 @@
+"""The pack: reproducible, small, complete, free of credentials; its job runs as the plain script would."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from base64 import b85decode
+from io import BytesIO
+from lzma import decompress
+from pathlib import Path
+
+import pytest
+
+from comp import bundle
+from comp.errors import Refused
+
+ENTRY = '''"""A stand-in for an entry script."""
+
+import os
+import sys
+from pathlib import Path
+
+from comp import config
+
+print("arguments", sys.argv[1:])
+print("update", os.environ["NO_ALBUMENTATIONS_UPDATE"], "main", __name__)
+if "--recipe" in sys.argv:
+    recipe = sys.argv[sys.argv.index("--recipe") + 1]
+    print("epochs", config.load("demo", recipe).epochs, "shipped", config.shipped("competitions"))
+Path("out.txt").write_text("done")
+if "--fail" in sys.argv:
+    config.load("nowhere")  # this line is read in the traceback
+sys.exit(3 if "--three" in sys.argv else None)
+'''
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(ENTRY)
+    return path
+
+
+def contents(pack: bundle.Pack) -> dict[str, bytes]:
+    archive = zipfile.ZipFile(BytesIO(decompress(b85decode(pack.archive))))
+    return {name: archive.read(name) for name in archive.namelist()}
+
+
+def start(text: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a packed script in an empty folder beside it, with nothing of the repository on the path."""
+    (folder / "working").mkdir()
+    (folder / "script.py").write_text(text)
+    command = [sys.executable, "-P", str(folder / "script.py")]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), **variables}
+    return subprocess.run(command, cwd=folder / "working", env=environment, capture_output=True, text=True)
+
+
+def test_same_input_gives_same_bytes(entry, tmp_path):
+    first = bundle.pack(entry, ["--fold", "0"])
+    os.utime(entry, (1, 1))
+    assert bundle.pack(entry, ["--fold", "0"]) == first
+    other = tmp_path / "elsewhere" / "train.py"
+    other.parent.mkdir()
+    other.write_text(ENTRY)
+    assert bundle.script(bundle.pack(other, ["--fold", "0"])) == bundle.script(first)
+    entry.write_text(ENTRY + "\n# changed\n")
+    assert bundle.pack(entry, ["--fold", "0"]).sha256 != first.sha256
+
+
+def test_small_enough_with_segmentation_models_inside(entry):
+    pack = bundle.pack(entry)
+    assert "segmentation_models_pytorch/__init__.py" in contents(pack)
+    assert any("LICENSE" in name for name in contents(pack))
+    assert len(bundle.script(pack).encode()) < 400_000
+    assert len(bundle.notebook(pack).encode()) < 400_000
+
+
+def test_too_large_is_refused(entry, monkeypatch):
+    assert bundle.LIMIT == 1_000_000
+    pack = bundle.pack(entry)
+    size = len(bundle.script(pack).encode())
+    monkeypatch.setattr(bundle, "LIMIT", size + 1)
+    bundle.script(pack)
+    with pytest.raises(Refused, match="the packed notebook has"):
+        bundle.notebook(pack)
+    monkeypatch.setattr(bundle, "LIMIT", size)
+    with pytest.raises(Refused, match=f"the packed script has {size:,} bytes; Kaggle takes fewer than {size:,}"):
+        bundle.script(pack)
+    monkeypatch.setattr(bundle, "LIMIT", 1000)
+    with pytest.raises(Refused, match="the packed script has"):
+        bundle.pack(entry)
+
+
+def test_runs_from_an_empty_folder(entry, tmp_path):
+    own = tmp_path / "mine" / "quick.toml"
+    own.parent.mkdir()
+    own.write_text("epochs = 7\n")
+    pack = bundle.pack(entry, ["--recipe", str(own), "--fold", "0", "--set", 'odd="a b\\"\U0001f600'])
+    ended = start(bundle.script(pack), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert f"sha256 {pack.sha256}" in ended.stdout
+    assert "'--fold', '0', '--set', 'odd=\"a b\\\\\"\U0001f600'" in ended.stdout
+    assert "update 1 main __main__" in ended.stdout
+    assert "epochs 7 shipped ['demo'" in ended.stdout
+    assert os.listdir(tmp_path / "working") == ["out.txt"]
+
+
+def test_library_comes_from_the_pack_and_leaves_nothing_behind(entry, tmp_path):
+    entry.write_text(
+        "from importlib.util import find_spec\n"
+        "print(find_spec('comp').origin, find_spec('segmentation_models_pytorch').origin)"
+    )
+    (tmp_path / "temporary").mkdir()
+    ended = start(bundle.script(bundle.pack(entry)), tmp_path, TMPDIR=str(tmp_path / "temporary"))
+    assert ended.stdout.count(f"{tmp_path}/temporary/comp-") == 2, ended.stderr
+    assert not os.listdir(tmp_path / "temporary")
+
+
+def test_errors_keep_their_traceback_and_status(entry, tmp_path):
+    ended = start(bundle.script(bundle.pack(entry, ["--fail"])), tmp_path)
+    assert ended.returncode == 1
+    assert 'config.load("nowhere")  # this line is read in the traceback' in ended.stderr
+    assert "comp/config.py" in ended.stderr and "Refused: no competition named 'nowhere'" in ended.stderr
+
+
+def test_exit_status_is_the_entry_scripts(entry, tmp_path):
+    assert start(bundle.script(bundle.pack(entry, ["--three"])), tmp_path).returncode == 3
+
+
+def test_damaged_archive_is_told(entry, tmp_path):
+    pack = bundle.pack(entry)
+    text = bundle.script(pack).replace(pack.sha256, "0" * 64)
+    ended = start(text, tmp_path)
+    assert ended.returncode == 1 and "damaged" in ended.stderr
+
+
+def test_what_belongs_to_this_machine_stays_here(entry):
+    words = "--on kaggle --fold 0 --input=data/arrays --runs here --submissions x --tta d4".split()
+    assert bundle.pack(entry, words).arguments == ("--fold", "0", "--tta", "d4")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--set", "model.encoder_weights={}"],
+        ["--set=model.encoder_weights={}"],
+        ["--set", 'model.encoder_weights="{}"'],
+        ["--weights", "{}"],
+        ["--weights={}"],
+        ["{}"],
+    ],
+)
+def test_local_files_are_refused(entry, tmp_path, words):
+    (tmp_path / "a=b.npz").touch()
+    with pytest.raises(Refused, match=r"attach that, and give its path there: /kaggle/input/<dataset>/a=b.npz"):
+        bundle.pack(entry, [word.format(tmp_path / "a=b.npz") for word in words])
+
+
+def test_weights_that_are_nowhere_are_refused(entry):
+    with pytest.raises(Refused, match=r"--set model.encoder_weights=nowhere.safetensors: a file of this machine"):
+        bundle.pack(entry, ["--set", "model.encoder_weights=nowhere.safetensors"])
+
+
+def test_weights_named_in_a_recipe_are_refused(entry, tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('[model]\nencoder_weights = "w.safetensors"\n')
+    with pytest.raises(Refused, match=r"own.toml: model.encoder_weights = w.safetensors: a file of this machine"):
+        bundle.pack(entry, ["--recipe", str(own)])
+
+
+def test_paths_of_kaggle_and_names_pass_through(entry, tmp_path, monkeypatch):
+    (tmp_path / "resnet").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["--set", "model.encoder_weights=/kaggle/input/w/a.safetensors", "--recipe", "/kaggle/input/r/a.toml"]
+    words += ["--run", "resnet", "--set", "optimizer.lr=0.001"]
+    assert bundle.pack(entry, words).arguments == tuple(words)
+
+
+@pytest.mark.parametrize("text", ["epochs = ", "\xff", None])
+def test_a_toml_that_cannot_be_read_is_refused(entry, tmp_path, text):
+    own = tmp_path / "own.toml"
+    if text is not None:
+        own.write_text(text, encoding="latin-1")
+    with pytest.raises(Refused, match=r"own\.toml"):
+        bundle.pack(entry, ["--competition", str(own)])
+
+
+@pytest.mark.parametrize("word", ["a\0b.toml", "\udc80.toml", "/" * 5000 + ".toml", ""])
+def test_odd_arguments_are_packed_or_refused(entry, word):
+    bundle.pack(entry, [word])
+    with pytest.raises(Refused):
+        bundle.pack(entry, ["--recipe", word or ".toml"])
+
+
+def test_planted_credentials_are_in_no_pack(entry, tmp_path, monkeypatch):
+    token = "KGAT_planted0123456789"
+    library = tmp_path / "repository" / "comp"
+    (library / "recipes").mkdir(parents=True)
+    (library / "__init__.py").touch()
+    (library / "recipes" / "default.toml").write_text("epochs = 1\n")
+    notebook = json.dumps({"cells": [{"cell_type": "code", "source": f"os.environ['KAGGLE_KEY'] = '{token}'"}]})
+    planted = {"kaggle.json": json.dumps({"key": token}), ".env": f"KAGGLE_KEY={token}", "look.ipynb": notebook}
+    planted |= {"access_token": token, ".py": token, ".123.config.py": token}
+    for folder in (library, library / "recipes", library.parent, entry.parent):
+        for name, text in planted.items():
+            (folder / name).write_text(text)
+    monkeypatch.chdir(library.parent)
+    monkeypatch.setenv("HOME", str(library.parent))
+    monkeypatch.setattr(bundle, "__file__", str(library / "bundle.py"))
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME"):
+        monkeypatch.setenv(name, token)
+    pack = bundle.pack(entry, ["--fold", "0"])
+    packed = contents(pack)
+    assert {name for name in packed if name.startswith("comp/")} == {"comp/__init__.py", "comp/recipes/default.toml"}
+    assert not any(token.encode() in data or token in name for name, data in packed.items())
+    assert token not in bundle.script(pack) + bundle.notebook(pack)
+
+
+def test_compiled_code_is_refused(entry, monkeypatch):
+    monkeypatch.setattr(bundle, "LACKING", ("numpy",))
+    with pytest.raises(Refused, match=r"numpy .* is not pure Python"):
+        bundle.pack(entry)
+
+
+def test_a_missing_distribution_is_refused(entry, monkeypatch):
+    monkeypatch.setattr(bundle, "LACKING", ("no-such-distribution",))
+    with pytest.raises(Refused, match="no-such-distribution is not installed here"):
+        bundle.pack(entry)
+
+
+def test_notebook_is_valid_and_runs_its_job(entry, tmp_path):
+    text = bundle.notebook(bundle.pack(entry, ["--fold", "0"]))
+    document = json.loads(text)
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in document["cells"]]
+    assert len(set(ids)) == len(ids)
+    nbformat = pytest.importorskip("nbformat")
+    nbformat.validate(nbformat.reads(text, as_version=4))
+    unpacking, job, _pictures = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert unpacking["metadata"]["jupyter"]["source_hidden"] and len(job["source"]) < 10
+    source = "".join(unpacking["source"]) + "\n" + "".join(job["source"])
+    ended = start(source, tmp_path)
+    assert ended.returncode == 0 and "arguments ['--fold', '0']" in ended.stdout, ended.stderr

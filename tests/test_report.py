@@ -1,0 +1,152 @@
+"""Pictures of a run: the marks, colours and cases that are promised are in the files."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comp import report
+
+CLASSES = ("background", "pet", "_border $x_{$")
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def history(epochs: int) -> list[dict]:
+    losses = [{"epoch": e, "train_loss": 1 / e, "valid_loss": 1.1 / e} for e in range(1, epochs + 1)]
+    return [row | {"lr": 1e-3, "score": 1 - row["train_loss"]} for row in losses]
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.mode == "RGB"
+        return np.asarray(picture)
+
+
+def count(picture: np.ndarray, colour) -> int:
+    return int((picture == np.asarray(colour, np.uint8)).all(-1).sum())
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+@pytest.mark.parametrize("stopped", [None, "no better score for 3 epochs $_{"])
+def test_curves_mark_the_best_epoch_and_the_early_stop(tmp_path, stopped):
+    report.curves(history(8), tmp_path / "c.png", best_epoch=5, stopped=stopped, title="demo $\\frac{ _")
+    picture = pixels(tmp_path / "c.png")
+    assert count(picture, rgb("#d55e00")) > 20  # the point of the best epoch
+    assert (count(picture, rgb("#8b3fa0")) > 0) == bool(stopped)
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.png"]
+
+
+def test_curves_take_one_epoch_and_values_that_are_not_finite(tmp_path):
+    report.curves(history(1), tmp_path / "one.png", best_epoch=1, stopped=None, title="")
+    gaps = history(6)
+    gaps[2] |= {"train_loss": float("nan"), "valid_loss": float("inf"), "score": None}
+    report.curves(gaps, tmp_path / "gap.png", best_epoch=3, stopped=None, title="")
+    nothing = [{"epoch": 1, "lr": 1e-3, "train_loss": float("nan")}]
+    report.curves(nothing, tmp_path / "nan.png", best_epoch=1, stopped="the loss is not finite", title="")
+    assert count(pixels(tmp_path / "nan.png"), rgb("#d55e00")) > 5  # the cross that marks it
+    assert len(pixels(tmp_path / "one.png")) == len(pixels(tmp_path / "gap.png"))
+
+
+def test_examples_show_errors_in_the_predicted_colour(tmp_path):
+    images = np.full((1, 40, 80, 1), 100, np.uint8)
+    truths = np.zeros((1, 40, 80), np.uint8)
+    predictions = truths.copy()
+    predictions[0, :10, :20] = 1
+    report.examples(images, truths, predictions, ["a"], [0.5], CLASSES, tmp_path / "e.png")
+    factor = 320 // 80
+    wrong = 200 * factor**2
+    picture = pixels(tmp_path / "e.png")
+    header, row = 58, 40 * factor
+    cells = picture[header : header + row]  # below the headings, without the legend
+    assert count(cells, report.colours(2)[1]) == 2 * wrong  # in the prediction, and where they differ
+    assert count(cells[:, -(80 * factor + 6) :], report.colours(2)[0]) == 0  # what is right is not coloured
+
+
+def test_ignored_pixels_never_differ(tmp_path):
+    images = np.full((1, 8, 8, 3), 100, np.uint8)
+    truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
+    report.examples(images, truths, predictions, ["a"], [np.nan], CLASSES, tmp_path / "e.png", ignore=255)
+    cells = pixels(tmp_path / "e.png")[58 : 58 + 320]
+    assert count(cells, report.colours(2)[1]) == 320 * 320  # the prediction's own cell alone
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [(3, 5), (64, 128), (700, 33), (900, 1200)])
+def test_examples_take_any_size_and_channels(tmp_path, size, channels):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
+    masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
+    names = [f"class {i}" for i in range(30)]
+    report.examples(images, masks, masks[::-1], ["x" * 300, "b"], [0.1, 0.2], names, tmp_path / "e.png")
+    height, width, _ = pixels(tmp_path / "e.png").shape
+    assert width <= 4 * 326 + 6 and height < 2 * 350 + 700
+
+
+def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
+    images = np.full((2, 16, 16, 3), 90, np.uint8)
+    truths = np.zeros((2, 16, 16), np.uint8)
+    frames = {f"epoch {k}": np.full_like(truths, k) for k in (1, 2)}
+    report.filmstrip(images, truths, frames, ["a", "b"], CLASSES, tmp_path / "f.png")
+    film = pixels(tmp_path / "f.png")
+    cell = 16 * (320 // 16)
+    for k in range(3):
+        assert 2 * cell**2 <= count(film, report.colours(3)[k]) < 2.1 * cell**2
+    draws = np.repeat(images[:, None], 3, 1)
+    draw_masks = np.repeat(truths[:, None] + 2, 3, 1)
+    report.samples(images, truths, draws, draw_masks, ["a", "b"], CLASSES, tmp_path / "s.png")
+    blend = (90 * 0.55 + report.colours(3)[2] * 0.45).astype(np.uint8)
+    assert count(pixels(tmp_path / "s.png"), blend) == 2 * 3 * cell**2
+
+
+@pytest.mark.parametrize("classes", [2, 5, 30])
+def test_confusion_takes_classes_that_are_never_true(tmp_path, classes):
+    counts = np.arange(classes**2).reshape(classes, classes)
+    counts[0] = 0
+    report.confusion(counts, [f"_class $ {i}" * 3 for i in range(classes)], tmp_path / "c.png")
+    report.confusion(np.zeros_like(counts), list("ab" * 15)[:classes], tmp_path / "empty.png")
+    assert pixels(tmp_path / "c.png").std() > pixels(tmp_path / "empty.png").std()
+
+
+def test_choose_takes_worst_median_and_best_once_each():
+    scores = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.6, 0.4, 0.8, 0.7])
+    indices, labels = report.choose(scores)
+    assert labels == ["worst"] * 3 + ["median"] * 3 + ["best"]
+    assert scores[indices].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]
+    for n in range(1, 12):
+        indices, labels = report.choose(np.linspace(0, 1, n))
+        assert indices == sorted(set(indices)) and len(indices) >= min(n, 6)
+        assert labels[0] == "worst" and (n == 1 or labels[-1] == "best")
+    assert report.choose([]) == ([], [])
+    assert report.choose([np.nan, np.nan])[1] == ["worst", "best"]
+
+
+def test_colours_are_fixed_distinct_and_told_apart_by_colour_blind_eyes():
+    palette = report.colours(255)
+    assert palette.dtype == np.uint8 and len(np.unique(palette, axis=0)) == 255
+    assert (report.colours(21) == palette[:21]).all()
+    assert palette[1].tolist() == [230, 159, 0] and palette[9].tolist() == report.colours(10)[-1].tolist()
+    report.colours(3)[:] = 0
+    assert report.colours(3).any()  # a caller's change stays the caller's
+    from comp.drawing import DEUTAN, PROTAN, _oklab
+
+    for eye, least in ((np.eye(3), 0.12), (PROTAN, 0.07), (DEUTAN, 0.07)):
+        lab = _oklab(palette[:12] / 255, eye)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 9 * np.eye(12)
+        assert apart.min() > least
+
+
+def test_import_touches_nothing_global():
+    code = "import sys, comp.report; assert 'matplotlib.pyplot' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,267 @@
+"""The sandbox: what a script finds in it is what a Kaggle kernel without internet finds."""
+
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from comp import bundle, namespaces, sandbox
+from comp.errors import Refused
+
+REASON = namespaces.command()[1]
+needs_namespaces = pytest.mark.skipif(bool(REASON), reason=f"no namespaces on this system: {REASON}")
+FORMS = [pytest.param("namespaces", marks=needs_namespaces), "guard"]
+
+
+@pytest.fixture
+def run(request):
+    """Rehearse a script quietly; what it leaves is removed at the end."""
+
+    def rehearse(script, inputs=None, **options):
+        result = sandbox.rehearse(script, inputs or {}, echo=False, **options)
+        request.addfinalizer(lambda: shutil.rmtree(result.folder))
+        return result
+
+    return rehearse
+
+
+@pytest.fixture
+def listener():
+    """A server on this machine's loopback; the list fills with those who connected."""
+    heard = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen():
+            while True:
+                try:
+                    heard.append(server.accept()[1])
+                except OSError:
+                    return
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield server.getsockname()[1], heard
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pack_runs_and_leaves_its_files(run, form, tmp_path, capfd):
+    entry = tmp_path / "job.py"
+    entry.write_text(
+        "import sys\nfrom pathlib import Path\nfrom comp import config\n"
+        "Path('runs/demo').mkdir(parents=True)\n"
+        "Path('runs/demo/metrics.json').write_text(str(config.load(sys.argv[2]).epochs))\n"
+        "Path('submission.csv').write_text('id\\n')\n"
+    )
+    result = run(bundle.script(bundle.pack(entry, ["--competition", "demo"])), form=form)
+    assert result.status == 0, result.log
+    assert (result.folder / "runs/demo/metrics.json").read_text().isdigit()
+    assert sorted(os.listdir(result.folder)) == ["runs", "submission.csv"]
+    assert f"sandbox: {form}" in result.log and "Kaggle would keep 2 files" in result.log
+    assert "3 B  submission.csv" in result.log
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_network_is_cut(run, form, listener):
+    port, heard = listener
+    result = run(
+        f"""
+import errno, socket, urllib.request
+for address in (("127.0.0.1", {port}), ("1.1.1.1", 53)):
+    with socket.socket() as one:
+        one.settimeout(3)
+        try:
+            one.connect(address)
+            print("reached", address)
+        except OSError as error:
+            print("cut", errno.errorcode[error.errno])
+try:
+    urllib.request.urlopen("http://kaggle.com", timeout=3)
+    print("reached")
+except OSError as error:
+    print("cut", error)
+""",
+        form=form,
+    )
+    assert result.log.count("cut ") == 3 and "reached" not in result.log and not heard, result.log
+    assert "ENETUNREACH" in result.log
+
+
+@needs_namespaces
+def test_folders_are_kaggles(run, tmp_path):
+    (tmp_path / "mars").mkdir()
+    (tmp_path / "mars/mars.npz").write_text("arrays")
+    inputs = {"mars": tmp_path / "mars", "competitions/mars/mars.npz": tmp_path / "mars/mars.npz"}
+    inputs["notebooks/someone/mars-fold-0"] = tmp_path / "mars"
+    result = run(
+        """
+import errno, os
+assert __file__ == "/kaggle/src/script.py" and os.getcwd() == "/kaggle/working" and not os.listdir()
+for folder in ("mars", "competitions/mars", "notebooks/someone/mars-fold-0"):
+    assert open(f"/kaggle/input/{folder}/mars.npz").read() == "arrays"
+    for path in (f"/kaggle/input/{folder}/mars.npz", f"/kaggle/input/{folder}/new", "/kaggle/input/new", "/usr/new"):
+        try:
+            open(path, "w")
+            print("written", path)
+        except OSError as error:
+            assert error.errno == errno.EROFS, error
+home = os.path.expanduser("~")
+open(os.path.join(home, "mine"), "w").close()
+open("/tmp/mine", "w").close()
+open("/dev/shm/mine", "w").close()
+print("all seen")
+""",
+        inputs,
+    )
+    assert "all seen" in result.log and "written" not in result.log, result.log
+    assert (tmp_path / "mars/mars.npz").read_text() == "arrays"
+    assert not (Path.home() / "mine").exists() and not Path("/tmp/mine").exists() and not Path("/dev/shm/mine").exists()
+
+
+@needs_namespaces
+def test_links_in_an_input_folder_lead_to_their_files(run, tmp_path):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "big.npz").write_text("arrays")
+    (tmp_path / "input/mars.npz").symlink_to(tmp_path / "big.npz")
+    result = run("print(open('/kaggle/input/mars/mars.npz').read())", {"mars": tmp_path / "input"})
+    assert "arrays\n" in result.log
+
+
+@needs_namespaces
+def test_nothing_of_this_machine_is_seen(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "planted-token")
+    monkeypatch.setenv("HF_TOKEN", "planted-token")
+    secret = tmp_path / "kaggle.json"
+    secret.write_text("planted-token")
+    repository = Path(__file__).parents[1]
+    result = run(f"""
+import os, pathlib
+for path in ({str(secret)!r}, {str(repository / "comp")!r}, {str(repository / "pyproject.toml")!r}):
+    assert not os.path.exists(path), path
+for process in pathlib.Path("/proc").glob("[0-9]*/environ"):
+    assert b"planted" not in process.read_bytes(), process
+print(sorted(os.environ), os.environ["HOME"])
+""")
+    assert result.status == 0, result.log
+    seen = set(eval(result.log[result.log.index("[") : result.log.index("]") + 1]))
+    assert seen <= {"PATH", "LANG", "HOME", "KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE", *sandbox.MACHINE, "LC_CTYPE"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_images_packages_can_be_imported(run, form):
+    result = run(
+        """
+import importlib.metadata, importlib.util
+for name in ("comp", "segmentation_models_pytorch", "kaggle", "kagglesdk", "pytest", "_pytest", "hypothesis", "ruff"):
+    assert importlib.util.find_spec(name) is None, name
+for name in ("comp", "segmentation-models-pytorch", "kaggle"):
+    try:
+        assert not importlib.metadata.version(name), name
+    except importlib.metadata.PackageNotFoundError:
+        pass
+for name in ("torch", "torchvision", "timm", "albumentations", "pandas", "sklearn", "safetensors", "pydantic"):
+    assert importlib.util.find_spec(name), name
+import numpy
+print("numpy", numpy.__version__, numpy.ones(3).sum())
+""",
+        form=form,
+    )
+    assert "numpy" in result.log and result.status == 0, result.log
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_failing_script_shows_why(run, form):
+    result = run("import sys\nprint('begun')\nraise KeyError('the reason')\n", form=form)
+    assert result.status == 1
+    assert "raise KeyError('the reason')" in result.log and result.log.index("begun") < result.log.index("Traceback")
+    assert run("raise SystemExit(3)", form=form).status == 3
+    assert run("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)", form=form).status == 143
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_limits(run, form):
+    slow = run("import time\nprint('begun')\ntime.sleep(60)", form=form, time_limit=1.5)
+    assert slow.status == 137 and slow.seconds < 30
+    assert "begun" in slow.log and "stopped at the time limit" in slow.log
+    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)", form=form, working_limit=2000)
+    assert large.status == 137 and "3 KB in the working folder, which may hold 2 KB" in large.log
+    quick = run("open('a', 'wb').write(bytes(3000))", form=form, working_limit=2000)
+    assert quick.status == 137
+    with pytest.raises(Refused, match=r"the script has 1,000,001 bytes; Kaggle takes fewer than 1,000,000"):
+        run("#" * 1_000_001, form=form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_outlives_the_script(run, form):
+    result = run(
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)  # left behind'])\n",
+        form=form,
+    )
+    assert result.status == 0 and result.seconds < 30
+    commands = [path.read_bytes() for path in processes()]
+    assert not any(b"left behind" in command for command in commands)
+
+
+def processes():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            path.read_bytes()
+            yield path
+        except OSError:
+            continue
+
+
+@needs_namespaces
+def test_the_hidden_test_sets_run_is_told(run):
+    script = "import os\nprint('rerun', os.getenv('KAGGLE_IS_COMPETITION_RERUN'), os.getenv('KAGGLE_KERNEL_RUN_TYPE'))"
+    assert "rerun None Batch" in run(script).log
+    assert "rerun 1 Batch" in run(script, rerun=True).log
+
+
+def test_guard_finds_its_inputs_by_variable(run, tmp_path):
+    (tmp_path / "mars").mkdir()
+    (tmp_path / "mars/mars.npz").write_text("arrays")
+    script = """
+import os
+from pathlib import Path
+found = list(Path(os.environ["COMP_KAGGLE_INPUT"]).rglob("mars.npz"))
+print(len(found), [path.read_text() for path in found])
+"""
+    inputs = {"mars": tmp_path / "mars", "competitions/mars/mars.npz": tmp_path / "mars/mars.npz"}
+    assert "2 ['arrays', 'arrays']" in run(script, inputs, form="guard").log
+
+
+def test_without_namespaces_it_refuses_and_says_why(monkeypatch):
+    monkeypatch.setattr(namespaces, "command", lambda: ([], "unshare failed: Operation not permitted"))
+    with pytest.raises(Refused, match=r"\(unshare failed: Operation not permitted\).*weaker form \"guard\""):
+        sandbox.rehearse("", {})
+
+
+def test_a_system_without_unshare_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert namespaces.command() == ([], "there is no unshare, of util-linux")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "line"),
+    [
+        ({"../mars": "."}, "must be a name below /kaggle/input"),
+        ({"/mars": "."}, "must be a name below /kaggle/input"),
+        ({"mars": "nowhere.npz"}, "nowhere.npz does not exist"),
+        ({"mars": ".", "mars/a.npz": "."}, "lies inside input 'mars'"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(inputs, line):
+    with pytest.raises(Refused, match=line):
+        sandbox.rehearse("", inputs)
+
+
+def test_output_is_shown_as_it_comes(capfd, request):
+    form = "guard" if REASON else "namespaces"
+    result = sandbox.rehearse("print('zwölf')", {}, form=form)
+    request.addfinalizer(lambda: shutil.rmtree(result.folder))
+    assert capfd.readouterr().out == result.log and "zwölf" in result.log
