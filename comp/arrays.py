@@ -4,6 +4,7 @@ import hashlib
 import mmap
 import os
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from comp.files import whole
 
 __all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load_train", "release"]
 
-KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
 INDEX_VERSION = 1  # raised when `index` changes, so that older caches are not used
@@ -37,6 +38,11 @@ class Split:
     groups: np.ndarray | None  # str (N,); "" is no group
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     origin: str = ""  # names the file's state and the selectors, for caches; "": nothing is cached
+
+    @property
+    def shapes(self) -> np.ndarray | tuple[int, int]:
+        """Height and width that a submission must have: (N, 2), or one pair for all pictures."""
+        return self.images.shape[1:3] if self.sizes is None else self.sizes
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ def release(array: np.ndarray) -> None:
         base = getattr(base, "base", None)
     if base is not None and hasattr(mmap, "MADV_DONTNEED"):
         base.madvise(mmap.MADV_DONTNEED)
+
+
+def sample_submission(competition: Competition, folder: Path) -> Path | None:
+    """Where the competition's sample submission lies, if there is one."""
+    with suppress(Refused):
+        return find(competition.submission.sample, folder)
+    return None
 
 
 def index(split: Split, competition: Competition, folder: Path) -> Index:
@@ -175,7 +188,7 @@ def _split(
     path, count = images.member.path, images.shape[0]
     if masks and masks.shape != images.shape[:3]:
         raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
-    ids = np.arange(count).astype(str) if ids_selector is None else _ids(path, ids_selector, count)
+    ids = _ids(path, ids_selector, count)
     groups = None if groups_selector is None else _texts(path, groups_selector, count)
     sizes = None if sizes_selector is None else _sizes(path, sizes_selector, count)
     sources = [images, masks] if masks else [images]
@@ -212,9 +225,7 @@ def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits:
     member, part = _selected(path, selector)
     found = member.shape if part is None else (member.shape[0], *member.shape[2:])
     if found != shape or member.dtype.kind not in kinds:
-        raise Refused(
-            f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit"
-        )
+        raise Refused(f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit")
     values = npz.read(member)
     return values if part is None else values[:, part]
 
@@ -224,15 +235,22 @@ def _texts(path: Path, selector: str, count: int) -> np.ndarray:
     values = _values(path, selector, (count,), "USiu", "text or integers")
     if values.dtype.itemsize > 4 * LONGEST_TEXT:
         raise Refused(f"{path}: {selector}: {values.dtype}; at most {LONGEST_TEXT} characters would fit")
+    # numpy makes no text of what is no character, but a crash of it.
+    points = values.astype(values.dtype.newbyteorder("=")).view(np.uint32) if values.dtype.kind == "U" else 0
+    if np.max(points) > sys.maxunicode:
+        raise Refused(f"{path}: {selector}: not valid text")
     try:
         texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-        "".join(texts).encode()  # what is no character has no encoding
+        "".join(texts).encode()  # half a surrogate pair has no encoding
     except ValueError:
         raise Refused(f"{path}: {selector}: not valid text") from None
     return np.array(texts)
 
 
-def _ids(path: Path, selector: str, count: int) -> np.ndarray:
+def _ids(path: Path, selector: str | None, count: int) -> np.ndarray:
+    """The samples' own ids, or their numbers; str (N,)."""
+    if selector is None:
+        return np.arange(count).astype(f"U{len(str(count - 1))}")
     ids = _texts(path, selector, count)
     seen: set[str] = set()
     for sample, id in enumerate(ids.tolist()):
@@ -248,7 +266,5 @@ def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
     """Original height and width, int32 (N, 2)."""
     sizes = _values(path, selector, (count, 2), "iu", "integers")
     for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
-        raise Refused(
-            f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit"
-        )
+        raise Refused(f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit")
     return sizes.astype(np.int32)

@@ -57,7 +57,7 @@ def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # it only warns of an argument that it does not know
             return kind(**arguments)
-    except (TypeError, ValueError, UserWarning) as error:
+    except (TypeError, ValueError, UserWarning, NotImplementedError) as error:
         reason = " ".join(str(error).split()).partition(" [type=")[0]
         raise Refused(f"{key} ({name}): {reason}") from None
 

@@ -60,13 +60,19 @@ def _previous(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-previous")
 
 
+@torch.no_grad()
 def _restore(tensors: dict[str, Tensor], parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
     for name, module in parts.items():
         prefix = f"{name}/"
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             _, number, name = key.split("/")
+            parameter = parameters[int(number)]
+            if value.shape == parameter.shape:
+                # Fused optimizers walk memory as it lies, so a moment must lie as its parameter does (channels_last).
+                value = torch.empty_like(parameter).copy_(value)
             state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from comp import config as configs
 from comp.errors import Refused
@@ -16,7 +17,9 @@ STARTED = time.monotonic()  # a time budget counts from here
 
 def parser(description: str, runs: str = "store") -> argparse.ArgumentParser:
     """A parser with the arguments that every entry script takes; `runs="append"` lets --run be repeated."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     made.add_argument("--competition", default="demo", help="a name that ships, or a .toml file (default: demo)")
     made.add_argument("--recipe", help="a name that ships, or a .toml file (default: the competition's)")
     made.add_argument("--run", action=runs, help="name of the run's folder (default: the recipe's name)")
@@ -58,10 +61,40 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
 
 
-def entry(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
-    """Run an entry script: bad input ends it with one line and status 2, Ctrl-C with 130."""
+def arguments_but(*options: str) -> list[str]:
+    """The command line without these options and their values: what a kernel is given."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name not in options:
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return kept
+
+
+def entry(
+    parser: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], int | None],
+    jobs: Callable[[argparse.Namespace], list[Any]] | None = None,
+) -> None:
+    """Run an entry script, here or elsewhere: bad input ends it with one line and status 2, Ctrl-C with 130.
+
+    `jobs` makes the kernels that stand for the same command in the sandbox or on Kaggle.
+    """
+    if jobs:
+        parser.add_argument(
+            "--on", choices=["here", "sandbox", "kaggle"], default="here",
+            help="here, rehearsed as Kaggle would run it, or on Kaggle (default: here)",
+        )  # fmt: skip
     try:
-        sys.exit(main(arguments.parse_args()) or 0)
+        arguments = parser.parse_args()
+        if jobs and arguments.on != "here":
+            from comp import elsewhere
+
+            (elsewhere.rehearse if arguments.on == "sandbox" else elsewhere.kaggle)(jobs(arguments))
+            sys.exit(0)
+        sys.exit(main(arguments) or 0)
     except Refused as refused:
         # From a worker process it arrives with that process's traceback around it.
         line = str(refused).strip().splitlines()[-1].removeprefix("comp.errors.Refused: ")

@@ -40,6 +40,8 @@ class Arrays(Section):
     train_masks: str = "train_masks"
     train_ids: str = "train_ids"
     train_groups: str = "train_groups"  # samples of one group never straddle a fold
+    train_folds: str = "train_folds"  # where a split is given: the fold in which each sample validates
+    train_sizes: str = "train_sizes"
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
     test_ids: str = "test_ids"
@@ -49,6 +51,14 @@ class Arrays(Section):
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Annotated[int, Field(ge=0)] = 0  # leave out pictures whose mask this many others share
+
+
+class Source(Section):
+    """How kernels/prepare.py turns pictures and masks into arrays."""
+
+    size: tuple[Positive, Positive] = (256, 256)  # height, width
+    # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
+    labels: dict[str, str] = {}
 
 
 class Metric(Section):
@@ -84,6 +94,7 @@ class Competition(Section):
     code_competition: bool = False  # submitted as a kernel's output, not as a file
     recipe: str = "default"  # used when none is named
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
+    source: Source = Source()
     arrays: Arrays = Arrays()
     metric: Metric = Metric()
     submission: Submission = Submission()

@@ -59,9 +59,7 @@ class Source:
         return arranged
 
 
-def source(
-    member: npz.Member, part: int | None, role: Literal["images", "masks"], scale: float = 1.0
-) -> Source:
+def source(member: npz.Member, part: int | None, role: Literal["images", "masks"], scale: float = 1.0) -> Source:
     """A checked source. Raises Refused for a dtype or shape that holds no pictures."""
     made = Source(member, part, role, scale)
     if member.dtype.kind not in "buif":

@@ -79,26 +79,26 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     horizon = _between(seed, 1, -8, 30) + (_noise(seed, 2, x * 9, 0 * x) - 32768) * 9 // 32768
     below = np.maximum(y - horizon, 0)
     # Cells of ground noise grow from the horizon towards the viewer.
-    along = (x - WIDTH // 2) * 256 // (7 + below * 2 // 5)
+    along = (x - WIDTH // 2) * 256 // (9 + below // 2)
     away = _cells_away()[np.minimum(below, HEIGHT + 31)]
 
     rough = _octaves(seed, 3, along, away)
     loose = _octaves(seed, 4, along, away)
-    sparkle = _noise(seed, 5, along * 3, away * 3)
+    sparkle = _noise(seed, 5, along * 2, away * 2)
     rock_from, gravel_from = _between(seed, 6, 30000, 42000), _between(seed, 7, 34000, 44000)
-    crystal_from = np.where(_between(seed, 8, 0, 4) == 0, 57000, 70000)  # in one picture of four
+    crystal_from = np.where(_between(seed, 8, 0, 4) == 0, 54500, 70000)  # in one picture of four
 
     def label(wobble: np.ndarray) -> np.ndarray:
         classes = np.full(wobble.shape, SAND, np.uint8)
         classes[loose + wobble > gravel_from] = GRAVEL
         classes[rough + wobble > rock_from] = ROCK
-        classes[(sparkle + wobble > crystal_from) & (rough + wobble > rock_from)] = CRYSTAL
+        classes[(sparkle > crystal_from) & (classes == ROCK) & (below > 4)] = CRYSTAL
         classes[y < horizon + wobble // 1024] = SKY
         return classes
 
     drawn = label(np.zeros_like(rough))
     # Annotators do not see edges exactly where they are.
-    masks = label((_noise(seed, 9, x * 40, y * 40) - 32768) // 14)
+    masks = label((_noise(seed, 9, x * 40, y * 40) - 32768) // 22)
 
     fine = _noise(seed, 10, x * 150, y * 150) - 32768
     facets = _noise(seed, 11, along * 4, away * 4) // 13000 * 13000 - 26000
@@ -110,8 +110,8 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             _between(seed, 14, 140, 200) - y // 2 + clouds // 1500,
             _between(seed, 15, 130, 165) + ripples // 12,
             _between(seed, 16, 95, 140) + facets // 900 + fine // 3500,
-            _between(seed, 17, 110, 150) + fine // 1000,
-            _between(seed, 18, 130, 190) + facets // 500,
+            _between(seed, 17, 110, 150) + fine // 800,
+            _between(seed, 18, 165, 215) + facets // 700,
         ],
     )
     light = 230 + (_noise(seed, 19, x * 4, y * 6) - 32768) // 500 + (x - WIDTH // 2) * _between(seed, 20, -40, 40) // 64
@@ -123,7 +123,7 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _cells_away() -> np.ndarray:
     """Ground noise cells between the horizon and each row below it, in 1/256."""
-    steps = 256 // (4 + np.arange(HEIGHT + 31, dtype=np.int32) // 4)
+    steps = 256 // (5 + np.arange(HEIGHT + 31, dtype=np.int32) // 3)
     return np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
 
 

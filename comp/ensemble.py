@@ -110,7 +110,7 @@ def blended(
                 total[batch[0] - start : batch[-1] + 1 - start].add_(probabilities, alpha=weight)
                 bar.update(len(batch))
         for batch in np.array_split(rows, -(-len(rows) // settings.batch_size)):
-            yield batch, total[batch[0] - start : batch[-1] + 1 - start]
+            yield batch, total[batch[0] - start : batch[-1] + 1 - start].clone()
         total.zero_()
         start += chunk
     bar.close()

@@ -32,9 +32,7 @@ def make(
     group_of = _groups(index, groups, kept)
     count = int(group_of.max()) + 1 if len(kept) else 0
     if count < folds.count:
-        raise Refused(
-            f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once)"
-        )
+        raise Refused(f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once)")
 
     strata = _strata(index.counts[kept])
     stratum = np.full(count, strata.max() + 1)
@@ -88,7 +86,7 @@ def load_or_make(path: Path, split: Split, index: Index, config: config.Config) 
     changed = np.flatnonzero(excluded != (assigned == EXCLUDED))
     if len(changed):
         state = "excluded" if excluded[changed[0]] else "not excluded"
-        raise Refused(f"{path}: sample {split.ids[changed[0]]!r} is {state} now; {advice}")
+        raise Refused(f"{path}: sample {str(split.ids[changed[0]])!r} is {state} now; {advice}")
     return assigned
 
 
@@ -96,20 +94,18 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
     """Refuse a fold that does not exist, or one whose training part lacks a class."""
     folds = int(assigned.max()) + 1
     if not 0 <= fold < folds:
-        raise Refused(f"--fold {fold}: there are folds 0 to {folds - 1}")
+        raise Refused(f"fold {fold}: there are folds 0 to {folds - 1}")
     pixels = index.counts[(assigned != fold) & (assigned != EXCLUDED)].sum(axis=0)
     for name, count in zip(classes, pixels.tolist(), strict=True):
         if count == 0:
-            raise Refused(
-                f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class"
-            )
+            raise Refused(f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class")
 
 
 def _excluded(index: Index, ids: np.ndarray, arrays: config.Arrays) -> np.ndarray:
     unknown = set(arrays.exclude).difference(ids.tolist())
     if unknown:
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
-    excluded = np.isin(ids, arrays.exclude)
+    excluded = np.isin(ids, np.array(arrays.exclude, dtype=str))
     if arrays.exclude_shared_masks:
         telling = np.flatnonzero(~index.constant)
         _, mask = np.unique(index.mask_hash[telling], return_inverse=True)
@@ -152,9 +148,7 @@ def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.nda
         members = np.flatnonzero(counted)
         _, number, times = np.unique(values[members], return_inverse=True, return_counts=True)
         first: dict[int, int] = {}
-        for sample, value in zip(
-            members[times[number] > 1].tolist(), number[times[number] > 1].tolist(), strict=True
-        ):
+        for sample, value in zip(members[times[number] > 1].tolist(), number[times[number] > 1].tolist(), strict=True):
             parent[root(sample)] = root(first.setdefault(value, sample))
     roots = [root(sample) for sample in range(len(kept))]
     return np.unique(np.array(roots, np.int64), return_inverse=True)[1]

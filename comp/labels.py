@@ -139,8 +139,9 @@ def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int 
     points = _points(np.array(list(meaning)), kind)
     apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
     tolerance = min(TOLERANCE, 0.499 * apart[apart > 0].min(initial=1000.0))
-    renamed = {code: label for code, label in meaning.items() if code != label or label == ignore}
-    names = [f"{_name(code, kind)} {'ignored' if k == ignore else classes[k]}" for code, k in renamed.items()]
+    numbers = all(code == label for code, label in meaning.items())
+    told = {code: label for code, label in meaning.items() if not numbers or label == ignore}
+    names = [f"{_name(code, kind)} {'ignored' if k == ignore else classes[k]}" for code, k in told.items()]
     text = ", ".join([f"mask {kind}, {why}", *names])
     coding = Coding(kind, meaning, ignore, tolerance, text, np.empty(0, np.int16))
     size, filled = (256, np.arange(256)) if kind == "values" else (2**24, np.array(list(meaning)))

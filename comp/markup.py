@@ -123,17 +123,17 @@ def chart(title: str, lines: Sequence[Line], x_label: str = "epoch") -> Html:
     left, right = (left - 0.5, right + 0.5) if left == right else (left, right)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return round(48 + 340 * (x - left) / (right - left), 1), round(190 - 175 * (y - low) / (high - low), 1)
+        return round(58 + 332 * (x - left) / (right - left), 1), round(190 - 175 * (y - low) / (high - low), 1)
 
     parts = []
     for tick in ticks:
         y = at(left, tick)[1]
-        parts.append(f'<path class="grid" d="M48 {y}H388"/>')
-        parts.append(f'<text x="42" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
+        parts.append(f'<path class="grid" d="M58 {y}H390"/>')
+        parts.append(f'<text x="52" y="{y + 4}" text-anchor="end">{tick:.4g}</text>')
     for tick in _scale(left, right, whole=True)[2]:
         if left <= tick <= right:
             parts.append(f'<text x="{at(tick, low)[0]}" y="208" text-anchor="middle">{tick:.4g}</text>')
-    parts.append(f'<text x="218" y="226" text-anchor="middle">{esc(x_label)}</text>')
+    parts.append(f'<text x="224" y="226" text-anchor="middle">{esc(x_label)}</text>')
     parts += [_drawn(line, at) for line in lines]
     svg = f'<svg viewBox="0 0 400 232" role="img" aria-label="{esc(title)}">{"".join(parts)}</svg>'
     return Html(f'<figure class="chart"><figcaption>{esc(title)}</figcaption>{svg}</figure>')
@@ -150,7 +150,7 @@ def _drawn(line: Line, at: Any) -> str:
             pen = "M"
     dash = ' stroke-dasharray="5 4"' if line.dashed else ""
     parts.append(f'<path class="line" d="{path}" stroke="{line.colour}"{dash}><title>{esc(line.name)}</title></path>')
-    for place, kind in ((line.best, "best"), (len(line.x) - 1 if line.stopped else None, "stop")):
+    for place, kind in ((len(line.x) - 1 if line.stopped else None, "stop"), (line.best, "best")):
         if place is not None and math.isfinite(line.y[place]):
             px, py = at(line.x[place], line.y[place])
             mark = f'<circle cx="{px}" cy="{py}" r="5"' if kind == "best" else f'<path d="M{px - 2} {py - 9}h4v18h-4z"'

@@ -57,12 +57,7 @@ class _Plan:
 
 
 def prepare(
-    competition: Competition,
-    source: Path,
-    path: Path,
-    size: Size,
-    given: Mapping[str, str],
-    say: Say = print,
+    competition: Competition, source: Path, path: Path, size: Size, given: Mapping[str, str], say: Say = print
 ) -> None:
     """Make the npz `path` from the pictures and masks below `source`.
 
@@ -93,7 +88,7 @@ def prepare(
     try:
         with lock(parts):
             odd += _stream(train, plan, parts, "train", say) + _stream(test, plan, parts, "test", say)
-            made = {"source": str(source.absolute()), "digest": digest, "size": size, "fit": fit}
+            made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
             members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
             _write(path, members | {"prepared": np.array(json.dumps(made))})

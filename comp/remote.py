@@ -194,8 +194,8 @@ def follow(ref: str, poll: float = 30.0, fresh: float = 0.0, say: Say = print) -
 def collect(ref: str, folder: Path, poll: float = 2.0) -> list[Path]:
     """Bring a kernel's output, and its log as plain <slug>.log, into `folder`; returns the files there.
 
-    Everything is downloaded beside and then moved. A file that is there already must be the same, else
-    nothing is moved. Raises Refused.
+    Everything is downloaded beside and then moved. A file that is there already must be the same (but for the
+    log, which is replaced), else nothing is moved. Raises Refused.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,8 +208,10 @@ def collect(ref: str, folder: Path, poll: float = 2.0) -> list[Path]:
         arrived = sorted(path.relative_to(beside) for path in beside.rglob("*") if path.is_file())
         for path in arrived:
             there = folder / path
-            if there.exists() and not (there.is_file() and filecmp.cmp(beside / path, there, shallow=False)):
+            fits = not there.exists() or (there.is_file() and filecmp.cmp(beside / path, there, shallow=False))
+            if not fits and path != Path(record.name):
                 raise Refused(f"{there}: not what {ref} brought under this name; move it away and collect again")
+        (folder / record.name).unlink(missing_ok=True)
         _move(beside, folder)
         return [folder / path for path in arrived]
 
@@ -272,13 +274,15 @@ def submit(competition: str, what: Path | Kernel, message: str, poll: float = 2.
     `message` should be like no other: a submission whose answer got lost is found by it. Raises Refused.
     """
     before = {entry["ref"] for entry in _submissions(competition, poll)}
+    about = {"competition": competition, "message": message}
     if isinstance(what, Kernel):
         if not what.version:
             raise Refused(f"{what.ref}: Kaggle does not say which version it is; submit it at {what.url}")
         method = "competition_submit_code"
-        call = {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
+        about |= {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
     else:
-        method, call = "competition_submit", {"file_name": str(what)}
+        method = "competition_submit"
+        about |= {"file_name": str(what)}
 
     def arrived() -> dict[str, int]:
         for _ in range(4):
@@ -290,9 +294,7 @@ def submit(competition: str, what: Path | Kernel, message: str, poll: float = 2.
         raise Refused(f"{competition}: no answer, and no such submission listed; see {page} before you submit again")
 
     with _joined(competition):
-        answer = client.write(
-            method, poll, arrived, limit=1 * HOURS, competition=competition, message=message, **call
-        )  # fmt: skip
+        answer = client.write(method, poll, arrived, limit=1 * HOURS, **about)
     if answer.get("message") == "Could not submit to competition":
         raise Refused(f"{competition}: the upload of {what} failed and nothing was submitted; try again")
     return answer["ref"] or arrived()["ref"]
@@ -324,7 +326,9 @@ def _joined(competition: str) -> Any:
         if error.status not in (403, 404):
             raise
         page = f"{SITE}/competitions/{competition}/rules"
-        raise Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}") from None
+        raise Refused(
+            f"{competition}: not joined, or no such competition ({error}); accept its rules at {page}"
+        ) from None
 
 
 # Helpers

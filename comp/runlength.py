@@ -14,6 +14,7 @@ from comp.errors import Refused
 
 Order = Literal["column", "row"]
 
+UNKNOWN = 1 << 60  # the area of a picture whose size is not known
 CHUNK = 1 << 20  # pixels encoded at a time: their temporary arrays stay in the cache
 
 
@@ -44,7 +45,7 @@ def decode(text: str, shape: tuple[int, int], order: Order = "column", empty: st
     return flat.reshape(height, width) if order == "row" else flat.reshape(width, height).T.copy()
 
 
-def parse(text: str, pixels: int = 1 << 60) -> tuple[np.ndarray, np.ndarray]:
+def parse(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
     """Starts (from 1) and lengths, int64, of one text; `pixels` is the picture's area, if it is known.
 
     Raises Refused for what is no whole number, an odd number of values, a start or length below 1, starts

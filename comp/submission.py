@@ -28,7 +28,7 @@ Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
 
 _QUOTED = re.compile(rb'"([^"]*(?:""[^"]*)*)"(,|$)')
 
-LONGEST_ROW = 1 << 27  # bytes; a file without line breaks must not fill the memory
+LONGEST_ROW = 1 << 24  # bytes; a file without line breaks must not fill the memory
 
 
 @contextmanager
@@ -86,12 +86,12 @@ def check(
         sample = Path(sample)
         sample_lines = _lines(sample)
         expected, source = _header(sample, sample_lines), sample.name
-        wanted = {key: None for _, key, _ in _rows(sample, sample_lines, len(names))}
     else:
         pixels = common or next(iter(areas.values()), None) or len(header) - 1
         values = map(str, range(pixels)) if layout.format == "pixels" else [layout.value_column]
-        expected, source, wanted = [*names, *values], f"competition {competition.name}", areas
+        expected, source = [*names, *values], f"competition {competition.name}"
     _same_header(path, header, expected, source)
+    wanted = areas if sample is None else {key: None for _, key, _ in _rows(sample, sample_lines, len(names))}
     labels = frozenset(str(label).encode() for label in range(len(competition.classes)))
     seen: set[Key] = set()
     empty = 0
@@ -107,7 +107,7 @@ def check(
             if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, labels)
             else:
-                empty += _check_runs(value, layout.empty, areas.get(key) or common)
+                empty += _check_runs(value, layout.empty, areas.get(key) or common or runlength.UNKNOWN)
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({_name(key)}): {problem}") from None
     missing = [key for key in wanted if key not in seen]
@@ -121,23 +121,30 @@ def check(
 # Writing
 
 
-def _pixel_text(labels: np.ndarray) -> bytes:
-    """A comma and a label for each pixel of uint8 `labels`, in C order."""
+def _pixel_text(labels: np.ndarray) -> np.ndarray:
+    """A comma and a label for each pixel of uint8 `labels`, in C order: the characters, uint8."""
     if labels.max(initial=0) < 10:
         text = np.full((labels.size, 2), ord(","), np.uint8)
         text[:, 1] = labels.ravel() + np.uint8(ord("0"))
-        return text.tobytes()
+        return text.ravel()
+    tokens, widths = _label_pairs()
     odd = labels.size % 2
-    pairs = np.append(labels, np.zeros(odd, np.uint8)).view("<u2")
-    text = _label_pairs().take(pairs).tobytes().translate(None, b"\0")
-    return text[:-2] if odd else text
+    pairs = (np.append(labels, np.uint8(0)) if odd else labels.ravel()).view("<u2")
+    places = np.zeros(len(pairs) + 1, np.intp)
+    np.cumsum(widths.take(pairs), out=places[1:])
+    # A view with an element at every byte: each token is put down whole, and the next one, put down after
+    # it, covers its padding. No branch depends on the labels, so that all labels are equally fast.
+    text = np.empty(places[-1] + 8, np.uint8)
+    np.ndarray(len(text) - 7, np.uint64, text, strides=(1,))[places[:-1]] = tokens.take(pairs)
+    return text[: places[-1] - 2 * odd]
 
 
 @cache
-def _label_pairs() -> np.ndarray:
-    """uint64 (65536,): ",first,second" padded with NUL, by first + 256 * second."""
+def _label_pairs() -> tuple[np.ndarray, np.ndarray]:
+    """By first + 256 * second: ",first,second" in the bytes of a uint64, and how many bytes it has, uint8."""
     one = np.array([f",{label}" for label in range(256)], "S4")
-    return np.strings.add(one[np.newaxis, :], one[:, np.newaxis]).view(np.uint64).ravel()
+    pairs = np.strings.add(one[np.newaxis, :], one[:, np.newaxis]).ravel()
+    return pairs.view(np.uint64), np.strings.str_len(pairs).astype(np.uint8)
 
 
 def _write_pixels(file: BinaryIO, competition: config.Competition) -> Write:
@@ -146,14 +153,14 @@ def _write_pixels(file: BinaryIO, competition: config.Competition) -> Write:
     def write(ids: Iterable[Any], labels: np.ndarray | Sequence[np.ndarray]) -> None:
         nonlocal shape
         for line, picture in zip(_csv_lines((key, "") for key in ids), labels, strict=True):
-            picture = np.asarray(picture).astype(np.uint8, casting="safe", copy=False)
+            picture = _uint8(picture)
             if shape is None:
                 shape = picture.shape
                 header = [competition.submission.id_column, *range(picture.size)]
                 file.write(_csv_lines([header])[0].encode())
             elif picture.shape != shape:
-                raise Refused(f"{line[:-2]}: {picture.shape} pixels after {shape}; a pixel row has one size")
-            file.write(line[:-2].encode() + _pixel_text(picture) + b"\n")
+                raise Refused(f"{line[:-2]!r}: {picture.shape} pixels, after {shape}; pixel rows are of one size")
+            file.writelines((line[:-2].encode(), _pixel_text(picture).data, b"\n"))
 
     return write
 
@@ -167,9 +174,9 @@ def _write_runs(file: BinaryIO, competition: config.Competition) -> Write:
             file.write(_csv_lines([[*_key_columns(competition), layout.value_column]])[0].encode())
         if not isinstance(labels, np.ndarray):
             for key, picture in zip(ids, labels, strict=True):
-                write([key], np.asarray(picture)[np.newaxis])
+                write([key], _uint8(picture)[np.newaxis])
             return
-        texts = [runlength.encode(labels == label, layout.order) for label in classes]
+        texts = [runlength.encode(_uint8(labels) == label, layout.order) for label in classes]
         rows = (
             (*key, text or layout.empty)
             for name, per_class in zip(ids, zip(*texts, strict=True), strict=True)
@@ -178,6 +185,11 @@ def _write_runs(file: BinaryIO, competition: config.Competition) -> Write:
         file.write("".join(_csv_lines(rows)).encode())
 
     return write
+
+
+def _uint8(labels: np.ndarray) -> np.ndarray:
+    # safe: probabilities or wider integers, given by mistake, are a TypeError and not cut off
+    return np.asarray(labels).astype(np.uint8, casting="safe", copy=False)
 
 
 def _csv_lines(rows: Iterable[Iterable[Any]]) -> list[str]:
@@ -246,6 +258,8 @@ def _until_closed(line: bytes, file: BinaryIO) -> bytes:
 def _rows(path: Path, lines: Iterable[bytes], keys: int) -> Iterator[tuple[int, Key, bytes]]:
     """Row numbers from 1, the fields that name the row, and the rest as it stands. Raises Refused."""
     for row, line in enumerate(lines, 1):
+        if b"\r" in line and b"\r" in re.sub(rb'"[^"]*"', b"", line):
+            raise Refused(f"{path}: row {row}: a carriage return within the row: {_show(line)}")
         key = []
         for _ in range(keys):
             field, comma, line = _first_field(line)
@@ -305,7 +319,7 @@ def _check_labels(text: bytes, count: int, allowed: frozenset[bytes]) -> None:
     raise Refused(f"column '{column}' {problem}; whole numbers from 0 to {len(allowed) - 1} fit")
 
 
-def _check_runs(text: bytes, empty: str, pixels: int | None) -> bool:
+def _check_runs(text: bytes, empty: str, pixels: int) -> bool:
     """Whether the mask is empty. Raises Refused."""
     text, comma, _ = _first_field(text)
     if comma:
@@ -314,5 +328,5 @@ def _check_runs(text: bytes, empty: str, pixels: int | None) -> bool:
         return True
     if not text:
         raise Refused(f"no value; an empty mask is written {empty!r}")
-    runlength.parse(text.decode(errors="replace"), *([pixels] if pixels else []))
+    runlength.parse(text.decode(errors="replace"), pixels)
     return False

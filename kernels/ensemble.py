@@ -3,6 +3,7 @@
     python kernels/ensemble.py                                    # the demo; prints its leaderboard score
     python kernels/ensemble.py --competition mars --tta d4
     python kernels/ensemble.py --competition mars --run default --run segformer
+    python kernels/ensemble.py --competition mars --on sandbox    # or: --on kaggle
 
 Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it.
 """
@@ -62,15 +63,14 @@ def main(args: argparse.Namespace) -> int:
     }
     # Named by what made it: other models or settings never overwrite it.
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
-    path = args.submissions / f"{competition.name}-{'+'.join(names)}-{digest}.csv"
-    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        path = Path("submission.csv")  # what a code competition collects
+    made_of = {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+    in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")  # where a code competition collects submission.csv
+    path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     test = arrays.load_test(competition, args.input)
-    sizes = test.images.shape[1:3] if test.sizes is None else test.sizes
-    sample = args.input / competition.submission.sample
+    sample = arrays.sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
-        submission.check(path, competition, test.ids, sizes, sample if sample.exists() else None)
+        submission.check(path, competition, test.ids, test.shapes, sample)
         return 0
 
     print(f"{len(test.ids)} pictures, {len(models)} models, {settings.tta} test-time augmentation, on {computing}")
@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
                     for one, size in zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 ]
             write(test.ids[rows], labels)
-    found = submission.check(path, competition, test.ids, sizes, sample if sample.exists() else None)
+    found = submission.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {"score": {"metric": metric, "out_of_fold": blend.kept}, "sha256": files.sha256(path)}
     if confusions:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
@@ -98,6 +98,26 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def jobs(args: argparse.Namespace) -> list:
+    """One kernel, which reads the folds' output."""
+    from comp import elsewhere, runs
+
+    config = cli.config(args)
+    names, competition = cli.run_names(args, config), config.competition
+    return [
+        elsewhere.Job(
+            entry=Path(__file__),
+            arguments=cli.arguments_but("--on", "--device"),
+            name=f"{competition.name}-{'-'.join(names)}-ensemble",
+            competition=competition,
+            input=args.input,
+            runs=args.runs,
+            submissions=args.submissions,
+            folds=[fold for name in names for fold in runs.find_folds(competition.name, name, args.runs)],
+        )
+    ]
+
+
 def fold_numbers(text: str) -> list[int]:
     if not all(part.isdigit() for part in text.split(",")):
         raise cli.Refused(f"--folds {text}: write numbers such as 0,1,2")
@@ -105,4 +125,4 @@ def fold_numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.entry(main, arguments())
+    cli.entry(arguments(), main, jobs)

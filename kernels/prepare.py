@@ -58,4 +58,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--size", type=size, default=(256, 256), help="height and width of the arrays (default: 256x256)"
     )
-    cli.entry(main, parser)
+    cli.entry(parser, main)

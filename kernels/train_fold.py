@@ -3,15 +3,20 @@
     python kernels/train_fold.py --fold 0                       # the demo competition; no data needed
     python kernels/train_fold.py --competition mars --fold all
     python kernels/train_fold.py --competition mars --fold 0 --time-budget 10m --set model.encoder=resnet34
+    python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
 
 Leaves runs/<competition>/<run>/fold-<k>/: model.safetensors, oof.npz, history.csv, metrics.json and
 pictures. The same command again goes on where it stopped.
 """
 
 import argparse
+import os
 import time
+from pathlib import Path
 
 from comp import cli
+
+KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -37,9 +42,10 @@ def main(args: argparse.Namespace) -> int:
     data = runs.data(config, args.input, args.runs)
     print(f"{config.competition.title or config.competition.name}: {len(data.split.ids)} pictures, on {chosen}")
     workers = batches.default_workers() if args.workers is None else args.workers
+    budget = args.time_budget or (KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else None)
     done, started = [], cli.STARTED
     for number in numbers:
-        deadline = started + args.time_budget if args.time_budget else None
+        deadline = started + budget if budget else None
         try:
             done.append(runs.train_fold(config, data, number, run_folder, chosen, workers, deadline))
         except fit.Interrupted:
@@ -51,6 +57,27 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def jobs(args: argparse.Namespace) -> list:
+    """One kernel a fold."""
+    from comp import elsewhere
+
+    config = cli.config(args)
+    run = cli.run_names(args, config)[0]
+    given = cli.arguments_but("--fold", "--on", "--workers", "--device")
+    return [
+        elsewhere.Job(
+            entry=Path(__file__),
+            arguments=[*given, "--fold", str(number)],
+            name=f"{config.competition.name}-{run}-fold-{number}",
+            competition=config.competition,
+            input=args.input,
+            runs=args.runs,
+            fold=args.runs / config.competition.name / run / f"fold-{number}",
+        )
+        for number in fold_numbers(args.fold, config.folds.count)
+    ]
+
+
 def fold_numbers(text: str, count: int) -> list[int]:
     if text == "all":
         return list(range(count))
@@ -60,4 +87,4 @@ def fold_numbers(text: str, count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.entry(main, arguments())
+    cli.entry(arguments(), main, jobs)

@@ -16,6 +16,7 @@ whole SaveKernel call; `inputs` maps where an input lies below /kaggle/input ("c
 """
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -92,7 +93,7 @@ class Kaggle:
         self.blobs: dict[str, tuple[str, bytes | None]] = {}  # token: file name, bytes once they came
         self.calls: list[tuple[str, dict]] = []
         self.faults: list[Fault] = []
-        self.expired = False  # the credentials, that is
+        self.token, self.expired = TOKEN, False
         self.places = 2  # kernels that may run at a time
         self.looks_until_ready = 1  # of a dataset
         self.looks_until_scored = 1
@@ -146,7 +147,7 @@ class Kaggle:
     def answer(self, call: str, body: dict, authorization: str) -> dict | str:
         """The answer to a call, or the place where it is redirected to."""
         basic = "Basic " + base64.b64encode(f"{USER}:{KEY}".encode()).decode()
-        known = not self.expired and authorization in (f"Bearer {TOKEN}", basic)
+        known = not self.expired and authorization in (f"Bearer {self.token}", basic)
         if call == "IntrospectToken":
             return {"active": known, "username": USER} if known else {"active": False}
         if not known:
@@ -438,7 +439,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault and fault.status <= 0:
             if fault.status < 0:
                 self.server.kaggle.closed.wait(60)
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # the client may have left
+                self.connection.shutdown(socket.SHUT_RDWR)
             return
         elif fault:
             message = fault.message or self.responses[fault.status][0]

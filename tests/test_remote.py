@@ -45,7 +45,7 @@ def calm(kaggle):
     kaggle.kernels.clear()
     kaggle.datasets.clear()
     kaggle.submissions.clear()
-    kaggle.expired = kaggle.dataset_fails = False
+    kaggle.token, kaggle.expired, kaggle.dataset_fails = TOKEN, False, False
     kaggle.places, kaggle.page, kaggle.looks_until_ready, kaggle.looks_until_scored = 2, 20, 1, 1
     _run.files, _run.status, _run.hold = {"submission.csv": "id,v\n"}, "COMPLETE", None
 
@@ -99,6 +99,9 @@ def test_user_with_name_and_key_in_kaggle_json(kaggle, tmp_path, monkeypatch):
     (tmp_path / "kaggle.json").write_text(json.dumps({"username": USER, "key": KEY}))
     assert remote.user(POLL) == USER
     assert remote.upload(_weights(tmp_path), "fold-weights", poll=POLL) == f"{USER}/fold-weights"
+    kaggle.plant("GetKernelSessionStatus", status=400, message=f"{KEY} is odd")
+    with pytest.raises(Refused, match=r"HTTP 400: \*\*\* is odd"):
+        remote.status(f"{USER}/mars-fold-0", POLL)
     kaggle.expired = True
     with pytest.raises(Refused, match=r"does not accept your credentials.*settings/api"):
         remote.status(f"{USER}/mars-fold-0", POLL)
@@ -110,14 +113,20 @@ def test_no_credentials(kaggle, monkeypatch):
         remote.user(POLL)
 
 
-def test_a_token_that_expires_while_a_kernel_is_followed(kaggle, tmp_path):
+def test_a_token_that_expires_and_is_renewed_while_a_kernel_runs(kaggle, tmp_path, monkeypatch):
+    file, renewed = tmp_path / "token", TOKEN[::-1]
+    monkeypatch.setenv("KAGGLE_API_TOKEN", str(file))
+    file.write_text(TOKEN)
     kernel = _pushed(kaggle, tmp_path)
-    kaggle.expired = True
+    kaggle.token = renewed
     with pytest.raises(Refused, match="expired") as refused:
         remote.follow(kernel.ref, POLL)
     assert TOKEN not in str(refused.value)
-    kaggle.expired = False
+    file.write_text(renewed)
     assert remote.status(kernel.ref, POLL) == "COMPLETE"
+    kaggle.token = TOKEN
+    file.write_text(TOKEN)  # before anyone was told: the client logs in anew by itself
+    assert remote.follow(kernel.ref, POLL, say=lambda line: None) == "COMPLETE"
 
 
 def test_credentials_are_struck_out_of_what_is_said(kaggle, tmp_path, monkeypatch):
@@ -281,6 +290,10 @@ def test_without_a_live_log_it_is_said_at_the_end(kaggle, tmp_path):
 
 def test_following_outlasts_429_5xx_and_lost_connections(kaggle, tmp_path):
     kernel = _pushed(kaggle, tmp_path)
+    kaggle.plant("GetKernelSessionStatus", status=429, retry_after="7")
+    with pytest.raises(client.Declined, match="asks for fewer calls") as declined:
+        client.ask("kernels_status", kernel=kernel.ref)
+    assert declined.value.pause == 7
     kaggle.plant("GetKernelSessionStatus", status=429, retry_after="0.02")
     kaggle.plant("GetKernelSessionStatus", status=503, times=2)
     kaggle.plant("GetKernelSessionStatus", status=0, times=2)
@@ -337,7 +350,9 @@ def test_all_pages_of_output_arrive(kaggle, tmp_path):
     got = _files(tmp_path / "got")
     assert {str(path.relative_to(tmp_path / "got")) for path in paths} == set(got)
     assert got == _run.files | {"mars-fold-0.log": LINES + "\n"}
+    (tmp_path / "got" / "mars-fold-0.log").write_text("of another run")
     assert remote.collect(kernel.ref, tmp_path / "got", POLL) == paths
+    assert _files(tmp_path / "got") == got
 
 
 @pytest.mark.parametrize("status", [404, 500])
@@ -472,9 +487,7 @@ def test_no_submission_is_sent_twice(kaggle, tmp_path, status, late):
     if late:
         assert remote.submit("mars", _csv(tmp_path), "run a 2", POLL) == 1001
     else:
-        with pytest.raises(
-            Refused, match=r"no such submission listed; see .*/mars/submissions before you submit again"
-        ):
+        with pytest.raises(Refused, match=r"no such submission listed; see .*/mars/submissions before"):
             remote.submit("mars", _csv(tmp_path), "run a 2", POLL)
     assert kaggle.count("CreateSubmission") == 2
 

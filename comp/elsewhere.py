@@ -1,0 +1,171 @@
+"""The same command somewhere else: rehearsed in the sandbox, or run on Kaggle, its output brought back."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from comp import arrays, bundle, files, remote, sandbox, submission
+from comp.config import Competition
+from comp.errors import Refused
+from comp.runs import METRICS, MODEL, OOF, Fold
+
+KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel: an entry script with its arguments, what it reads, and where its output belongs here."""
+
+    entry: Path
+    arguments: Sequence[str]
+    name: str  # becomes the kernel's slug
+    competition: Competition
+    input: Path
+    runs: Path
+    submissions: Path = Path("submissions")
+    fold: Path | None = None  # the folder that a training job fills
+    folds: Sequence[Fold] = field(default_factory=tuple)  # what an ensemble reads
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"comp-{self.name}".lower()).strip("-")[:50]
+
+
+def rehearse(jobs: Iterable[Job]) -> None:
+    """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
+    for job in jobs:
+        if _done(job):
+            continue
+        script = _packed(job)
+        result = sandbox.rehearse(script, _sandbox_inputs(job))
+        try:
+            if result.status:
+                raise Refused(f"{job.name}: the script ended with status {result.status} in the sandbox; see above")
+            bring(job, result.folder)
+        finally:
+            shutil.rmtree(result.folder, ignore_errors=True)
+
+
+def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
+    """Push each job, follow it to its end, bring its output back; what runs already is picked up. Raises Refused."""
+    waiting = [job for job in jobs if not _done(job)]
+    if not waiting:
+        return
+    user, pushed = remote.user(poll), []
+    for job in waiting:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "script.py").write_text(_packed(job), encoding="utf-8")
+            remote.kernel_metadata(
+                Path(folder),
+                f"{user}/{job.slug}",
+                "script.py",
+                competitions=[job.competition.kaggle] if job.competition.kaggle else [],
+                datasets=_datasets(job, poll),
+                kernels=sorted({ref for fold in job.folds if (ref := _kernel_of(fold))}),
+            )
+            # Retrained folds do not change an ensemble's source, so one that is complete is run again.
+            keep = ("QUEUED", "RUNNING", "COMPLETE") if job.fold else ("QUEUED", "RUNNING")
+            kernel = remote.push(Path(folder), poll, keep=keep)
+            print(f"{job.name}: {kernel.url}")
+            pushed.append((job, kernel))
+    for job, kernel in pushed:
+        remote.follow(kernel.ref, poll, fresh=4 * poll)
+        with tempfile.TemporaryDirectory() as folder:
+            remote.collect(kernel.ref, Path(folder), poll)
+            bring(job, Path(folder), kernel)
+
+
+def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
+    """Put a kernel's output where the same command here would have left it. Raises Refused."""
+    about = {"ref": kernel.ref, "version": kernel.version, "url": kernel.url} if kernel else None
+    if job.fold is not None:
+        came = folder / "runs" / job.fold.relative_to(job.runs)
+        if not (came / METRICS).exists():
+            raise Refused(f"{job.name}: its output holds no finished {came.relative_to(folder)}")
+        if about:
+            files.write_json(came / KERNEL, about)
+        for source in sorted(path for path in (folder / "runs").rglob("*") if path.is_file()):
+            target = job.runs / source.relative_to(folder / "runs")
+            # The fold's own files, and those of the run and the competition that are not here yet.
+            if not source.name.startswith(".") and (source.is_relative_to(came) or not target.exists()):
+                with files.whole(target) as beside:
+                    shutil.copyfile(source, beside)
+        print(f"{job.fold}: {', '.join(sorted(path.name for path in job.fold.iterdir() if path.name[0] != '.'))}")
+        return
+    came = folder / "submission.csv"
+    if not came.exists():
+        raise Refused(f"{job.name}: its output holds no submission.csv")
+    made_by = json.loads(came.with_suffix(".json").read_text(encoding="utf-8"))
+    target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
+    test = arrays.load_test(job.competition, job.input)
+    found = submission.check(
+        came, job.competition, test.ids, test.shapes, arrays.sample_submission(job.competition, job.input)
+    )
+    with files.whole(target) as beside:
+        shutil.copyfile(came, beside)
+    submission.side_file(target, made_by | ({"kernel": about} if about else {}))
+    print(f"{target}: {found.rows} rows, as Kaggle wants it")
+
+
+def _done(job: Job) -> bool:
+    if job.fold is not None and (job.fold / METRICS).exists():
+        print(f"{job.fold} is finished; name another --run to train it again")
+        return True
+    return False
+
+
+def _packed(job: Job) -> str:
+    pack = bundle.pack(job.entry, job.arguments)
+    script = bundle.script(pack)
+    print(f"{job.name}: packed, {len(script) / 1000:.0f} KB, sha256 {pack.sha256[:12]}")
+    return script
+
+
+def _npz(job: Job) -> Path | None:
+    # The demo is made where it runs.
+    return None if job.competition.name == "demo" else arrays.find(job.competition.file, job.input)
+
+
+def _sandbox_inputs(job: Job) -> dict[str, Path]:
+    home = f"competitions/{job.competition.kaggle}" if job.competition.kaggle else f"datasets/me/{job.competition.name}"
+    inputs = {
+        f"{home}/{path.name}": path
+        for path in (_npz(job), arrays.sample_submission(job.competition, job.input))
+        if path
+    }
+    for fold in job.folds:
+        run = fold.folder.parent.name
+        inputs[f"notebooks/me/{run}-{fold.folder.name}/{_below_runs(job, fold)}"] = fold.folder
+    return inputs
+
+
+def _below_runs(job: Job, fold: Fold) -> Path:
+    return Path("runs") / job.competition.name / fold.folder.parent.name / fold.folder.name
+
+
+def _kernel_of(fold: Fold) -> str | None:
+    file = fold.folder / KERNEL
+    return json.loads(file.read_text(encoding="utf-8"))["ref"] if file.exists() else None
+
+
+def _datasets(job: Job, poll: float) -> list[str]:
+    """Upload what no competition and no kernel holds: folds trained here, and arrays of one's own."""
+    refs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for fold in job.folds:
+            if not _kernel_of(fold):
+                stage = Path(folder) / _below_runs(job, fold)
+                stage.mkdir(parents=True)
+                for name in (MODEL, OOF, METRICS):
+                    (stage / name).symlink_to((fold.folder / name).absolute())
+        if any(Path(folder).iterdir()):
+            refs.append(remote.upload(Path(folder), f"{job.slug}-folds"[:50], poll=poll))
+    if not job.competition.kaggle and (npz := _npz(job)):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / npz.name).symlink_to(npz.absolute())
+            refs.append(remote.upload(Path(folder), f"comp-{job.competition.name}-arrays"[:50], poll=poll))
+    return refs

@@ -1,0 +1,45 @@
+"""submissions/ledger.csv: what was sent to Kaggle, and how it scored."""
+
+import csv
+import io
+from pathlib import Path
+
+from comp import files
+
+COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """All rows, oldest first; none where there is no ledger."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def record(path: Path, row: dict[str, object]) -> None:
+    """Add a row, or replace the one with the same ref; values that are None stay blank."""
+    new = {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
+    rows = [old for old in read(path) if not new["ref"] or old["ref"] != new["ref"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows([*rows, new])
+    files.write_text(path, text.getvalue())
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The ledger as aligned text: out-of-fold beside public and private score, and their difference."""
+    lines = [("when", "file", "out-of-fold", "public", "private", "public - oof")]
+    for row in rows:
+        scores = [f"{float(row[key]):.4f}" if row[key] else "–" for key in ("out_of_fold", "public", "private")]
+        both = row["out_of_fold"] and row["public"]
+        apart = f"{float(row['public']) - float(row['out_of_fold']):+.4f}" if both else "–"
+        lines.append((row["when"][:16].replace("T", " "), row["file"], *scores, apart))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

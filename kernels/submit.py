@@ -1,0 +1,87 @@
+"""Check a submission, send it to Kaggle, wait for its score, and keep the ledger.
+
+    python kernels/submit.py submissions/mars-default-1a2b3c4d.csv
+    python kernels/submit.py                                       # only the ledger
+
+The competition is read from the .json beside the CSV. Where it is a code competition, the kernel that
+made the file is submitted instead of the file.
+"""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+from comp import arrays, cli, files, ledger, remote, submission
+from comp import config as configs
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?", help="a CSV that kernels/ensemble.py made")
+    parser.add_argument("--competition", help="a name that ships, or a .toml file (default: what the .json says)")
+    parser.add_argument("--message", default="", help="what Kaggle shows beside the score")
+    parser.add_argument("--input", type=Path, default=Path("input"), help="folder of the npz (default: input)")
+    parser.add_argument("--ledger", type=Path, help="(default: ledger.csv beside the file)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    folder = args.file.parent if args.file else Path("submissions")
+    book = args.ledger or folder / "ledger.csv"
+    if args.file:
+        submit(args, book)
+    rows = ledger.read(book)
+    print(ledger.table(rows) if rows else f"{book}: nothing was submitted yet")
+    return 0
+
+
+def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
+    about = made_by(args.file)
+    competition = configs.load(args.competition or about["competition"]).competition
+    if not competition.kaggle:
+        raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
+    test = arrays.load_test(competition, args.input)
+    sample = arrays.sample_submission(competition, args.input)
+    found = submission.check(args.file, competition, test.ids, test.shapes, sample)
+    digest = files.sha256(args.file)
+    if about["sha256"] != digest:
+        raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
+    for row in ledger.read(book):
+        if row["sha256"] == digest and row["status"] != "ERROR" and row["competition"] == competition.kaggle:
+            raise cli.Refused(f"{args.file}: was submitted on {row['when'][:16]} (submission {row['ref']}); see {book}")
+    print(f"{args.file}: {found.rows} rows, as Kaggle wants it")
+
+    what: Path | remote.Kernel = args.file
+    if competition.code_competition:
+        if "kernel" not in about:
+            raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
+        what = remote.Kernel(**about["kernel"])
+    row = {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "competition": competition.kaggle,
+        "file": args.file.name,
+        "sha256": digest,
+        "runs": "+".join(about["runs"]),
+        "out_of_fold": about["score"]["out_of_fold"],
+    }
+    message = f"{args.message} {args.file.stem}".strip()
+    row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
+    ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
+    score = remote.wait_score(competition.kaggle, row["ref"], poll)
+    ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
+    if score.status == "ERROR":
+        raise cli.Refused(f"{args.file}: Kaggle could not score it: {score.error}")
+
+
+def made_by(file: Path) -> dict:
+    try:
+        return json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise cli.Refused(
+            f"{file.with_suffix('.json')}: missing or damaged; it says what made the submission"
+        ) from None
+
+
+if __name__ == "__main__":
+    cli.entry(arguments(), main)

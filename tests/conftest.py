@@ -1,0 +1,64 @@
+"""A competition of a dozen lines and a network of a few thousand weights, for tests of seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+
+COMPETITION = """\
+name = "tiny"
+classes = ["ground", "stripe", "spot"]
+
+[metric]
+name = "mean_iou"
+background = "drop_class"
+
+[submission]
+format = "rle"
+rows = "image_class"
+class_column = "class"
+value_column = "rle"
+"""
+
+RECIPE = """\
+epochs = 2
+batch_size = 6
+ema = 0.5
+folds = { count = 3 }
+model = { encoder = "resnet18", options = { encoder_depth = 3, decoder_channels = [8, 8, 8] } }
+optimizer = { lr = 2e-3 }
+augment = { transforms = [{ name = "HorizontalFlip" }, { name = "RandomBrightnessContrast" }], cutmix = 0.5, mixup = 0.3 }
+predict = { tta = "hflip", batch_size = 8 }
+"""
+
+
+def draw(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 (count, H, W) with a stripe and a spot, and their masks."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, *size), np.uint8)
+    for mask in masks:
+        top, (y, x) = rng.integers(0, size[0] - 8), (rng.integers(0, side - 8) for side in size)
+        mask[top : top + 6] = 1
+        mask[y : y + 8, x : x + 8] = 2
+    pictures = 60 + 70 * masks + rng.integers(0, 40, masks.shape)
+    return pictures.astype(np.uint8), masks
+
+
+def kernel(script: str, *arguments: str, cwd: Path, status: int | None = 0) -> str:
+    """Run an entry script as a user does; return what it printed, both streams."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "kernels" / script), *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    output = done.stdout + done.stderr
+    if status is not None:
+        assert done.returncode == status, output
+    return output
+
+
+TINY = ("--competition", "tiny.toml", "--recipe", "recipe.toml", "--device", "cpu")

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from comp import augment, batches, config
+from comp.arrays import Split
+from comp.errors import Refused
+
+
+def settings(**augmentation) -> config.Augment:
+    return config.Augment(**augmentation)
+
+
+def test_each_row_once_in_even_batches():
+    rows = np.arange(100, 165)
+    planned = batches.plan(rows, np.ones(65), 16, seed=3, epoch=2)
+    drawn = [row for batch in planned for _, _, row in batch]
+    assert sorted(drawn) == rows.tolist() and drawn != rows.tolist()
+    assert [len(batch) for batch in planned] == [13] * 5
+    assert planned == batches.plan(rows, np.ones(65), 16, seed=3, epoch=2)
+    assert planned != batches.plan(rows, np.ones(65), 16, seed=3, epoch=3)
+
+
+def test_oversampling_repeats_pictures_that_hold_the_class():
+    counts = np.array([[9, 0], [5, 4], [9, 0]])
+    times = batches.repeats(counts, {"rare": 2.5}, ("common", "rare"))
+    assert times.tolist() == [1, 2.5, 1]
+    drawn = [row for epoch in range(200) for b in batches.plan(np.arange(3), times, 8, 0, epoch) for _, _, row in b]
+    assert drawn.count(0) == drawn.count(2) == 200
+    assert 450 < drawn.count(1) < 550
+
+
+def test_any_number_of_workers_and_any_start_give_the_same_batches():
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (20, 16, 24, 1), np.uint8), rng.integers(0, 3, (20, 16, 24), np.uint8)
+    split = Split(images, masks, np.arange(20).astype(str), None, None)
+    loaded = config.load("demo", overrides=["batch_size=6", "seed=4"])
+    seen = []
+    for workers in (0, 1, 2):
+        loader = batches.TrainBatches(split, np.arange(20), np.ones(20), loaded, workers, pin=False)
+        seen.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
+        late = list(loader.epoch(1, skip=2))
+        assert all(
+            torch.equal(a, b) for x, y in zip(late, seen[-1][-2:], strict=True) for a, b in zip(x, y, strict=True)
+        )
+    for other in seen[1:]:
+        for x, y in zip(seen[0], other, strict=True):
+            assert torch.equal(x[0], y[0]) and torch.equal(x[1], y[1])
+    assert seen[0][0][0].dtype == torch.uint8 and seen[0][0][0].shape == (5, 16, 24, 1)
+
+
+def test_image_and_mask_move_together_and_only_the_seed_decides():
+    transform = augment.build([{"name": "HorizontalFlip", "p": 0.5}, {"name": "Affine", "rotate": [-30, 30], "p": 1.0}])
+    mask = np.zeros((32, 48), np.uint8)
+    mask[8:20, 10:30] = 2
+    image = (mask * 100)[..., None]
+    moved = {seed: transform(image, mask, seed) for seed in (1, 2, 1)}
+    again = transform(image, mask, 1)
+    assert np.array_equal(moved[1][0], again[0]) and not np.array_equal(moved[1][1], moved[2][1])
+    for picture, label in moved.values():
+        assert set(np.unique(label)) <= {0, 2}  # nearest neighbour: no label between
+        assert ((picture[..., 0] > 100) == (label == 2)).mean() > 0.97
+
+
+@pytest.mark.parametrize(
+    ("transform", "says"),
+    [
+        ({"name": "HorizontalFlop"}, "augment.transforms.0.name: albumentations has no transform 'HorizontalFlop'"),
+        ({"p": 0.5}, "has no transform None"),
+        ({"name": "HorizontalFlip", "q": 1}, "augment.transforms.0 (HorizontalFlip): "),
+        ({"name": "HorizontalFlip", "p": "often"}, "augment.transforms.0 (HorizontalFlip): "),
+        ({"name": "BasicTransform"}, "augment.transforms.0"),
+        ({"name": "np"}, "has no transform 'np'"),
+    ],
+)
+def test_an_unknown_transform_or_argument_is_refused(transform, says):
+    with pytest.raises(Refused) as refused:
+        augment.build([transform])
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_cutmix_pastes_boxes_with_their_labels():
+    labels = torch.arange(1, 5, dtype=torch.uint8)[:, None, None].expand(4, 16, 24).contiguous()
+    images = (labels * 10)[:, None].contiguous()
+    rng = np.random.default_rng(1)
+    mixed, moved, other, share = augment.mix(images, labels, settings(cutmix=1.0, cutmix_sources=3), rng)
+    assert other is None and share == 1.0
+    assert torch.equal(mixed[:, 0], moved * 10)
+    assert any(len(one.unique()) > 1 for one in moved)
+    assert torch.equal(labels[:, 0, 0], torch.arange(1, 5, dtype=torch.uint8))  # the batch itself is left alone
+
+
+def test_mixup_blends_pictures_and_keeps_both_labels():
+    labels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 8, 8)
+    images = (labels * 50)[:, None]
+    mixed, first, second, share = augment.mix(images, labels, settings(mixup=1.0), np.random.default_rng(5))
+    assert torch.equal(first, labels) and 0 <= share <= 1
+    expected = share * images.float() + (1 - share) * second[:, None].float() * 50
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_samples_of_different_sizes_are_refused():
+    split = Split(np.zeros((4, 32, 32, 1), np.uint8), np.zeros((4, 32, 32), np.uint8), np.arange(4), None, None)
+    crop = 'augment.transforms=[{name="RandomSizedCrop", min_max_height=[8, 32], size=[16, 16], p=0.5}]'
+    loader = batches.TrainBatches(split, np.arange(4), np.ones(4), config.load("demo", overrides=[crop]), 0, pin=False)
+    with pytest.raises(Refused, match="different sizes"):
+        for epoch in range(20):
+            list(loader.epoch(epoch))

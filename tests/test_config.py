@@ -1,0 +1,75 @@
+import pytest
+
+from comp import config
+from comp.errors import Refused
+
+
+def test_what_ships_loads():
+    for competition in config.shipped("competitions"):
+        config.load(competition)
+    for recipe in config.shipped("recipes"):
+        config.load("demo", recipe)
+
+
+def test_an_override_is_read_as_toml_and_else_as_text():
+    loaded = config.load("mars", overrides=["epochs=3", "model.encoder=resnet34", "loss.terms={dice=1.0, focal=0.5}"])
+    assert (loaded.epochs, loaded.model.encoder) == (3, "resnet34")
+    assert loaded.loss.terms == {"dice": 1.0, "focal": 0.5}
+
+
+def test_a_recipe_is_laid_over_its_base(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('base = "default"\nepochs = 2\nloss = { terms = { dice = 1.0 } }\n')
+    loaded, base = config.load("demo", str(own)), config.load("demo", "default")
+    assert (loaded.recipe, loaded.epochs, loaded.loss.terms) == ("own", 2, {"dice": 1.0})
+    assert loaded.loss.class_weights == base.loss.class_weights
+    assert loaded.model == base.model
+
+
+def test_it_survives_json():
+    loaded = config.load("mars")
+    assert config.from_dict(loaded.model_dump(mode="json")) == loaded
+    assert config.first_difference(loaded, loaded) is None
+
+
+def test_the_first_difference_names_its_key():
+    one, other = config.load("mars"), config.load("mars", overrides=["optimizer.lr=0.5"])
+    assert config.first_difference(one, other).startswith("optimizer.lr: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.encodr=x", "model.encodr: no such key; did you mean 'encoder'?"),
+        ("epochs=many", "epochs: input should be a valid integer"),
+        ("epochs=0", "epochs: input should be greater than or equal to 1"),
+        ("epochs=2.5", "epochs: input should be a valid integer"),
+        ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
+        ("loss.terms={dise=1.0}", "loss.terms.dise: input should be 'cross_entropy'"),
+        ("loss.class_weights=sqr", "loss.class_weights: input should be 'none', 'inverse' or 'sqrt'"),
+        ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
+        ("epochs.more=1", "epochs is a value, not a section"),
+        ("epochs", "write key=value"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_would_fit(override, says):
+    with pytest.raises(Refused) as refused:
+        config.load("mars", overrides=[override])
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_unknown_names_and_broken_files_are_refused(tmp_path):
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = [")
+    circle = tmp_path / "circle.toml"
+    circle.write_text(f'base = "{circle}"')
+    for competition, recipe, says in [
+        ("mras", None, "did you mean 'mars'"),
+        ("mars", "defualt", "did you mean 'default'"),
+        (str(broken), None, "not valid TOML"),
+        (str(tmp_path / "none.toml"), None, "No such file"),
+        ("mars", str(circle), "is based on it"),
+    ]:
+        with pytest.raises(Refused, match=says):
+            config.load(competition, recipe)

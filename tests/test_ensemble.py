@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+
+from comp import config, device, ensemble, metrics, models, npz, predict, runs
+from comp.arrays import Split
+from comp.errors import Refused
+
+CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
+COMPETITION = config.Competition(name="tiny", classes=("ground", "stripe", "spot"))
+
+
+def split(count=30):
+    images, masks = draw(count, 0, (16, 16))
+    return Split(images[..., None], masks, np.array([f"p{i}" for i in range(count)]), None, None)
+
+
+def write_fold(folder, number, ids, probabilities):
+    folder.mkdir(parents=True)
+    members = [
+        ("ids", ids.shape, ids.dtype, [ids]),
+        ("probabilities", probabilities.shape, np.float16, [probabilities]),
+        ("confusions", (len(ids), 3, 3), np.int64, [np.zeros((len(ids), 3, 3))]),
+    ]
+    npz.write(folder / runs.OOF, members)
+    (folder / runs.METRICS).write_text(json.dumps({"fold": number, "valid_pictures": len(ids)}))
+    return runs.read_fold(folder)
+
+
+def run(place, name, data, noise, bias=(1, 1, 1), folds=3):
+    """A run whose predictions are the truth with noise, and with some classes always under-rated."""
+    rng = np.random.default_rng(len(name))
+    made = []
+    for number in range(folds):
+        rows = np.arange(number, len(data.ids), folds)
+        p = np.eye(3)[data.masks[rows]].transpose(0, 3, 1, 2) + noise * rng.random((len(rows), 3, 16, 16))
+        p *= np.array(bias)[:, None, None]
+        made.append(write_fold(place / name / f"fold-{number}", number, data.ids[rows], p / p.sum(1, keepdims=True)))
+    return made
+
+
+def test_class_weights_are_found_where_they_help(tmp_path):
+    data = split()
+    blend = ensemble.search([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))], data, COMPETITION)
+    assert blend.kept > blend.equal + 0.02 and blend.classes[2] > blend.classes[0]
+
+
+def test_what_does_not_help_is_not_used(tmp_path):
+    data = split()
+    blend = ensemble.search([run(tmp_path, "perfect", data, 0.1)], data, COMPETITION)
+    assert blend.classes == (1, 1, 1) and blend.kept == blend.equal == 1
+
+
+def test_a_better_run_weighs_more(tmp_path):
+    data = split()
+    chosen = [run(tmp_path, "good", data, 1.3), run(tmp_path, "bad", data, 9.0)]
+    blend = ensemble.search(chosen, data, COMPETITION)
+    assert sum(blend.runs) == pytest.approx(1)
+    assert blend.runs[0] > 0.6 and blend.tried["run weights"] > blend.equal
+
+
+def test_weights_are_judged_on_folds_they_did_not_see(tmp_path):
+    # Fold 2 wants the opposite of folds 0 and 1: weights fitted with a look at it would seem to help.
+    data = split()
+    folds = run(tmp_path, "a", data, 1.6, (1, 1, 0.5))[:1] + run(tmp_path, "b", data, 1.6, (1, 1, 2.0))[1:2]
+    blend = ensemble.search([folds], data, COMPETITION)
+    assert blend.tried["class weights"] < blend.equal and blend.classes == (1, 1, 1)
+
+
+def test_one_fold_cannot_be_judged(tmp_path):
+    data = split()
+    blend = ensemble.search([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))[:1]], data, COMPETITION)
+    assert blend.classes == (1, 1, 1)
+
+
+def test_missing_and_mismatched_folds_are_refused(tmp_path):
+    data = split()
+    three, two = run(tmp_path, "three", data, 1.0), run(tmp_path, "two", data, 1.0, folds=2)
+    with pytest.raises(Refused, match="fold 2 is not finished"):
+        ensemble.same_folds([three, two], [0, 1, 2])
+    assert [[f.number for f in r] for r in ensemble.same_folds([three, two], [1, 0])] == [[1, 0], [1, 0]]
+    with pytest.raises(Refused, match="validated on other pictures"):
+        ensemble.search([three[:2], two], data, COMPETITION)
+    with pytest.raises(Refused, match="no finished fold"):
+        runs.find_folds("tiny", "nothing", tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monkeypatch, chunk):
+    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+    data, chosen = split(7), []
+    for number in range(3):
+        torch.manual_seed(number)
+        model, _ = models.build(loaded.model, 1, 5, torch.tensor([100.0]), torch.tensor([50.0]))
+        models.save(model, tmp_path / f"fold-{number}" / runs.MODEL, loaded)
+        chosen.append(runs.Fold(tmp_path / f"fold-{number}", number, {}))
+    monkeypatch.setattr(ensemble, "CHUNK_BYTES", chunk * 4 * 5 * 16 * 16)
+    settings = config.Predict(tta="hflip", batch_size=2)
+    rows, got = zip(*ensemble.blended([chosen[:2], chosen[2:]], [0.25, 0.75], data, settings, CPU), strict=True)
+    assert np.concatenate(rows).tolist() == list(range(7))
+    expected = 0
+    for fold, weight in zip(chosen, (0.125, 0.125, 0.75), strict=True):
+        model = models.load(fold.model, CPU.device).model
+        batches = predict.over(model, data.images, np.arange(7), settings, CPU)
+        expected = expected + weight * torch.cat([p for _, p in batches])
+    torch.testing.assert_close(torch.cat(got), expected)
+
+
+def test_labels_are_the_largest_after_weighting():
+    probabilities = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1)
+    assert ensemble.label(probabilities, [1, 1, 1]).item() == 0
+    assert ensemble.label(probabilities, [1, 2, 1]).item() == 1
+    assert ensemble.label(probabilities, [1, 1, 4]).item() == 2
+
+
+def test_the_search_counts_as_the_metric_does(tmp_path):
+    data = split()
+    chosen = run(tmp_path, "noisy", data, 1.6)
+    blend = ensemble.search([chosen], data, COMPETITION)
+    confusions = []
+    for fold in chosen:
+        ids, probabilities, _ = fold.oof()
+        rows = [data.ids.tolist().index(name) for name in ids]
+        confusions.append(metrics.confusion(data.masks[rows], probabilities.argmax(1).astype(np.uint8), 3))
+    assert blend.equal == pytest.approx(metrics.score(np.concatenate(confusions), COMPETITION.metric), abs=1e-3)

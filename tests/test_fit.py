@@ -1,0 +1,198 @@
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+
+from comp import arrays, checkpoint, config, device, files, fit, models
+from comp.arrays import Split
+from comp.errors import Refused
+
+CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
+SMALL = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "batch_size=8", "augment.transforms=[]"]
+
+
+def settings(*overrides: str) -> config.Config:
+    return config.load("demo", "default", [*SMALL, 'competition.classes=["ground","stripe","spot"]', *overrides])
+
+
+def prepare(loaded: config.Config, count: int = 16) -> tuple[Split, arrays.Index]:
+    images, masks = draw(count, 0, (32, 32))
+    split = Split(images[..., None], masks, np.arange(count).astype(str), None, None)
+    return split, arrays.index(split, loaded.competition, None)
+
+
+def train(folder, *overrides: str, **arguments):
+    loaded = settings(*overrides)
+    split, index = prepare(loaded)
+    return fit.fit(loaded, split, index, np.arange(12), np.arange(12, 16), folder, CPU, **arguments)
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "plateau", "constant"])
+def test_the_learning_rate_rises_and_ends_as_it_should(name):
+    schedule = config.Schedule(name=name, warmup=0.25, final=0.1)
+    rates = [fit.learning_rate(schedule, p) for p in np.linspace(0, 1, 101)]
+    assert max(rates) == pytest.approx(1) and rates[25] == pytest.approx(1, abs=1e-6)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(rates[:26]))
+    assert rates[-1] == pytest.approx(0.1 if name in ("one_cycle", "cosine") else 1)
+    assert rates[0] < 0.05
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("extra", ["optimizer.accumulate=2", "optimizer.clip=0.5", "ema=0.9"])
+def test_it_learns(tmp_path, name, extra):
+    lr = 0.3 if name == "sgd" else 3e-3
+    _, state = train(tmp_path, f"optimizer.name={name}", f"optimizer.lr={lr}", extra, "epochs=12", "ema=0.0")
+    assert state.history[-1]["train_loss"] < 0.75 * state.history[0]["train_loss"]
+    assert state.ended == "all epochs" and len(state.history) == 12
+
+
+def test_accumulating_two_half_batches_is_one_step(tmp_path):
+    _, state = train(tmp_path, "optimizer.accumulate=2", "batch_size=3", "epochs=2")
+    assert state.updates == 2 * 2  # four batches of three
+
+
+def test_early_stop_waits_and_keeps_the_best(tmp_path):
+    model, state = train(tmp_path, "patience=2", "epochs=60", "optimizer.lr=0.000001", "ema=0.0")
+    assert state.ended == "early stop"
+    assert len(state.history) == state.best_epoch + 1 + 2
+    assert max(row["score"] for row in state.history) == state.best_score
+
+
+def test_a_deadline_brings_the_schedule_to_its_end_and_leaves_a_model(tmp_path):
+    _, state = train(tmp_path, "epochs=1000000", deadline=time.monotonic() + 10)
+    assert state.ended == "time budget" and state.progress == pytest.approx(1)
+    rates = [row["lr"] for row in state.history]
+    assert rates[-1] < max(rates) / 20
+    assert models.load(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
+
+
+def test_plateau_lowers_the_rate(tmp_path):
+    _, state = train(
+        tmp_path,
+        "schedule={name='plateau', patience=1, factor=0.5, warmup=0.0}",
+        "epochs=8",
+        "optimizer.lr=1e-7",
+        "ema=0.0",
+    )
+    rates = [row["lr"] for row in state.history]
+    assert rates[-1] < rates[0] and all(math.log2(rates[0] / rate).is_integer() for rate in rates)
+
+
+def test_out_of_memory_splits_the_batch_and_keeps_its_gradient(tmp_path, monkeypatch, capsys):
+    calm, _ = train(tmp_path / "calm", "epochs=1", "optimizer.name=sgd", "ema=0.0")
+    whole = models.Segmenter.forward
+
+    def starved(self, images):
+        if self.training and len(images) > 3:
+            raise torch.OutOfMemoryError
+        return whole(self, images)
+
+    monkeypatch.setattr(models.Segmenter, "forward", starved)
+    _, state = train(tmp_path / "starved", "epochs=1", "optimizer.name=sgd", "ema=0.0")
+    assert "computed in 2 parts" in capsys.readouterr().out
+    assert state.history[0]["train_loss"] == pytest.approx(float(_first_loss(tmp_path / "calm")), rel=0.1)
+    monkeypatch.setattr(
+        models.Segmenter, "forward", lambda self, images: (_ for _ in ()).throw(torch.OutOfMemoryError())
+    )
+    with pytest.raises(Refused, match="out of memory with a single picture"):
+        train(tmp_path / "none", "epochs=1")
+
+
+def _first_loss(folder):
+    return (folder / "history.csv").read_text().splitlines()[1].split(",")[3]
+
+
+def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
+    real, calls = fit._gradients, itertools.count()
+
+    def poisoned(model, *rest):
+        loss = real(model, *rest)
+        if next(calls) == 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+            return loss * float("nan")
+        return loss
+
+    monkeypatch.setattr(fit, "_gradients", poisoned)
+    model, state = train(tmp_path, "epochs=2", "ema=0.0")
+    assert state.skipped == 1
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert all(math.isfinite(row["train_loss"]) for row in state.history)
+
+
+def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
+    def infinite(model, *rest):
+        for parameter in model.parameters():
+            parameter.data.fill_(float("nan"))
+        return torch.tensor(float("nan"))
+
+    monkeypatch.setattr(fit, "_gradients", infinite)
+    with pytest.raises(Refused, match=r"diverged in epoch 1.*optimizer.lr"):
+        train(tmp_path, "epochs=3")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    loaded = settings()
+    model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    optimizer = fit.make_optimizer(loaded.optimizer, model)
+    model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
+    optimizer.step()
+    path = tmp_path / checkpoint.NAME
+    checkpoint.save(path, {"model": model}, optimizer, {"epoch": 1})
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer.step()
+    checkpoint.save(path, {"model": model}, optimizer, {"epoch": 2})
+    assert checkpoint.load(path, {"model": model}, optimizer)[0] == {"epoch": 2}
+    path.write_bytes(path.read_bytes()[:-1000])
+    facts, note = checkpoint.load(path, {"model": model}, optimizer)
+    assert facts == {"epoch": 1} and "took the one before it" in note
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    checkpoint.remove(path)
+    assert checkpoint.load(path, {"model": model}, optimizer) is None
+
+
+def test_moments_lie_as_their_parameters_do(tmp_path):
+    # Fused optimizers walk raw memory: a moment in another layout would belong to other weights.
+    loaded = settings()
+    model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    optimizer = fit.make_optimizer(loaded.optimizer, model)
+    model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
+    optimizer.step()
+    checkpoint.save(tmp_path / "c.safetensors", {"model": model}, optimizer, {})
+    checkpoint.load(tmp_path / "c.safetensors", {"model": model}, optimizer)
+    for parameter, state in optimizer.state.items():
+        assert state["exp_avg"].stride() == parameter.stride()
+
+
+def test_normalisation_is_exact():
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    rows = np.array([0, 3, 4])
+    mean, std = fit.normalisation(images, rows)
+    np.testing.assert_allclose(mean, images[rows].mean((0, 1, 2)))
+    np.testing.assert_allclose(std, images[rows].std((0, 1, 2)))
+
+
+def test_one_process_at_a_time(tmp_path):
+    with files.lock(tmp_path), pytest.raises(Refused, match="another process"), files.lock(tmp_path):
+        pass
+    with files.lock(tmp_path):
+        pass
+
+
+def test_precision_is_decided_with_a_reason(monkeypatch):
+    assert device.choose("cpu").reason
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    assert device.choose("cpu").dtype == torch.bfloat16
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    assert device.choose("cpu").dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "Tesla T4")
+    for capability, dtype in {(7, 5): torch.float16, (9, 0): torch.bfloat16, (6, 0): torch.float32}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
+        assert device._cuda(torch.device("cuda")).dtype == dtype
+    with pytest.raises(Refused):
+        device.choose("tpu")

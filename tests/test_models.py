@@ -1,0 +1,112 @@
+import json
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+
+from comp import config, models
+from comp.errors import Refused
+
+MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
+
+
+def build(channels=1, classes=3, **model):
+    return models.build(config.Model(**model), channels, classes, MEAN.expand(channels), STD.expand(channels))
+
+
+@pytest.mark.parametrize("size", [(64, 128), (50, 70), (33, 31), (20, 300), (5, 7)])
+def test_any_size_goes_in_and_comes_out(size):
+    model, _ = build(encoder="resnet18")
+    assert model.eval()(torch.zeros(2, 1, *size, dtype=torch.uint8)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "FPN", "Linknet", "DeepLabV3Plus", "Segformer", "MAnet"])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_architectures_by_name_for_any_number_of_channels(architecture, channels):
+    model, _ = build(channels, architecture=architecture, encoder="resnet18")
+    images = torch.randint(0, 256, (2, channels, 32, 64), dtype=torch.uint8)
+    assert model.eval()(images).shape == (2, 3, 32, 64)
+
+
+def test_pictures_are_normalised_inside():
+    model, _ = build()
+    model.eval()
+    images = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
+    expected = model.net((images.float() - 100) / 50)
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_a_model_is_rebuilt_from_its_file_alone(tmp_path):
+    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+    model, _ = models.build(loaded.model, 1, 5, MEAN, STD)
+    models.save(model, tmp_path / "m.safetensors", loaded)
+    again = models.load(tmp_path / "m.safetensors", torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    assert again.config == loaded
+    assert torch.equal(again.model(images), model.eval()(images))
+    other, _ = models.build(loaded.model, 1, 5, MEAN, STD)
+    models.save(other, tmp_path / "n.safetensors", loaded)
+    reused = models.load(tmp_path / "n.safetensors", torch.device("cpu"), again)
+    assert reused.model is again.model
+    assert torch.equal(reused.model(images), other.eval()(images))
+
+
+def test_encoder_weights_from_a_file_are_matched_by_key(tmp_path):
+    source, _ = build(3, encoder="tu-resnet10t")
+    weights = {key.removeprefix("model."): value.contiguous() for key, value in source.net.encoder.state_dict().items()}
+    file = tmp_path / "encoder.safetensors"
+    safetensors.torch.save_file(weights | {"fc.weight": torch.zeros(10, 512)}, file)
+    for channels in (3, 1, 4):
+        model, note = build(channels, encoder="tu-resnet10t", encoder_weights=str(file))
+        assert "unused: fc.weight" in note and "from scratch" not in note
+        ours, theirs = model.net.encoder.state_dict(), source.net.encoder.state_dict()
+        assert torch.equal(ours["model.layer4.0.conv1.weight"], theirs["model.layer4.0.conv1.weight"])
+        if channels in (1, 3):  # a grey picture must meet the response that the weights were made for
+            stem = "model.conv1.0.weight"
+            torch.testing.assert_close(ours[stem].sum(1), theirs[stem].sum(1), atol=1e-5, rtol=1e-4)
+    with pytest.raises(Refused, match="fits 0 of the encoder's"):
+        build(3, encoder="resnet18", encoder_weights=str(_file(tmp_path, {"a": torch.zeros(1)})))
+
+
+def _file(folder, tensors):
+    safetensors.torch.save_file(tensors, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"architecture": "Unt"}, "model.architecture: no 'Unt'; there are Unet, "),
+        ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; there are resnet"),
+        ({"encoder": "tu-resnet19"}, "timm has no 'resnet19'"),
+        ({"options": {"decoder_chanels": [8]}}, "model.options.decoder_chanels: Unet has no such option"),
+        ({"options": {"decoder_channels": [8]}}, "model: Unet with resnet18"),
+        ({"encoder_weights": "imagent"}, "imagent"),
+        ({"encoder_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(model, says):
+    with pytest.raises(Refused) as refused:
+        build(**model)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no configuration", "other weights"])
+def test_a_broken_model_file_is_refused(tmp_path, damage):
+    path = tmp_path / "m.safetensors"
+    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+    model, _ = models.build(loaded.model, 1, 5, MEAN, STD)
+    models.save(model, path, loaded)
+    data = path.read_bytes()
+    if damage == "no configuration":
+        safetensors.torch.save_file({"mean": MEAN}, path)
+    elif damage == "other weights":
+        header = struct.unpack("<Q", data[:8])[0]
+        about = json.loads(data[8 : 8 + header])["__metadata__"]
+        safetensors.torch.save_file({"mean": MEAN, "std": STD}, path, metadata=about)
+    else:
+        path.write_bytes({"truncated": data[:-100], "empty": b"", "text": b"not a model file at all"}[damage])
+    with pytest.raises(Refused) as refused:
+        models.load(path, torch.device("cpu"))
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from comp import device, predict
+
+CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
+
+
+@pytest.mark.parametrize("tta", ["none", "hflip", "flips", "d4"])
+@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
+def test_undo_takes_do_back(tta, size):
+    images = torch.rand(2, 3, *size)
+    looks = predict.views(tta, size)
+    assert len(looks) == {"none": 1, "hflip": 2, "flips": 4, "d4": 8}[tta]
+    seen = [look.do(images) for look in looks]
+    for look, view in zip(looks, seen, strict=True):
+        assert torch.equal(look.undo(view), images)
+    flat = {view.contiguous().numpy().tobytes() + bytes(view.shape) for view in seen}
+    assert len(flat) == len(looks)  # no view twice
+
+
+def test_scales_come_back_to_the_size():
+    images = torch.rand(1, 2, 20, 28)
+    looks = predict.views("scales", (20, 28))
+    assert [look.do(images).shape[2:] for look in looks] == [(20, 28), (15, 21), (25, 35)]
+    assert all(look.undo(look.do(images)).shape == images.shape for look in looks)
+
+
+class Brightness(nn.Module):
+    """Logits from the pixel alone, so that every view must agree."""
+
+    def forward(self, images):
+        x = images.float() / 255
+        return torch.cat([x, 1 - x, x * 0.3], 1)
+
+
+@pytest.mark.parametrize("tta", ["none", "hflip", "flips", "d4"])
+def test_a_network_that_flips_do_not_matter_to_predicts_the_same(tta):
+    images = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
+    got = predict.probabilities(Brightness(), images, tta, CPU)
+    torch.testing.assert_close(got, Brightness()(images).softmax(1))
+
+
+class Position(nn.Module):
+    """Logits from where a pixel lies: flips disagree, and their probabilities must be averaged."""
+
+    def forward(self, images):
+        ramp = torch.linspace(-3, 3, images.shape[3]).expand(len(images), 1, *images.shape[2:])
+        return torch.cat([ramp, -ramp], 1)
+
+
+def test_probabilities_are_averaged_and_not_logits():
+    images = torch.zeros(1, 1, 4, 6, dtype=torch.uint8)
+    plain = Position()(images).softmax(1)
+    torch.testing.assert_close(predict.probabilities(Position(), images, "hflip", CPU), (plain + plain.flip(3)) / 2)
+
+
+@pytest.mark.parametrize(("fit", "size"), [("stretch", (30, 20)), ("letterbox", (30, 20)), ("letterbox", (9, 40))])
+def test_predictions_come_back_to_the_pictures_own_size(fit, size):
+    # The left half of the picture is class 1, wherever the picture lies in the square.
+    side = 64
+    scale = min(side / size[0], side / size[1])
+    height, width = (round(size[0] * scale), round(size[1] * scale)) if fit == "letterbox" else (side, side)
+    labels = torch.zeros(side, side, dtype=torch.long)
+    labels[:height, : width // 2] = 1
+    labels[height:], labels[:, width:] = 2, 2
+    probabilities = nn.functional.one_hot(labels, 3).permute(2, 0, 1).float()
+    back = predict.original(probabilities, size, fit).argmax(0)
+    expected = torch.zeros(size, dtype=torch.long)
+    expected[:, : size[1] // 2] = 1
+    assert back.shape == size
+    assert (back == expected).float().mean() > 0.95
+
+
+def test_batches_cover_the_rows_in_order():
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
+    rows = np.array([7, 1, 5, 2, 9])
+    settings = predict.Predict(tta="none", batch_size=2)
+    batches = list(predict.over(Brightness(), images, rows, settings, CPU))
+    assert [batch.tolist() for batch, _ in batches] == [[7, 1], [5, 2], [9]]
+    for batch, probabilities in batches:
+        expected = Brightness()(torch.from_numpy(images[batch]).permute(0, 3, 1, 2)).softmax(1)
+        torch.testing.assert_close(probabilities, expected)

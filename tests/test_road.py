@@ -1,0 +1,175 @@
+"""The whole road on a competition of the user's own: train, blend, check; stop and go on; refuse."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, kernel
+
+from comp import config, metrics, runlength
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every fold of a tiny competition, trained once for the tests that look at it."""
+    place = tmp_path_factory.mktemp("trained")
+    _lay_out(place)
+    output = kernel("train_fold.py", *TINY, "--fold", "all", "--workers", "1", cwd=place)
+    return place, output
+
+
+def _lay_out(place, recipe=RECIPE, **more):
+    images, masks = draw(24, 0)
+    test_images, test_masks = draw(7, 1)
+    (place / "input").mkdir()
+    arrays = {"train_images": images, "train_masks": masks, "test_images": test_images, "test_masks": test_masks}
+    np.savez(place / "input/tiny.npz", **(arrays | more))
+    (place / "tiny.toml").write_text(COMPETITION)
+    (place / "recipe.toml").write_text(recipe)
+
+
+def test_a_fold_leaves_its_files(trained):
+    place, output = trained
+    for number in range(3):
+        folder = place / f"runs/tiny/recipe/fold-{number}"
+        left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        pictures = {"curves.png", "examples.png", "confusion.png"}
+        assert left == {"model.safetensors", "oof.npz", "history.csv", "metrics.json"} | pictures
+        facts = json.loads((folder / "metrics.json").read_text())
+        assert facts["fold"] == number and 0 <= facts["score"] <= 1 and facts["epochs"] == 2
+        history = pd.read_csv(folder / "history.csv")
+        assert history.epoch.tolist() == [1, 2] and np.isfinite(history.train_loss).all()
+    assert "pooled" in output and "± std" in output
+
+
+def test_out_of_fold_covers_every_picture_once_and_matches_its_score(trained):
+    place, _ = trained
+    with np.load(place / "input/tiny.npz") as npz:
+        masks = npz["train_masks"]
+    seen = []
+    for number in range(3):
+        folder = place / f"runs/tiny/recipe/fold-{number}"
+        with np.load(folder / "oof.npz") as oof:
+            ids, probabilities = oof["ids"], oof["probabilities"]
+        assert probabilities.dtype == np.float16 and probabilities.shape[1:] == (3, 32, 48)
+        np.testing.assert_allclose(probabilities.astype(float).sum(1), 1, atol=5e-3)
+        rows = ids.astype(int)
+        confusions = metrics.confusion(masks[rows], probabilities.argmax(1).astype(np.uint8), 3)
+        score = metrics.score(confusions, config.Metric(background="drop_class"))
+        assert score == pytest.approx(json.loads((folder / "metrics.json").read_text())["score"], abs=2e-3)
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(24))
+
+
+def test_a_finished_fold_says_so(trained):
+    place, _ = trained
+    model = place / "runs/tiny/recipe/fold-0/model.safetensors"
+    before = model.read_bytes()
+    assert "fold 0 is finished" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=place)
+    assert model.read_bytes() == before
+
+
+def test_another_configuration_is_refused(trained):
+    place, _ = trained
+    output = kernel("train_fold.py", *TINY, "--fold", "1", "--set", "epochs=3", cwd=place, status=2)
+    assert "epochs: 2, now 3" in output and "--run" in output and "Traceback" not in output
+
+
+def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained):
+    place, _ = trained
+    output = kernel("ensemble.py", *TINY, "--tta", "d4", cwd=place)
+    assert "out-of-fold" in output and "leaderboard" in output
+    (csv,) = (place / "submissions").glob("tiny-recipe-*.csv")
+    about = json.loads(csv.with_suffix(".json").read_text())
+    assert about["folds"] == [0, 1, 2] and about["tta"] == "d4" and len(about["models"]) == 3
+    frame = pd.read_csv(csv, keep_default_na=False)
+    assert frame.columns.tolist() == ["id", "class", "rle"] and len(frame) == 7 * 2
+    # The side file's leaderboard score is that of the masks as a reader of the file finds them.
+    with np.load(place / "input/tiny.npz") as npz:
+        truth = npz["test_masks"]
+    labels = np.zeros_like(truth)
+    for row in frame.itertuples():
+        labels[int(row.id)][runlength.decode(row.rle, (32, 48), "column").astype(bool)] = row[2]
+    score = metrics.score(metrics.confusion(truth, labels, 3), config.Metric(background="drop_class"))
+    assert about["score"]["leaderboard"] == pytest.approx(score, abs=1e-6)
+    assert "is there already" in kernel("ensemble.py", *TINY, "--tta", "d4", cwd=place)
+
+
+def test_fewer_folds_must_be_asked_for(trained, tmp_path):
+    place, _ = trained
+    lonely = tmp_path / "runs/tiny/recipe"
+    lonely.mkdir(parents=True)
+    (lonely / "fold-1").symlink_to(place / "runs/tiny/recipe/fold-1")
+    arguments = (*TINY, "--runs", str(tmp_path / "runs"))
+    output = kernel("ensemble.py", *arguments, cwd=place, status=2)
+    assert "fold 0 is not finished" in output and "--folds 1" in output
+    kernel("ensemble.py", *arguments, "--folds", "1", "--tta", "none", cwd=place)
+
+
+def _weights(place):
+    return safetensors.torch.load_file(place / "runs/tiny/recipe/fold-0/model.safetensors")
+
+
+def _equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_workers_do_not_change_a_bit(trained, tmp_path, workers):
+    place, _ = trained
+    _lay_out(tmp_path)
+    kernel("train_fold.py", *TINY, "--fold", "0", "--workers", workers, cwd=tmp_path)
+    assert _equal(_weights(place), _weights(tmp_path))
+
+
+LONG = RECIPE.replace("epochs = 2", "epochs = 40")
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
+    disturbed, calm = tmp_path_factory.mktemp("disturbed"), tmp_path_factory.mktemp("calm")
+    for place in (disturbed, calm):
+        _lay_out(place, LONG)
+    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=disturbed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = disturbed / "runs/tiny/recipe/fold-0"
+    while not (folder / "history.csv").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(blow)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in output, output
+    assert not (folder / "metrics.json").exists()
+    assert "goes on from" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=disturbed)
+    kernel("train_fold.py", *TINY, "--fold", "0", cwd=calm)
+    assert _equal(_weights(disturbed), _weights(calm))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "arguments", "says"),
+    [
+        ({}, ["--fold", "3"], "--fold 3: there are folds 0 to 2"),
+        ({}, ["--fold", "x"], "--fold x"),
+        ({}, ["--fold", "0", "--set", "folds.count=40"], "folds.count"),
+        ({}, ["--fold", "0", "--set", "model.encoder=resnet19"], "resnet19"),
+        ({}, ["--fold", "0", "--device", "cuda:9"], "--device cuda:9"),
+        ({}, ["--fold", "0", "--competition", "nowhere"], "no competition named 'nowhere'"),
+        ({}, ["--fold", "0", "--run", "../up"], "--run ../up"),
+        ({}, ["--fold", "0", "--input", "elsewhere"], "tiny.npz: no such file"),
+        ({"train_masks": draw(24, 0)[1] * 9}, ["--fold", "0"], "18"),
+        ({"train_masks": np.minimum(draw(24, 0)[1], 1)}, ["--fold", "0"], "'spot'"),
+        ({"train_images": np.zeros((24, 32), np.uint8)}, ["--fold", "0"], "train_images"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says):
+    _lay_out(tmp_path, **arrays)
+    output = kernel("train_fold.py", *TINY, *arguments, cwd=tmp_path, status=2)
+    line = output.strip().splitlines()[-1]
+    assert says in line and "Traceback" not in output, output
+    assert not list(tmp_path.glob("runs/**/*.safetensors"))
