@@ -7,7 +7,7 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Split:
     ids: np.ndarray  # str (N,), unique
     groups: np.ndarray | None  # str (N,); "" is no group
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
+    folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
     origin: str = ""  # names the file's state and the selectors, for caches; "": nothing is cached
 
     @property
@@ -72,9 +73,13 @@ def find(file: str, folder: Path) -> Path:
 def load_train(competition: Competition, folder: Path) -> Split:
     """The training samples of a competition. Raises Refused, naming file, key and sample."""
     arrays, path = competition.arrays, find(competition.file, folder)
-    ids, groups = (_optional(path, arrays, field) for field in ("train_ids", "train_groups"))
+    fields = ("train_ids", "train_groups", "train_sizes", "train_folds")
+    ids, groups, sizes, folds = (_optional(path, arrays, field) for field in fields)
     images = _source(path, arrays.train_images, "images", arrays.scale)
-    return _split(images, _source(path, arrays.train_masks, "masks"), ids, groups, None, folder)
+    split = _split(images, _source(path, arrays.train_masks, "masks"), ids, groups, sizes, folder)
+    if folds is None:
+        return split
+    return replace(split, folds=_values(path, folds, (len(split.ids),), "iu", "integers").astype(np.int16))
 
 
 def load_test(competition: Competition, folder: Path) -> Split:
@@ -194,12 +199,14 @@ def _split(
     sources = [images, masks] if masks else [images]
     pixels = convert.uint8(sources, ids, folder)
     origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
-    return Split(pixels[0], pixels[1] if masks else None, ids, groups, sizes, origin)
+    return Split(pixels[0], pixels[1] if masks else None, ids, groups, sizes, origin=origin)
 
 
 def _optional(path: Path, arrays: Arrays, field: str) -> str | None:
-    """The field's selector; None where it is the default and the file has no such array."""
+    """The field's selector; None where it is empty, or the default and the file has no such array."""
     selector = getattr(arrays, field)
+    if not selector:
+        return None
     default = selector == Arrays.model_fields[field].default
     return None if default and selector not in npz.keys(path) else selector
 

@@ -111,7 +111,7 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             _between(seed, 15, 130, 165) + ripples // 12,
             _between(seed, 16, 95, 140) + facets // 900 + fine // 3500,
             _between(seed, 17, 110, 150) + fine // 800,
-            _between(seed, 18, 165, 215) + facets // 700,
+            _between(seed, 18, 190, 235) + facets // 700,
         ],
     )
     light = 230 + (_noise(seed, 19, x * 4, y * 6) - 32768) // 500 + (x - WIDTH // 2) * _between(seed, 20, -40, 40) // 64

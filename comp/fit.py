@@ -186,7 +186,7 @@ def fit(
             better = score > state.best_score
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
-                models.save(averaged, folder / "model.safetensors", config, epoch=str(state.epoch + 1))
+                models.save(averaged, folder / "model.safetensors", config)
             print(_line(row, config.epochs, better), flush=True)
             if not math.isfinite(valid_loss) and state.skipped > steps // 2:
                 raise Refused(

@@ -65,7 +65,10 @@ def load_or_make(path: Path, split: Split, index: Index, config: config.Config) 
     """
     contents = _contents(split, index)
     if not path.exists():
-        assigned = make(index, split.ids, split.groups, config.folds, config.competition.arrays)
+        if split.folds is None:
+            assigned = make(index, split.ids, split.groups, config.folds, config.competition.arrays)
+        else:
+            assigned = _given(split, index, config)
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(("id", "fold", "content"))
@@ -99,6 +102,17 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
     for name, count in zip(classes, pixels.tolist(), strict=True):
         if count == 0:
             raise Refused(f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class")
+
+
+def _given(split: Split, index: Index, config: config.Config) -> np.ndarray:
+    """The split that came with the arrays, int16 (N,), without what is excluded."""
+    count = int(split.folds.max()) + 1
+    if split.folds.min() < EXCLUDED or count != config.folds.count:
+        raise Refused(
+            f"the arrays bring a split into {count} folds: set folds.count={count}, "
+            'or competition.arrays.train_folds="" for folds of our own'
+        )
+    return np.where(_excluded(index, split.ids, config.competition.arrays), np.int16(EXCLUDED), split.folds)
 
 
 def _excluded(index: Index, ids: np.ndarray, arrays: config.Arrays) -> np.ndarray:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import files
+from comp import files, networks
 from comp.config import Config, Model
 from comp.errors import Refused
 
@@ -30,11 +30,18 @@ class Segmenter(nn.Module):
     Normalisation happens here, and so does padding to what the decoder can take.
     """
 
-    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int):
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, frozen: nn.Module | None = None):
         super().__init__()
         self.net, self.multiple = net, multiple
+        self._frozen = (frozen.requires_grad_(False),) if frozen is not None else ()  # a tuple: not a submodule again
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
         self.register_buffer("std", std.float().view(1, -1, 1, 1))
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()  # its batch statistics stay, too
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images.float() - self.mean) / self.std
@@ -59,33 +66,41 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     local = model.encoder_weights.endswith(".safetensors")
     hub = None if local or model.encoder_weights == "none" else model.encoder_weights
     net = _create(smp, model, hub, channels, classes)
-    note = f"{model.encoder} from scratch"
+    if not hasattr(net, "encoder") and (local or hub or model.freeze_encoder):
+        raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
+    note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
     if local:
         note = _load_encoder(net.encoder, Path(model.encoder_weights))
     elif hub:
         note = f"{model.encoder} with {hub} weights"
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
-    if model.freeze_encoder:
-        net.encoder.requires_grad_(False)
-    multiple = max(32, int(getattr(net.encoder, "output_stride", 32)))
-    return Segmenter(net, mean, std, multiple).to(memory_format=torch.channels_last), note
+    frozen = net.encoder if model.freeze_encoder else None
+    multiple = max(32, int(getattr(getattr(net, "encoder", None), "output_stride", 32)))
+    return Segmenter(net, mean, std, multiple, frozen).to(memory_format=torch.channels_last), note
 
 
 def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
-    known = {kind.__name__.lower(): kind for kind in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-    if model.architecture.lower() not in known:
+    known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
+    kind = known.get(model.architecture.lower())
+    if kind is None:
         names = ", ".join(kind.__name__ for kind in known.values())
         raise Refused(f"model.architecture: no {model.architecture!r}; there are {names}")
-    _check_encoder(smp, model.encoder)
-    kind = known[model.architecture.lower()]
     options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
     for name in model.options:
         if name not in options:
             raise Refused(f"model.options.{name}: {kind.__name__} has no such option; {_closest(name, options)}")
-    arguments = {"in_channels": channels, "classes": classes} | model.options
     try:
+        if kind in networks.WITHOUT_ENCODER:
+            return kind(channels, classes, **model.options)
+        _check_encoder(smp, model.encoder)
+        if kind is networks.EncoderDeconvolution:
+            encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
+            return kind(encoder, classes, **model.options)
+        arguments = {"in_channels": channels, "classes": classes} | model.options
         return kind(model.encoder, encoder_weights=hub, **arguments)
+    except Refused:
+        raise
     except (TypeError, ValueError, KeyError) as error:
         raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
     except OSError as error:  # also what the hub raises when there is no network
@@ -170,9 +185,10 @@ def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels:
     return pair if channels == 3 else tuple(values.mean().expand(channels) for values in pair)
 
 
-def save(model: Segmenter, path: Path, config: Config, **facts: str) -> None:
-    """Write weights as safetensors; the metadata holds the configuration."""
-    metadata = {"config": config.model_dump_json()} | facts
+def save(model: Segmenter, path: Path, config: Config) -> None:
+    """Write weights as safetensors; the metadata holds the configuration, and with it what rebuilds the model."""
+    # One key alone: safetensors writes several in any order, and equal models would have unequal hashes.
+    metadata = {"config": config.model_dump_json()}
     with files.whole(path) as beside:
         state = {key: value.contiguous() for key, value in model.state_dict().items()}
         safetensors.torch.save_file(state, beside, metadata=metadata)

@@ -72,14 +72,14 @@ def train_fold(
             fold = read_fold(folder)
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
-        started = time.monotonic()
         valid = np.flatnonzero(data.folds == number)
         train = np.flatnonzero((data.folds >= 0) & (data.folds != number))
         folds.check_training(data.index, data.folds, number, config.competition.classes)
         print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
         model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline)
+        trained = time.monotonic()
         confusions = _write_oof(folder / OOF, model, data.split, valid, config, device)
-        seconds = state.seconds + time.monotonic() - started
+        seconds = state.seconds + time.monotonic() - trained
         facts = {
             "fold": number,
             "folds": config.folds.count,

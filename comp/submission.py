@@ -28,6 +28,7 @@ Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
 
 _QUOTED = re.compile(rb'"([^"]*(?:""[^"]*)*)"(,|$)')
 
+PIECE = 1 << 14  # pixels formatted at a time: their temporary arrays stay in the cache
 LONGEST_ROW = 1 << 24  # bytes; a file without line breaks must not fill the memory
 
 
@@ -40,8 +41,7 @@ def writer(path: str | Path, competition: config.Competition) -> Iterator[Write]
     """
     rows = _write_pixels if competition.submission.format == "pixels" else _write_runs
     with files.whole(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
-        write = rows(file, competition)
-        yield write
+        yield rows(file, competition)
         if not file.tell():
             raise Refused(f"{path}: there is no picture to write")
 
@@ -122,14 +122,12 @@ def check(
 
 
 def _pixel_text(labels: np.ndarray) -> np.ndarray:
-    """A comma and a label for each pixel of uint8 `labels`, in C order: the characters, uint8."""
+    """A comma and a label for each of some labels, uint8 (n,): the characters, uint8."""
     if labels.max(initial=0) < 10:
-        text = np.full((labels.size, 2), ord(","), np.uint8)
-        text[:, 1] = labels.ravel() + np.uint8(ord("0"))
-        return text.ravel()
+        return ((labels.astype("<u2") << 8) + np.uint16(ord("0") << 8 | ord(","))).view(np.uint8)
     tokens, widths = _label_pairs()
     odd = labels.size % 2
-    pairs = (np.append(labels, np.uint8(0)) if odd else labels.ravel()).view("<u2")
+    pairs = (np.append(labels, np.uint8(0)) if odd else labels).view("<u2")
     places = np.zeros(len(pairs) + 1, np.intp)
     np.cumsum(widths.take(pairs), out=places[1:])
     # A view with an element at every byte: each token is put down whole, and the next one, put down after
@@ -160,7 +158,8 @@ def _write_pixels(file: BinaryIO, competition: config.Competition) -> Write:
                 file.write(_csv_lines([header])[0].encode())
             elif picture.shape != shape:
                 raise Refused(f"{line[:-2]!r}: {picture.shape} pixels, after {shape}; pixel rows are of one size")
-            file.writelines((line[:-2].encode(), _pixel_text(picture).data, b"\n"))
+            pieces = np.split(picture.ravel(), range(PIECE, picture.size, PIECE))
+            file.writelines((line[:-2].encode(), *map(_pixel_text, pieces), b"\n"))
 
     return write
 

@@ -9,7 +9,6 @@ test_images/, or folders named like these. The audit goes to runs/<competition>/
 
 import argparse
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from comp import arrays, audit, cli, demo, findings, npz, pictures
@@ -20,7 +19,8 @@ def main(arguments: argparse.Namespace) -> None:
     competition = cli.config(arguments).competition
     if arguments.source:
         path = arguments.input / competition.file
-        pictures.prepare(competition, arguments.source, path, arguments.size, {})
+        size, labels = arguments.size or competition.source.size, competition.source.labels
+        pictures.prepare(competition, arguments.source, path, size, labels)
     elif competition.name == "demo":
         demo.ensure(arguments.input)
     look(competition, arguments.input, arguments.runs / competition.name / "audit")
@@ -31,8 +31,6 @@ def look(competition: Competition, folder: Path, out: Path) -> None:
     path = arrays.find(competition.file, folder)
     keys = npz.keys(path)
     train = arrays.load_train(competition, folder)
-    if train.sizes is None and "train_sizes" in keys:
-        train = replace(train, sizes=npz.read(npz.member(path, "train_sizes")))
     test = test_index = None
     if competition.arrays.test_images.split("[")[0] in keys:
         test = arrays.load_test(competition, folder)
@@ -55,7 +53,5 @@ def size(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--source", type=Path, help="folder of the pictures and masks; without it, only the audit")
-    parser.add_argument(
-        "--size", type=size, default=(256, 256), help="height and width of the arrays (default: 256x256)"
-    )
+    parser.add_argument("--size", type=size, help="height and width of the arrays (default: the competition's)")
     cli.entry(parser, main)

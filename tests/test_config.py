@@ -8,7 +8,9 @@ def test_what_ships_loads():
     for competition in config.shipped("competitions"):
         config.load(competition)
     for recipe in config.shipped("recipes"):
-        config.load("demo", recipe)
+        # A report's recipe names its competition's classes.
+        made_for = {"mars": "mars", "pets": "pets", "voc": "voc2007"}.get(recipe.partition("-")[0], "demo")
+        config.load(made_for, recipe)
 
 
 def test_an_override_is_read_as_toml_and_else_as_text():

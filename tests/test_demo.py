@@ -8,7 +8,7 @@ import pytest
 from comp import arrays, config, demo, folds
 
 CLASSES = 5
-SHA256 = "903256e2bfd2755d2221f3ddd978a05cf2bd3e3bebcbb9d52a4bb700f45d9037"  # of all arrays
+SHA256 = "b0c6fbfc877c34660795afe20b1521e53a29d040da045609d8f452f3a52d604a"  # of all arrays
 
 
 @pytest.fixture(autouse=True)

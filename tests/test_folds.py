@@ -154,13 +154,14 @@ def test_a_class_that_training_lacks_is_refused():
 # Saved folds
 
 
-def asked(**keys) -> config.Config:
-    return config.from_dict({"competition": {"name": "own", "classes": CLASSES, "arrays": keys}})
+def asked(count=5, **keys) -> config.Config:
+    about = {"name": "own", "classes": CLASSES, "arrays": keys}
+    return config.from_dict({"competition": about, "folds": {"count": count}})
 
 
 def split_of(count=30, **fields):
     ids = np.array([f"a, {k}" for k in range(count)])
-    return SimpleNamespace(**{"ids": ids, "groups": None} | fields)
+    return SimpleNamespace(**{"ids": ids, "groups": None, "folds": None} | fields)
 
 
 def test_saved_folds_are_read_back(tmp_path):
@@ -248,3 +249,13 @@ def test_the_outliers_of_mars_are_found(tmp_path):
     assert np.bincount(assigned[assigned >= 0]).tolist() == [501] * 5
     rare = np.bincount(assigned[(assigned >= 0) & (index.counts[:, 4] > 0)])
     assert rare.max() - rare.min() <= 1
+
+
+def test_a_split_that_comes_with_the_arrays_is_taken(tmp_path):
+    came = np.array([0, 1] * 15, np.int16)
+    split = split_of(folds=came)
+    index = index_of(np.ones((30, 3)))
+    made = folds.load_or_make(tmp_path / "folds.csv", split, index, asked(2))
+    assert np.array_equal(made, came)
+    with pytest.raises(Refused, match=r"bring a split into 2 folds: set folds.count=2"):
+        folds.load_or_make(tmp_path / "other.csv", split, index, asked())

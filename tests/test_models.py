@@ -29,6 +29,35 @@ def test_architectures_by_name_for_any_number_of_channels(architecture, channels
     assert model.eval()(images).shape == (2, 3, 32, 64)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("PlainUnet", {"block": "residual", "dropout": 0.1, "widths": [8, 16]}),
+        ("PlainUnet", {"block": "squeeze_excite", "widths": [8, 16, 32]}),
+        ("DualUnet", {"widths": [8, 16]}),
+        ("Deconvolution", {"widths": [8, 16, 16, 16, 16]}),
+        ("Deconvolution", {"widths": [8, 16, 16], "kernel": 7, "pool": True}),
+        ("EncoderDeconvolution", {"widths": [16, 16, 8, 8, 8]}),
+    ],
+)
+def test_the_reports_own_networks(architecture, options, tmp_path):
+    model, _ = build(3, architecture=architecture, options=options)
+    images = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
+    logits = model(images)
+    assert logits.shape == (2, 3, 50, 70)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_frozen_encoder_does_not_learn():
+    model, _ = build(architecture="EncoderDeconvolution", freeze_encoder=True)
+    assert not any(p.requires_grad for p in model.net.encoder.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+    before = {key: value.clone() for key, value in model.net.encoder.state_dict().items()}
+    model.train()(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
+    assert all(torch.equal(before[key], value) for key, value in model.net.encoder.state_dict().items())
+
+
 def test_pictures_are_normalised_inside():
     model, _ = build()
     model.eval()
@@ -83,6 +112,8 @@ def _file(folder, tensors):
         ({"options": {"decoder_chanels": [8]}}, "model.options.decoder_chanels: Unet has no such option"),
         ({"options": {"decoder_channels": [8]}}, "model: Unet with resnet18"),
         ({"encoder_weights": "imagent"}, "imagent"),
+        ({"architecture": "PlainUnet", "options": {"block": "quadruple"}}, "block: no 'quadruple'"),
+        ({"architecture": "PlainUnet", "freeze_encoder": True}, "has no encoder"),
         ({"encoder_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
     ],
 )

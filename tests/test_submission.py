@@ -45,6 +45,14 @@ def test_pixels_equal_pandas_to_the_byte(tmp_path_factory, data, classes, ids):
     assert ours.read_bytes() == (folder / "pandas.csv").read_bytes()
 
 
+def test_large_pictures_of_an_odd_number_of_pixels(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 256, (2, 251, 203), np.uint8)
+    labels[1] %= 10
+    rows = write(tmp_path / "s.csv", competition(255), ["a", "b"], labels).read_text().splitlines()
+    assert rows[0] == "id," + ",".join(map(str, range(251 * 203)))
+    assert rows[1:] == [f"{id}," + ",".join(map(str, row.ravel())) for id, row in zip("ab", labels, strict=True)]
+
+
 def test_every_pair_of_labels_equals_pandas(tmp_path):
     labels = np.stack(np.meshgrid(np.arange(256), np.arange(256)), axis=-1).astype(np.uint8)  # (256, 256, 2)
     frame = pd.DataFrame(labels.reshape(256, -1))
@@ -229,6 +237,7 @@ def test_accepts(tmp_path, layout, text):
         (PIXELS, "id,0,1,2\na,0,nan,2\n", "column '1' is 'nan'"),
         (PIXELS, "id,0,1,2\na,0,1\n", "2 labels; the header has 3"),
         (PIXELS, "id,0,1,2\na,0,1,2,0\n", "4 labels; the header has 3"),
+        (PIXELS, "id,0,1,2\na,0,1;2\n", "2 labels; the header has 3"),  # as long as a good row
         (PIXELS, "id,0,1,2\na\n", "row 1: not all columns are there: 'a'"),
         (PIXELS, b"id,0,1,2\n\xff,0,1,2\n", "row 1: not UTF-8"),
         (PIXELS, b"\xff,0,1,2\n", "the header is no CSV"),

@@ -1,0 +1,167 @@
+"""Networks that segmentation-models-pytorch does not have, small and plain: those of the teams' reports.
+
+Each takes (N, channels, H, W), H and W multiples of 32, and gives logits (N, classes, H, W).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _convolution(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outward), nn.ReLU(inplace=True)
+    )
+
+
+class Double(nn.Module):
+    """Two convolutions: the block of the first U-Net (Ronneberger et al. 2015, arXiv:1505.04597)."""
+
+    def __init__(self, inward: int, outward: int, dropout: float):
+        super().__init__()
+        self.body = nn.Sequential(_convolution(inward, outward), _convolution(outward, outward), nn.Dropout2d(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Residual(Double):
+    """Two convolutions around which the input passes (He et al. 2015, arXiv:1512.03385)."""
+
+    def __init__(self, inward: int, outward: int, dropout: float):
+        super().__init__(inward, outward, dropout)
+        self.passing = nn.Conv2d(inward, outward, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.passing(x)
+
+
+class SqueezeExcite(Double):
+    """Two convolutions whose channels are weighed by the whole picture (Hu et al. 2017, arXiv:1709.01507)."""
+
+    def __init__(self, inward: int, outward: int, dropout: float):
+        super().__init__(inward, outward, dropout)
+        self.weigh = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(outward, max(4, outward // 16), 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(max(4, outward // 16), outward, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return x * self.weigh(x)
+
+
+BLOCKS = {"double": Double, "residual": Residual, "squeeze_excite": SqueezeExcite}
+
+
+class PlainUnet(nn.Module):
+    """A U-Net without an encoder's name: `widths` from the top to the bottom, `block` at each of them."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        block: str = "double",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if block not in BLOCKS:
+            raise ValueError(f"block: no {block!r}; there are {', '.join(BLOCKS)}")
+        kind = BLOCKS[block]
+        self.down = nn.ModuleList(kind(a, b, dropout) for a, b in zip((channels, *widths), widths, strict=False))
+        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
+        self.up = nn.ModuleList(kind(2 * high, high, dropout) for _, high in pairs)
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees: (N, widths[0], H, W)."""
+        kept = []
+        for i, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if i else x)
+            kept.append(x)
+        for enlarge, block, beside in zip(self.enlarge, self.up, kept[-2::-1], strict=True):
+            x = block(torch.cat([enlarge(x), beside], 1))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class DualUnet(nn.Module):
+    """Two U-Nets side by side, of double and of squeeze-excite blocks, joined before one head."""
+
+    def __init__(
+        self, channels: int, classes: int, widths: Sequence[int] = (32, 64, 128, 256), dropout: float = 0.0
+    ):
+        super().__init__()
+        self.one = PlainUnet(channels, classes, widths, "double", dropout)
+        self.other = PlainUnet(channels, classes, widths, "squeeze_excite", dropout)
+        self.one.head, self.other.head = nn.Identity(), nn.Identity()
+        self.head = nn.Sequential(_convolution(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.one(x), self.other(x)], 1))
+
+
+class Deconvolution(nn.Module):
+    """Convolutions down and transposed convolutions up, no bridges between; Xavier initialisation.
+
+    `pool` halves by max-pooling after a convolution of stride 1, instead of by its stride.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        widths: Sequence[int] = (32, 64, 128, 256, 512),
+        kernel: int = 3,
+        pool: bool = False,
+    ):
+        super().__init__()
+        down: list[nn.Module] = []
+        for inward, outward in zip((channels, *widths), widths, strict=False):
+            down += [nn.Conv2d(inward, outward, kernel, stride=1 if pool else 2, padding=kernel // 2)]
+            down += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)] + [nn.MaxPool2d(2)] * pool
+        self.down = nn.Sequential(*down)
+        self.up = _rising(list(widths[::-1]))
+        self.head = nn.Conv2d(widths[0], classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.down(x)))
+
+
+def _rising(widths: list[int]) -> nn.Sequential:
+    """A transposed convolution per width, each of which doubles the size."""
+    up: list[nn.Module] = []
+    for inward, outward in zip(widths, [*widths[1:], widths[-1]], strict=True):
+        up += [nn.ConvTranspose2d(inward, outward, 3, stride=2, padding=1, output_padding=1)]
+        up += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)]
+    return nn.Sequential(*up)
+
+
+class EncoderDeconvolution(nn.Module):
+    """Any of segmentation-models-pytorch's encoders under transposed convolutions, no bridges between."""
+
+    def __init__(self, encoder: nn.Module, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = _rising([encoder.out_channels[-1], *widths[1:]])
+        self.head = nn.Conv2d(widths[-1], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decoder(self.encoder(x)[-1]))
+
+
+WITHOUT_ENCODER = (PlainUnet, DualUnet, Deconvolution)
+ALL = (*WITHOUT_ENCODER, EncoderDeconvolution)
