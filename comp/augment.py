@@ -40,7 +40,12 @@ def build(transforms: Sequence[dict[str, Any]]) -> Transform | None:
     def transform(image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         python.seed(seed)
         generator.bit_generator.state = np.random.PCG64(seed).state
-        moved = pipeline(image=image, mask=mask)
+        try:
+            moved = pipeline(image=image, mask=mask)
+        except Exception as error:  # albumentations and OpenCV raise what they like
+            raise Refused(f"augment.transforms: {' '.join(str(error).split())[:300]}") from None
+        if moved["image"].dtype != np.uint8:
+            raise Refused("augment.transforms: one of them makes float pictures; the model itself normalises")
         return moved["image"], moved["mask"]
 
     return transform
@@ -57,7 +62,7 @@ def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # it only warns of an argument that it does not know
             return kind(**arguments)
-    except (TypeError, ValueError, UserWarning, NotImplementedError) as error:
+    except (TypeError, ValueError, Warning, NotImplementedError) as error:
         reason = " ".join(str(error).split()).partition(" [type=")[0]
         raise Refused(f"{key} ({name}): {reason}") from None
 

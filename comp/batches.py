@@ -121,6 +121,9 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
-def default_workers() -> int:
-    """Processes that augment beside the one that trains: few, since a CPU's cores train too."""
-    return min(4, (os.cpu_count() or 1) // 2)
+def default_workers(device: torch.device) -> int:
+    """Processes that augment beside the one that trains.
+
+    None on a CPU: its cores train, and a training thread that has to wait for one holds up all others.
+    """
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)

@@ -230,9 +230,13 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
 def _toml(path: str) -> bytes:
     data = _read(Path(path))
     try:
-        model = tomllib.loads(data.decode()).get("model", {})
+        values = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: not valid TOML: {error}") from None
+    for key in ("base", "recipe"):
+        if str(values.get(key, "")).endswith(".toml"):
+            raise Refused(f"{path}: {key} = {values[key]}: only this file travels; name one that ships, or copy it in")
+    model = values.get("model", {})
     weights = model.get("encoder_weights", "") if isinstance(model, dict) else ""
     if local := _local_file(str(weights)):
         raise Refused(f"{path}: model.encoder_weights = {weights}: {_attach(local)}")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +21,9 @@ def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": value for key, value in state.items() if value is not None}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with files.whole(path) as beside:
-        safetensors.torch.save_file(tensors, beside, metadata={"facts": json.dumps(facts)})
-        if path.exists():
-            path.replace(_previous(path))
+    if path.exists():
+        path.replace(_previous(path))
+    files.write_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load(

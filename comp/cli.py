@@ -48,6 +48,16 @@ def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str
     return names
 
 
+def fold_numbers(text: str, count: int) -> list[int]:
+    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused."""
+    if text == "all":
+        return list(range(count))
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) < count for part in parts):
+        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
+    return sorted({int(part) for part in parts})
+
+
 def duration(text: str) -> float:
     """Seconds in "90s", "10m", "1.5h" or "1h30m"; a bare number is seconds."""
     if match := re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text):
@@ -84,15 +94,22 @@ def entry(
     """
     if jobs:
         parser.add_argument(
-            "--on", choices=["here", "sandbox", "kaggle"], default="here",
-            help="here, rehearsed as Kaggle would run it, or on Kaggle (default: here)",
+            "--on", choices=["here", "sandbox", "guard", "kaggle", "notebook"], default="here",
+            help="here; rehearsed as Kaggle would run it (guard: a weaker form, for systems without namespaces); "
+            "on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
     try:
         arguments = parser.parse_args()
         if jobs and arguments.on != "here":
             from comp import elsewhere
 
-            (elsewhere.rehearse if arguments.on == "sandbox" else elsewhere.kaggle)(jobs(arguments))
+            there = {
+                "sandbox": elsewhere.rehearse,
+                "guard": lambda made: elsewhere.rehearse(made, "guard"),
+                "kaggle": elsewhere.kaggle,
+                "notebook": elsewhere.notebooks,
+            }
+            there[arguments.on](jobs(arguments))
             sys.exit(0)
         sys.exit(main(arguments) or 0)
     except Refused as refused:

@@ -20,6 +20,19 @@ from comp.errors import Refused
 
 SHIPPED = Path(__file__).parent
 
+# What may change under a run that is half done: it does not touch what training computes.
+UNTOUCHED = (
+    "competition.title",
+    "competition.kaggle",
+    "competition.code_competition",
+    "competition.datasets",
+    "competition.submission.",
+    "competition.recipe",
+    "competition.source.",
+    "competition.arrays.test_",
+    "predict.batch_size",
+)
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -92,6 +105,7 @@ class Competition(Section):
     title: str = ""
     kaggle: str = ""  # the competition's slug on kaggle.com
     code_competition: bool = False  # submitted as a kernel's output, not as a file
+    datasets: tuple[str, ...] = ()  # Kaggle datasets, owner/slug, that its kernels read: arrays, weights
     recipe: str = "default"  # used when none is named
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
     source: Source = Source()
@@ -223,10 +237,10 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def first_difference(old: Config, new: Config) -> str | None:
-    """The first key in which two configurations differ, as "key: old, now new"; None if they are equal."""
+    """The first key in which two configurations would train differently, as "key: old, now new"; None if none."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and not key.startswith(UNTOUCHED):
             return f"{key}: {before.get(key)}, now {after.get(key)}"
     return None
 
@@ -249,12 +263,14 @@ def _read(kind: str, name: str) -> dict[str, Any]:
 def _recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's values on top of those of its `base`, which is a recipe too."""
     values = _read("recipes", name)
-    base = values.pop("base", None)
-    if base is None:
+    base = str(values.pop("base", ""))
+    if not base:
         return values
-    if base in above:
+    if base.endswith(".toml"):
+        base = str(Path(name).parent / base)  # a path is meant from where the recipe lies
+    if base in (*above, name):
         raise Refused(f"recipe {name}: its base {base!r} is based on it")
-    return _merge(_recipe(str(base), (*above, name)), values)
+    return _merge(_recipe(base, (*above, name)), values)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

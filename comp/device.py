@@ -54,7 +54,6 @@ def _cuda(device: torch.device) -> Device:
 
 
 def _cpu(device: torch.device) -> Device:
-    torch.set_flush_denormal(True)
     _keep_freed_memory()
     flags = _cpu_flags()
     for flag in ("amx_bf16", "avx512_bf16"):

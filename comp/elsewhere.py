@@ -1,5 +1,6 @@
 """The same command somewhere else: rehearsed in the sandbox, or run on Kaggle, its output brought back."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,8 +8,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from comp import arrays, bundle, files, remote, sandbox, submission
+from comp import arrays, bundle, files, page, remote, sandbox, submission
 from comp.config import Competition
 from comp.errors import Refused
 from comp.runs import METRICS, MODEL, OOF, Fold
@@ -32,16 +34,32 @@ class Job:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", f"comp-{self.name}".lower()).strip("-")[:50]
+        return slug(self.name)
 
 
-def rehearse(jobs: Iterable[Job]) -> None:
+def slug(name: str) -> str:
+    """A name as Kaggle takes it, 6 to 50 of a-z, 0-9 and "-"; a long one is cut in the middle, and stays itself."""
+    plain = re.sub(r"[^a-z0-9]+", "-", f"comp-{name}".lower()).strip("-")
+    if len(plain) <= 50:
+        return plain
+    return f"{plain[:27].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}-{plain[-15:].strip('-')}"
+
+
+def notebooks(jobs: Iterable[Job]) -> None:
+    """Write each job as a notebook, for those who work in Kaggle's editor. Raises Refused."""
+    for job in jobs:
+        path = job.runs / job.competition.name / f"{job.name}.ipynb"
+        files.write_text(path, bundle.notebook(bundle.pack(job.entry, job.arguments)))
+        print(f"{path}: upload it on Kaggle, and attach what it reads")
+
+
+def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namespaces") -> None:
     """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
     for job in jobs:
         if _done(job):
             continue
         script = _packed(job)
-        result = sandbox.rehearse(script, _sandbox_inputs(job))
+        result = sandbox.rehearse(script, _sandbox_inputs(job), form=form)
         try:
             if result.status:
                 raise Refused(f"{job.name}: the script ended with status {result.status} in the sandbox; see above")
@@ -72,11 +90,18 @@ def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
             kernel = remote.push(Path(folder), poll, keep=keep)
             print(f"{job.name}: {kernel.url}")
             pushed.append((job, kernel))
+    failed: list[Refused] = []
     for job, kernel in pushed:
-        remote.follow(kernel.ref, poll, fresh=4 * poll)
-        with tempfile.TemporaryDirectory() as folder:
-            remote.collect(kernel.ref, Path(folder), poll)
-            bring(job, Path(folder), kernel)
+        try:
+            remote.follow(kernel.ref, poll, fresh=4 * poll)
+            with tempfile.TemporaryDirectory() as folder:
+                remote.collect(kernel.ref, Path(folder), poll)
+                bring(job, Path(folder), kernel)
+        except Refused as refused:  # the other kernels' output is wanted all the same
+            print(refused)
+            failed.append(refused)
+    if failed:
+        raise failed[0]
 
 
 def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
@@ -88,12 +113,14 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
             raise Refused(f"{job.name}: its output holds no finished {came.relative_to(folder)}")
         if about:
             files.write_json(came / KERNEL, about)
-        for source in sorted(path for path in (folder / "runs").rglob("*") if path.is_file()):
+        # metrics.json comes last: it says that the fold is finished.
+        for source in sorted((path for path in (folder / "runs").rglob("*") if path.is_file()), key=_metrics_last):
             target = job.runs / source.relative_to(folder / "runs")
             # The fold's own files, and those of the run and the competition that are not here yet.
             if not source.name.startswith(".") and (source.is_relative_to(came) or not target.exists()):
                 with files.whole(target) as beside:
                     shutil.copyfile(source, beside)
+        page.run_page(job.fold.parent)
         print(f"{job.fold}: {', '.join(sorted(path.name for path in job.fold.iterdir() if path.name[0] != '.'))}")
         return
     came = folder / "submission.csv"
@@ -109,6 +136,10 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
         shutil.copyfile(came, beside)
     submission.side_file(target, made_by | ({"kernel": about} if about else {}))
     print(f"{target}: {found.rows} rows, as Kaggle wants it")
+
+
+def _metrics_last(path: Path) -> tuple[bool, Path]:
+    return path.name == METRICS, path
 
 
 def _done(job: Job) -> bool:
@@ -154,7 +185,7 @@ def _kernel_of(fold: Fold) -> str | None:
 
 def _datasets(job: Job, poll: float) -> list[str]:
     """Upload what no competition and no kernel holds: folds trained here, and arrays of one's own."""
-    refs = []
+    refs = list(job.competition.datasets)
     with tempfile.TemporaryDirectory() as folder:
         for fold in job.folds:
             if not _kernel_of(fold):
@@ -163,9 +194,9 @@ def _datasets(job: Job, poll: float) -> list[str]:
                 for name in (MODEL, OOF, METRICS):
                     (stage / name).symlink_to((fold.folder / name).absolute())
         if any(Path(folder).iterdir()):
-            refs.append(remote.upload(Path(folder), f"{job.slug}-folds"[:50], poll=poll))
-    if not job.competition.kaggle and (npz := _npz(job)):
+            refs.append(remote.upload(Path(folder), slug(f"{job.name}-folds"), poll=poll))
+    if not job.competition.kaggle and not job.competition.datasets and (npz := _npz(job)):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / npz.name).symlink_to(npz.absolute())
-            refs.append(remote.upload(Path(folder), f"comp-{job.competition.name}-arrays"[:50], poll=poll))
+            refs.append(remote.upload(Path(folder), slug(f"{job.competition.name}-arrays"), poll=poll))
     return refs

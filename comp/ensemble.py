@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from comp import metrics, models, predict
-from comp.arrays import Split
-from comp.config import Competition, Metric, Predict
+from comp.arrays import Split, release
+from comp.config import Competition, Predict
 from comp.device import Device
 from comp.errors import Refused
 from comp.runs import Fold
@@ -33,17 +33,18 @@ class Blend:
 
     runs: tuple[float, ...]  # weight of each run; they sum to 1
     classes: tuple[float, ...]  # factor on each class's probability before the largest is taken
-    equal: float  # score with equal weights
-    kept: float  # score with the weights above, found without the fold that they are scored on
-    tried: dict[str, float]  # score of each kind of weights that was tried
+    kind: str  # which kind of weights these are
+    scores: dict[str, float]  # of each kind that was tried, weights found without the fold that they are scored on
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Sampled pixels of one fold: probabilities float32 (runs, n, C, pixels), truth uint8 (n, pixels)."""
+    """One fold: ids' rows, probabilities float16 (n, C, H, W) of each run, and sampled pixels of both for searching."""
 
-    probabilities: Tensor
-    truth: np.ndarray
+    rows: np.ndarray
+    probabilities: tuple[np.ndarray, ...]
+    sampled: Tensor  # float32 (runs, n, C, pixels)
+    truth: np.ndarray  # uint8 (n, pixels)
 
 
 def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[list[Fold]]:
@@ -61,26 +62,24 @@ def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[l
 def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
-    `runs` holds the same folds of every run, `split` the training pictures with the truth. Raises
-    Refused where runs were not validated on the same pictures.
+    `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
+    found on sampled pixels, and scored on all pixels of the fold that was left out. Raises Refused where
+    runs were not validated on the same pictures.
     """
     parts = _parts(runs, split, competition)
-    classes, ignore = len(competition.classes), competition.arrays.ignore
-
-    def by_run(part: _Part, weights: np.ndarray) -> np.ndarray:
-        return _confusion(part, weights / weights.sum(), np.ones(classes), ignore)
-
-    def by_class(part: _Part, weights: np.ndarray) -> np.ndarray:
-        return _confusion(part, run_weights, weights, ignore)
-
-    tried: dict[str, float] = {}
-    run_weights, equal, kept = np.full(len(runs), 1 / len(runs)), 0.0, 0.0
-    if len(runs) > 1:
-        run_weights, equal, tried["run weights"] = _cross_fit(parts, by_run, np.ones(len(runs)), competition.metric)
-        run_weights = run_weights / run_weights.sum()
-    class_weights, even, tried["class weights"] = _cross_fit(parts, by_class, np.ones(classes), competition.metric)
-    equal, kept = equal or even, max(even, tried["class weights"])
-    return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), equal, kept, tried)
+    kinds = {"equal weights": (False, False)}
+    if len(parts) > 1:
+        kinds |= {"class weights": (False, True)}
+        if len(runs) > 1:
+            kinds |= {"run weights": (True, False), "run and class weights": (True, True)}
+    scores = {}
+    for kind, free in kinds.items():
+        held_out = [_find([p for p in parts if p is not part] or parts, *free, competition) for part in parts]
+        confusions = [_all_pixels(part, *w, split, competition) for part, w in zip(parts, held_out, strict=True)]
+        scores[kind] = metrics.score(np.concatenate(confusions), competition.metric)
+    best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
+    run_weights, class_weights = _find(parts, *kinds[best], competition)
+    return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
 def blended(
@@ -118,27 +117,48 @@ def blended(
 
 def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
-    weights = torch.tensor(class_weights, device=probabilities.device).view(-1, 1, 1)
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
     return (probabilities * weights).argmax(1).to(torch.uint8).cpu().numpy()
 
 
-def _cross_fit(
-    parts: Sequence[_Part], confusion: Callable[[_Part, np.ndarray], np.ndarray], start: np.ndarray, metric: Metric
-) -> tuple[np.ndarray, float, float]:
-    """Weights to use (the start, if others do not help), its score, and that of weights fitted without looking."""
+def _find(
+    parts: Sequence[_Part], by_run: bool, by_class: bool, competition: Competition
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run and class weights that score best on these parts; those that are not free stay equal."""
+    count, ignore = len(competition.classes), competition.arrays.ignore
+    runs, classes = np.full(len(parts[0].sampled), 1 / len(parts[0].sampled)), np.ones(count)
 
-    def score(confusions: list[np.ndarray]) -> float:
-        return metrics.score(np.concatenate(confusions), metric)
+    def score(runs: np.ndarray, classes: np.ndarray) -> float:
+        confusions = []
+        for part in parts:
+            together = torch.tensordot(torch.from_numpy(runs / runs.sum()).float(), part.sampled, 1)
+            labels = label(together[..., None], classes)
+            confusions.append(metrics.confusion(part.truth[..., None], labels, count, ignore))
+        return metrics.score(np.concatenate(confusions), competition.metric)
 
-    def climb(seen: Sequence[_Part]) -> np.ndarray:
-        return _climb(lambda weights: score([confusion(part, weights) for part in seen]), start)
+    if by_run:
+        runs = _climb(lambda weights: score(weights, classes), runs)
+    if by_class:
+        classes = _climb(lambda weights: score(runs, weights), classes)
+    return runs / runs.sum(), classes
 
-    plain = score([confusion(part, start) for part in parts])
-    if len(parts) == 1:
-        return start, plain, plain
-    unseen = [confusion(part, climb([other for other in parts if other is not part])) for part in parts]
-    fitted = score(unseen)
-    return (climb(parts) if fitted > plain else start), plain, fitted
+
+def _all_pixels(
+    part: _Part, runs: np.ndarray, classes: np.ndarray, split: Split, competition: Competition
+) -> np.ndarray:
+    """Confusions int64 (n, C, C) of a whole fold under these weights, with flat memory."""
+    confusions = []
+    for start in range(0, len(part.rows), 64):
+        some = slice(start, start + 64)
+        together = sum(
+            weight * torch.from_numpy(p[some].astype(np.float32))
+            for weight, p in zip(runs.tolist(), part.probabilities, strict=True)
+        )
+        truth = np.ascontiguousarray(split.masks[part.rows[some]])
+        confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignore))
+    for probabilities in part.probabilities:
+        release(probabilities)
+    return np.concatenate(confusions)
 
 
 def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
@@ -166,17 +186,12 @@ def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     for same in zip(*runs, strict=True):
         ids, probabilities = zip(*(fold.oof()[:2] for fold in same), strict=True)
         for fold, others in zip(same, ids, strict=True):
-            if not np.array_equal(others, ids[0]) or not row_of.keys() >= set(others.tolist()):
+            shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
+            fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
+            if not fits or fold.oof()[1].shape != shape:
                 raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
-        rows = [row_of[name] for name in ids[0].tolist()]
+        rows = np.array([row_of[name] for name in ids[0].tolist()])
         truth = np.stack([split.masks[row].reshape(-1)[::step] for row in rows])
         sampled = [p.reshape(*p.shape[:2], -1)[:, :, ::step].astype(np.float32) for p in probabilities]
-        parts.append(_Part(torch.from_numpy(np.stack(sampled)), truth))
+        parts.append(_Part(rows, probabilities, torch.from_numpy(np.stack(sampled)), truth))
     return parts
-
-
-def _confusion(part: _Part, runs: np.ndarray, classes: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Confusions int64 (n, C, C) of a part's sampled pixels under these weights."""
-    together = torch.tensordot(torch.from_numpy(runs).float(), part.probabilities, 1)
-    labels = label(together[..., None], classes.astype(np.float32))
-    return metrics.confusion(part.truth[..., None], labels, len(classes), ignore)

@@ -42,6 +42,17 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all. Raises Refused where the disk does not take them."""
+    import safetensors.torch
+
+    with whole(path) as beside:
+        try:
+            safetensors.torch.save_file(tensors, beside, metadata=metadata)
+        except safetensors.SafetensorError as error:  # which hides the system's own error, such as a full disk
+            raise Refused(f"{path}: could not be written: {error}") from None
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

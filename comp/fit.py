@@ -69,12 +69,12 @@ def fit(
     folder: Path,
     device: Device,
     workers: int = 0,
-    deadline: float | None = None,
+    deadline: float = math.inf,
 ) -> tuple[Segmenter, State]:
     """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
 
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
-    the same call goes on. `deadline`, a time.monotonic(), is kept: the schedule is fitted into what is
+    the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
     left of it, with time to spare for what comes after training.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
@@ -87,19 +87,20 @@ def fit(
     averaged = copy.deepcopy(model).requires_grad_(False) if config.ema else model
     optimizer = make_optimizer(config.optimizer, model)
     loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
-    # fp16 needs its loss scaled; elsewhere the scaler's constant 1 leaves only its check for not-a-number.
-    scaler = torch.amp.GradScaler(device.device.type, enabled=device.dtype == torch.float16)
+    scaler = _scaler(device)
     times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
     state, parts = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := checkpoint.load(folder / checkpoint.NAME, parts, optimizer):
         facts, note = restored
-        scaler.load_state_dict(facts.pop("scaler"))
+        if scaling := facts.pop("scaler"):  # empty from a CPU
+            scaler.load_state_dict(scaling)
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
-    before, seconds_before, seen = state.progress, state.seconds, 0
-    saved, parts_of_batch = time.monotonic(), 1
+    looks = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
+    timer = _Timer(deadline, state.progress, looks)
+    seconds_before, saved, parts_of_batch = state.seconds, time.monotonic(), 1
 
     def save() -> None:
         state.seconds = seconds_before + time.monotonic() - started
@@ -110,7 +111,7 @@ def fit(
         while not state.ended:
             model.train()
             steps = loader.steps(state.epoch)
-            epoch_loss, clock = torch.zeros((), device=device.device), time.monotonic()
+            epoch_loss, bad, clock = *torch.zeros(2, device=device.device), time.monotonic()
             bar = tqdm(
                 total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
                 leave=False, disable=not sys.stderr.isatty(), unit="batch",
@@ -120,25 +121,15 @@ def fit(
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = config.optimizer.lr * rate
                 mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
+                torch.manual_seed(int(mixing.integers(2**62)))  # dropout's, so that a run goes on as it was
                 mixed = [_on_device(images, labels, config, mixing, device) for images, labels in group]
-                while True:
-                    try:
-                        loss = _gradients(model, mixed, loss_of, scaler, device, parts_of_batch)
-                        break
-                    except torch.OutOfMemoryError:
-                        if parts_of_batch >= config.batch_size:
-                            raise Refused("out of memory with a single picture; use a smaller model or crops") from None
-                        parts_of_batch *= 2
-                        optimizer.zero_grad(set_to_none=True)
-                        print(f"out of memory: batches are now computed in {parts_of_batch} parts")
+                loss, parts_of_batch = _gradients(model, optimizer, mixed, loss_of, scaler, device, parts_of_batch)
                 if config.optimizer.clip:
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-                # Reading the loss is free on a CPU; on a GPU it would stall the queue of kernels.
-                if device.device.type == "cuda" or loss.isfinite():
+                # Reading the loss is free on a CPU; on a GPU, where it would stall, the scaler looks.
+                if scaler.is_enabled() or loss.isfinite():
                     scaler.step(optimizer)
-                else:
-                    state.skipped += 1
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 state.updates += 1
@@ -146,20 +137,16 @@ def fit(
                     _average(averaged, model, config.ema**EMA_EVERY, state.updates)
 
                 samples = sum(len(images) for images, _ in group)
-                epoch_loss += torch.nan_to_num(loss) * samples
+                epoch_loss += loss.nan_to_num(0.0, 0.0, 0.0) * samples
+                bad += ~loss.isfinite() * len(group)
                 state.samples, state.trained = state.samples + samples, state.trained + samples
                 state.batch += len(group)
                 bar.update(len(group))
                 state.progress = (state.epoch + state.batch / steps) / config.epochs
-                if deadline:
-                    seen, spent = seen + samples, time.monotonic() - started
-                    left = deadline - started - _finishing_seconds(spent / seen, len(valid), config)
-                    # From where this start began, time runs the schedule to its end.
-                    by_time = before + (1 - before) * min(1.0, spent / max(left, 1e-9))
-                    state.progress = max(state.progress, by_time)
-                    if state.progress >= 1.0 and state.batch < steps:
-                        state.ended = "time budget"
-                        break
+                state.progress = max(state.progress, timer.progress(samples))
+                if state.progress >= 1.0 and state.batch < steps:
+                    state.ended = "time budget"
+                    break
                 if stop.is_set() or time.monotonic() - saved > CHECKPOINT_EVERY:
                     state.loss += epoch_loss.item()
                     epoch_loss.zero_()
@@ -170,6 +157,7 @@ def fit(
             bar.close()
             state.loss += epoch_loss.item()
             state.training += time.monotonic() - clock
+            state.skipped += int(bad)
             if config.ema and state.updates < EMA_EVERY:
                 _average(averaged, model, 0.0, state.updates)
             valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
@@ -183,18 +171,17 @@ def fit(
                 "score": score,
             }
             state.history.append(row)
-            better = score > state.best_score
+            better = score > state.best_score and bad <= steps / 2
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
                 models.save(averaged, folder / "model.safetensors", config)
             print(_line(row, config.epochs, better), flush=True)
-            if not math.isfinite(valid_loss) and state.skipped > steps // 2:
+            _write_history(folder / "history.csv", state.history)
+            if bad > steps / 2:
                 raise Refused(
                     f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
                     "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
                 )
-            _write_history(folder / "history.csv", state.history)
-
             waited = state.epoch - state.best_epoch
             if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
                 state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
@@ -204,9 +191,11 @@ def fit(
                     state.ended = "all epochs"
                 elif config.patience and waited >= config.patience:
                     state.ended = "early stop"
-                elif deadline and state.progress >= 1.0:
+                elif state.progress >= 1.0:
                     state.ended = "time budget"
-    save()
+        save()
+        if stop.is_set():
+            raise Interrupted
     return models.load(folder / "model.safetensors", device.device).model, state
 
 
@@ -238,6 +227,13 @@ def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.
         return torch.optim.SGD(groups, optimizer.lr, momentum=optimizer.momentum, nesterov=True, fused=True)
     kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
     return kind(groups, optimizer.lr, fused=True)
+
+
+def _scaler(device: Device) -> torch.amp.GradScaler:
+    """Scales the loss where fp16 needs it; on any GPU it leaves out steps that are not finite, without a stall."""
+    scale, patience = (2.0**16, 2000) if device.dtype == torch.float16 else (1.0, 2**30)
+    enabled = device.device.type == "cuda"
+    return torch.amp.GradScaler(device.device.type, init_scale=scale, growth_interval=patience, enabled=enabled)
 
 
 def learning_rate(schedule: Schedule, progress: float) -> float:
@@ -287,9 +283,37 @@ def _on_device(images: Tensor, labels: Tensor, config: Config, generator: np.ran
 
 
 def _gradients(
-    model: Segmenter, mixed: list[Mixed], loss_of: Callable, scaler: Any, device: Device, parts: int
+    model: Segmenter,
+    optimizer: torch.optim.Optimizer,
+    mixed: list[Mixed],
+    loss_of: Callable,
+    scaler: torch.amp.GradScaler,
+    device: Device,
+    parts: int,
+) -> tuple[Tensor, int]:
+    """Gradients of one step, its batches computed in so many parts, and in more where memory is short.
+
+    Returns the mean loss, detached, and the number of parts that fitted. Raises Refused.
+    """
+    while True:
+        try:
+            return _backward(model, mixed, loss_of, scaler, device, parts), parts
+        except torch.OutOfMemoryError:
+            if parts >= max(len(images) for images, *_ in mixed):
+                raise Refused("out of memory with a single picture; use a smaller model or crops") from None
+            parts *= 2
+            optimizer.zero_grad(set_to_none=True)
+            print(f"out of memory: batches are now computed in {parts} parts")
+
+
+def _backward(
+    model: Segmenter,
+    mixed: list[Mixed],
+    loss_of: Callable,
+    scaler: torch.amp.GradScaler,
+    device: Device,
+    parts: int,
 ) -> Tensor:
-    """Forward and backward for the batches of one step; returns their mean loss, detached."""
     samples = sum(len(images) for images, *_ in mixed)
     mean = torch.zeros((), device=device.device)
     for images, labels, other, share in mixed:
@@ -324,10 +348,24 @@ def _groups(loaded: Iterator, size: int) -> Iterator[list]:
         yield group
 
 
-def _finishing_seconds(per_sample: float, valid: int, config: Config) -> float:
-    """What comes after the last step, from the seconds that training takes per sample."""
-    looks = 1 + len(predict.views(config.predict.tta, (1, 1)))  # validation, then out-of-fold prediction
-    return 4.0 + 0.5 * per_sample * valid * looks
+class _Timer:
+    """Runs the schedule by the clock, so that a deadline meets its end and not its middle."""
+
+    def __init__(self, deadline: float, before: float, looks: int):
+        self.deadline, self.before, self.looks = deadline, before, looks
+        self.started, self.first, self.samples = time.monotonic(), 0.0, 0
+
+    def progress(self, samples: int) -> float:
+        """The share of the schedule that is spent, after a step of so many samples."""
+        now = time.monotonic()
+        if not self.first:
+            self.first = now  # the first step also pays for starting, and says nothing of the next
+            return 0.0
+        self.samples += samples
+        # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
+        finishing = 4.0 + 0.5 * self.looks * (now - self.first) / self.samples
+        left = self.deadline - finishing - self.started
+        return self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
 
 
 @contextmanager

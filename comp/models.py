@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +20,18 @@ from comp import config as configs
 from comp import files, networks
 from comp.config import Config, Model
 from comp.errors import Refused
+
+# What the library itself says to an architecture.
+SETTLED = (
+    "in_channels",
+    "channels",
+    "classes",
+    "encoder",
+    "encoder_name",
+    "encoder_weights",
+    "activation",
+    "aux_params",
+)
 
 
 class Segmenter(nn.Module):
@@ -88,7 +99,7 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
         raise Refused(f"model.architecture: no {model.architecture!r}; there are {names}")
     options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
     for name in model.options:
-        if name not in options:
+        if name not in options or name in SETTLED:
             raise Refused(f"model.options.{name}: {kind.__name__} has no such option; {_closest(name, options)}")
     try:
         if kind in networks.WITHOUT_ENCODER:
@@ -101,7 +112,7 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
         return kind(model.encoder, encoder_weights=hub, **arguments)
     except Refused:
         raise
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
     except OSError as error:  # also what the hub raises when there is no network
         raise Refused(
@@ -189,9 +200,7 @@ def save(model: Segmenter, path: Path, config: Config) -> None:
     """Write weights as safetensors; the metadata holds the configuration, and with it what rebuilds the model."""
     # One key alone: safetensors writes several in any order, and equal models would have unequal hashes.
     metadata = {"config": config.model_dump_json()}
-    with files.whole(path) as beside:
-        state = {key: value.contiguous() for key, value in model.state_dict().items()}
-        safetensors.torch.save_file(state, beside, metadata=metadata)
+    files.write_tensors(path, {key: value.contiguous() for key, value in model.state_dict().items()}, metadata)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 
 def _convolution(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outward), nn.ReLU(inplace=True)
-    )
+    convolution = nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
 
 
 class Double(nn.Module):
@@ -97,9 +96,7 @@ class PlainUnet(nn.Module):
 class DualUnet(nn.Module):
     """Two U-Nets side by side, of double and of squeeze-excite blocks, joined before one head."""
 
-    def __init__(
-        self, channels: int, classes: int, widths: Sequence[int] = (32, 64, 128, 256), dropout: float = 0.0
-    ):
+    def __init__(self, channels: int, classes: int, widths: Sequence[int] = (32, 64, 128, 256), dropout: float = 0.0):
         super().__init__()
         self.one = PlainUnet(channels, classes, widths, "double", dropout)
         self.other = PlainUnet(channels, classes, widths, "squeeze_excite", dropout)

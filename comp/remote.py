@@ -300,6 +300,11 @@ def submit(competition: str, what: Path | Kernel, message: str, poll: float = 2.
     return answer["ref"] or arrived()["ref"]
 
 
+def submitted(competition: str, message: str, poll: float = 2.0) -> int | None:
+    """The number of the submission that bears this message, if there is one. Raises Refused."""
+    return next((entry["ref"] for entry in _submissions(competition, poll) if entry["description"] == message), None)
+
+
 def wait_score(competition: str, ref: int, poll: float = 10.0, patience: float = 1 * HOURS) -> Score:
     """Wait until a submission is scored; status PENDING where `patience` seconds did not do. Raises Refused."""
     end = time.monotonic() + patience

@@ -1,6 +1,7 @@
 """Pictures of a run: the curves and the confusion, and the sheets of cases from `comp.sheets`."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from comp.drawing import DPI, FAINT, INK, colours, number, plain, save, short
 from comp.sheets import choose, examples, filmstrip, samples
 
-__all__ = ["choose", "colours", "confusion", "curves", "examples", "filmstrip", "samples"]
+__all__ = ["choose", "colours", "confusion", "curves", "examples", "filmstrip", "samples", "side_by_side"]
 
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b3fa0", "#8c8474")
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 
 
@@ -64,6 +66,23 @@ def curves(
     above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 9}
     losses.legend(handles=losses.get_lines()[: 3 if len(broken) else 2] + rate.get_lines(), **above)
     scores.legend(**above)
+    save(figure, path)
+
+
+def side_by_side(histories: dict[str, list[dict[str, Any]]], path: str | Path, title: str) -> None:
+    """Draw the validation score of several runs, over epochs and over minutes; histories as for `curves`."""
+    figure = Figure(figsize=(11, 4.5), dpi=DPI, layout="constrained")
+    figure.suptitle(plain(title), fontsize=12, color=INK, x=0.01, ha="left")
+    panels = figure.subplots(1, 2, sharey=True)
+    for (name, history), colour in zip(histories.items(), cycle(LINES), strict=False):
+        score = _floats(history, "score")
+        for axes, x in zip(panels, (_floats(history, "epoch"), _floats(history, "seconds") / 60), strict=True):
+            axes.plot(x, score, color=colour, linewidth=1.8, label=plain(short(name, 40)))
+            axes.plot(x[np.nanargmax(score)], np.nanmax(score), "o", color=colour, markersize=6)
+    for axes, label in zip(panels, ("epoch", "minutes"), strict=True):
+        _tidy(axes, "score" if label == "epoch" else "")
+        axes.set_xlabel(label, color=INK)
+    panels[1].legend(loc="lower right", frameon=False, fontsize=9)
     save(figure, path)
 
 

@@ -1,5 +1,6 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from comp import arrays, checkpoint, files, fit, folds, metrics, models, predict, report
+from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, report
 from comp import config as configs
 from comp.arrays import Index, Split
 from comp.config import Config
@@ -59,7 +60,7 @@ def data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
 
 
 def train_fold(
-    config: Config, data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float | None
+    config: Config, data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float
 ) -> Fold:
     """Train one fold to its end and leave all its files; what is there already is not done again.
 
@@ -67,7 +68,7 @@ def train_fold(
     """
     folder = run_folder / f"fold-{number}"
     with files.lock(folder):
-        _same_configuration(run_folder / "config.json", config)
+        _same_configuration(run_folder, config)
         if (folder / METRICS).exists():
             fold = read_fold(folder)
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
@@ -94,6 +95,7 @@ def train_fold(
             "images_per_second": round(state.images_per_second, 1),
             "skipped_steps": state.skipped,
             "device": str(device),
+            "parameters": sum(p.numel() for p in model.parameters()),
             "confusion": confusions.sum(0).tolist(),
         }
         _pictures(folder, config, data.split, valid, state, confusions, folder / OOF)
@@ -133,16 +135,18 @@ def find_folds(competition: str, run: str, runs_folder: Path) -> list[Fold]:
     return [found[number] for number in sorted(found)]
 
 
-def _same_configuration(path: Path, config: Config) -> None:
-    if not path.exists():
-        files.write_text(path, config.model_dump_json(indent=2) + "\n")
-        return
-    try:
-        before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise Refused(f"{path}: {error}; name another --run, or delete {path.parent}") from None
-    if difference := configs.first_difference(before, config):
-        raise Refused(f"{path.parent} holds a run of another configuration ({difference}); name another --run")
+def _same_configuration(run_folder: Path, config: Config) -> None:
+    """Keep the run's configuration; Refused where folds of another one lie there already."""
+    path = run_folder / "config.json"
+    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"fold-*/{name}")]
+    if kept and path.exists():
+        try:
+            before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
+        if difference := configs.first_difference(before, config):
+            raise Refused(f"{run_folder} holds a run of another configuration ({difference}); name another --run")
+    files.write_text(path, config.model_dump_json(indent=2) + "\n")
 
 
 def _write_oof(
@@ -179,7 +183,13 @@ def _pictures(
         stopped=None if state.ended == "all epochs" else state.ended,
         title=f"{competition.name} {config.recipe}, {folder.name}",
     )
-    scores = [metrics.score(confusions[i : i + 1], competition.metric) for i in range(len(rows))]
+    # A picture that holds nothing the score looks at has no place among the worst.
+    counted = confusions[:, 1:] if competition.metric.background == "drop_truth" else confusions
+    unscored = counted.sum((1, 2)) == 0
+    scores = [
+        float("nan") if empty else metrics.score(confusions[i : i + 1], competition.metric)
+        for i, empty in enumerate(unscored)
+    ]
     chosen, labels = report.choose(scores)
     probabilities = arrays.npz.mapped(arrays.npz.member(oof, "probabilities"))
     shown = rows[chosen]
@@ -191,6 +201,20 @@ def _pictures(
         [scores[i] for i in chosen],
         competition.classes,
         folder / "examples.png",
-        ignore=competition.arrays.ignore,
+        # What the score does not look at is no error either.
+        ignore=0 if competition.metric.background == "drop_truth" else competition.arrays.ignore,
     )
+    if transform := augment.build(config.augment.transforms):
+        some = rows[:3]
+        drawn = [[transform(split.images[row], split.masks[row], seed) for seed in range(4)] for row in some]
+        with contextlib.suppress(ValueError):  # crops may come in sizes that do not go on one sheet
+            report.samples(
+                np.ascontiguousarray(split.images[some]),
+                np.ascontiguousarray(split.masks[some]),
+                np.array([[image for image, _ in each] for each in drawn]),
+                np.array([[mask for _, mask in each] for each in drawn]),
+                split.ids[some].tolist(),
+                competition.classes,
+                folder / "samples.png",
+            )
     report.confusion(confusions.sum(0), competition.classes, folder / "confusion.png")

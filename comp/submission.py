@@ -158,8 +158,9 @@ def _write_pixels(file: BinaryIO, competition: config.Competition) -> Write:
                 file.write(_csv_lines([header])[0].encode())
             elif picture.shape != shape:
                 raise Refused(f"{line[:-2]!r}: {picture.shape} pixels, after {shape}; pixel rows are of one size")
-            pieces = np.split(picture.ravel(), range(PIECE, picture.size, PIECE))
-            file.writelines((line[:-2].encode(), *map(_pixel_text, pieces), b"\n"))
+            flat = picture.ravel()
+            texts = [_pixel_text(flat[first : first + PIECE]) for first in range(0, flat.size, PIECE)]
+            file.writelines([line[:-2].encode(), *texts, b"\n"])
 
     return write
 

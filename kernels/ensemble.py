@@ -22,7 +22,7 @@ from comp.config import Predict
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, runs="append")
-    parser.add_argument("--folds", help="fold numbers such as 0,1 (default: all)")
+    parser.add_argument("--folds", default="all", help="fold numbers such as 0,1 (default: all)")
     parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: the recipe's)")
     parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
     return parser
@@ -38,16 +38,16 @@ def main(args: argparse.Namespace) -> int:
     if competition.name == "demo":
         demo.ensure(args.input)
     found = [runs.find_folds(competition.name, name, args.runs) for name in names]
-    numbers = fold_numbers(args.folds) if args.folds else list(range(found[0][0].metrics["folds"]))
+    numbers = cli.fold_numbers(args.folds, found[0][0].metrics["folds"])
     chosen = ensemble.same_folds(found, numbers)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
     computing = device.choose(args.device)
 
     blend = ensemble.search(chosen, arrays.load_train(competition, args.input), competition)
     metric = metrics.describe(competition.metric)
-    print(f"{metric}, out-of-fold: {blend.equal:.4f} with equal weights")
-    for kind, score in blend.tried.items():
-        print(f"  {kind} {score:.4f} on folds they did not see: {'kept' if score > blend.equal else 'not used'}")
+    print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
+    for kind, score in blend.scores.items():
+        print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     models = {
         f"{fold.folder.parent.name}/fold-{fold.number}": files.sha256(fold.model) for run in chosen for fold in run
@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
         "models": models,
     }
     # Named by what made it: other models or settings never overwrite it.
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
+    layout = competition.submission.model_dump_json()
+    digest = hashlib.sha256((json.dumps(made_of) + layout).encode()).hexdigest()[:8]
     made_of = {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")  # where a code competition collects submission.csv
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
@@ -88,7 +89,10 @@ def main(args: argparse.Namespace) -> int:
                 ]
             write(test.ids[rows], labels)
     found = submission.check(path, competition, test.ids, test.shapes, sample)
-    about = made_of | {"score": {"metric": metric, "out_of_fold": blend.kept}, "sha256": files.sha256(path)}
+    about = made_of | {
+        "score": {"metric": metric, "out_of_fold": blend.scores[blend.kind]},
+        "sha256": files.sha256(path),
+    }
     if confusions:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
         about["score"]["leaderboard"] = scores["score"]
@@ -116,12 +120,6 @@ def jobs(args: argparse.Namespace) -> list:
             folds=[fold for name in names for fold in runs.find_folds(competition.name, name, args.runs)],
         )
     ]
-
-
-def fold_numbers(text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
-        raise cli.Refused(f"--folds {text}: write numbers such as 0,1,2")
-    return sorted({int(part) for part in text.split(",")})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python kernels/submit.py submissions/mars-default-1a2b3c4d.csv
     python kernels/submit.py                                       # only the ledger
 
-The competition is read from the .json beside the CSV. Where it is a code competition, the kernel that
-made the file is submitted instead of the file.
+The competition is read from the .json beside the CSV; one of your own is named with --competition. Where it is a
+code competition, the kernel that made the file is submitted instead of the file.
 """
 
 import argparse
@@ -31,6 +31,10 @@ def main(args: argparse.Namespace) -> int:
     book = args.ledger or folder / "ledger.csv"
     if args.file:
         submit(args, book)
+    rows = ledger.read(book)
+    for row in rows:
+        if row["status"] == "PENDING":  # Kaggle was slower than an earlier start had patience
+            settle(book, row, patience=0)
     rows = ledger.read(book)
     print(ledger.table(rows) if rows else f"{book}: nothing was submitted yet")
     return 0
@@ -66,18 +70,28 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
         "out_of_fold": about["score"]["out_of_fold"],
     }
     message = f"{args.message} {args.file.stem}".strip()
-    row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
+    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
+    there = remote.submitted(competition.kaggle, message)
+    row |= {"ref": there or remote.submit(competition.kaggle, what, message), "status": "PENDING"}
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
-    score = remote.wait_score(competition.kaggle, row["ref"], poll)
+    settle(book, row, patience=3600, poll=poll)
+
+
+def settle(book: Path, row: dict, patience: float, poll: float = 10.0) -> None:
+    """Wait for a submission's score and write it into the ledger."""
+    score = remote.wait_score(row["competition"], int(row["ref"]), poll, patience)
     ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
     if score.status == "ERROR":
-        raise cli.Refused(f"{args.file}: Kaggle could not score it: {score.error}")
+        raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")
 
 
 def made_by(file: Path) -> dict:
     try:
-        return json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        if {"competition", "sha256", "runs", "score"} <= about.keys():
+            return about
+        raise ValueError
+    except (OSError, ValueError, AttributeError):
         raise cli.Refused(
             f"{file.with_suffix('.json')}: missing or damaged; it says what made the submission"
         ) from None

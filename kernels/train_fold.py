@@ -6,11 +6,14 @@
     python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
 
 Leaves runs/<competition>/<run>/fold-<k>/: model.safetensors, oof.npz, history.csv, metrics.json and
-pictures. The same command again goes on where it stopped.
+pictures; beside the folds, report.html. The same command again goes on where it stopped.
 """
 
 import argparse
+import math
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -21,18 +24,18 @@ KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--fold", required=True, help="a fold's number, or all")
+    parser.add_argument("--fold", required=True, help="a fold's number, several as 0,1, or all")
     parser.add_argument("--time-budget", type=cli.duration, help="such as 10m: training ends in time (per fold)")
-    parser.add_argument("--workers", type=int, help="processes that augment (default: by the number of cores)")
+    parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU, whose cores train)")
     return parser
 
 
 def main(args: argparse.Namespace) -> int:
     config = cli.config(args)
-    numbers = fold_numbers(args.fold, config.folds.count)
+    numbers = cli.fold_numbers(args.fold, config.folds.count)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
-    from comp import batches, demo, device, fit, runs  # after the configuration is known to be sound
+    from comp import batches, demo, device, files, fit, page, runs  # after the configuration is known to be sound
 
     if config.competition.name == "demo":
         from comp import demo
@@ -41,11 +44,11 @@ def main(args: argparse.Namespace) -> int:
     chosen = device.choose(args.device)
     data = runs.data(config, args.input, args.runs)
     print(f"{config.competition.title or config.competition.name}: {len(data.split.ids)} pictures, on {chosen}")
-    workers = batches.default_workers() if args.workers is None else args.workers
-    budget = args.time_budget or (KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else None)
+    workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
+    limit = cli.STARTED + KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else math.inf
     done, started = [], cli.STARTED
     for number in numbers:
-        deadline = started + budget if budget else None
+        deadline = min(started + (args.time_budget or math.inf), limit)
         try:
             done.append(runs.train_fold(config, data, number, run_folder, chosen, workers, deadline))
         except fit.Interrupted:
@@ -54,6 +57,8 @@ def main(args: argparse.Namespace) -> int:
         started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
+    files.write_text(run_folder / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
+    print(page.run_page(run_folder))
     return 0
 
 
@@ -74,16 +79,8 @@ def jobs(args: argparse.Namespace) -> list:
             runs=args.runs,
             fold=args.runs / config.competition.name / run / f"fold-{number}",
         )
-        for number in fold_numbers(args.fold, config.folds.count)
+        for number in cli.fold_numbers(args.fold, config.folds.count)
     ]
-
-
-def fold_numbers(text: str, count: int) -> list[int]:
-    if text == "all":
-        return list(range(count))
-    if not text.isdigit() or int(text) >= count:
-        raise cli.Refused(f"--fold {text}: there are folds 0 to {count - 1}, and all")
-    return [int(text)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A competition of a dozen lines and a network of a few thousand weights, for tests of seconds."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,8 +35,15 @@ ema = 0.5
 folds = { count = 3 }
 model = { encoder = "resnet18", options = { encoder_depth = 3, decoder_channels = [8, 8, 8] } }
 optimizer = { lr = 2e-3 }
-augment = { transforms = [{ name = "HorizontalFlip" }, { name = "RandomBrightnessContrast" }], cutmix = 0.5, mixup = 0.3 }
-predict = { tta = "hflip", batch_size = 8 }
+
+[augment]
+transforms = [{ name = "HorizontalFlip" }, { name = "RandomBrightnessContrast" }]
+cutmix = 0.5
+mixup = 0.3
+
+[predict]
+tta = "hflip"
+batch_size = 8
 """
 
 
@@ -58,6 +67,17 @@ def kernel(script: str, *arguments: str, cwd: Path, status: int | None = 0) -> s
     output = done.stdout + done.stderr
     if status is not None:
         assert done.returncode == status, output
+    return output
+
+
+def inside(monkeypatch, capsys, script: str, *arguments: str, cwd: Path, status: int = 0) -> str:
+    """The same in this process, where the libraries are imported already."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "kernels" / script), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "kernels" / script), run_name="__main__")
+    output = "".join(capsys.readouterr())
+    assert (ended.value.code or 0) == status, output
     return output
 
 

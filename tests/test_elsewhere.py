@@ -130,7 +130,10 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
     (csv_file,) = (place / "submissions").glob("tiny-recipe-*.csv")
     submit = load("submit.py")
     arguments = [str(csv_file), "--competition", "tiny.toml"]
-    monkeypatch.setattr(submit.remote, "wait_score", lambda c, ref, poll: remote.wait_score(c, ref, POLL))
+    wait = remote.wait_score
+    monkeypatch.setattr(
+        submit.remote, "wait_score", lambda competition, ref, poll, patience: wait(competition, ref, POLL)
+    )
     assert submit.main(submit.arguments().parse_args(arguments)) == 0
     with open(place / "submissions/ledger.csv") as file:
         (row,) = csv.DictReader(file)

@@ -45,13 +45,14 @@ def run(place, name, data, noise, bias=(1, 1, 1), folds=3):
 def test_class_weights_are_found_where_they_help(tmp_path):
     data = split()
     blend = ensemble.search([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))], data, COMPETITION)
-    assert blend.kept > blend.equal + 0.02 and blend.classes[2] > blend.classes[0]
+    assert blend.kind == "class weights" and blend.classes[2] > blend.classes[0]
+    assert blend.scores[blend.kind] > blend.scores["equal weights"] + 0.02
 
 
 def test_what_does_not_help_is_not_used(tmp_path):
     data = split()
     blend = ensemble.search([run(tmp_path, "perfect", data, 0.1)], data, COMPETITION)
-    assert blend.classes == (1, 1, 1) and blend.kept == blend.equal == 1
+    assert blend.classes == (1, 1, 1) and blend.kind == "equal weights" and blend.scores[blend.kind] == 1
 
 
 def test_a_better_run_weighs_more(tmp_path):
@@ -59,7 +60,7 @@ def test_a_better_run_weighs_more(tmp_path):
     chosen = [run(tmp_path, "good", data, 1.3), run(tmp_path, "bad", data, 9.0)]
     blend = ensemble.search(chosen, data, COMPETITION)
     assert sum(blend.runs) == pytest.approx(1)
-    assert blend.runs[0] > 0.6 and blend.tried["run weights"] > blend.equal
+    assert blend.runs[0] > 0.6 and blend.scores["run weights"] > blend.scores["equal weights"]
 
 
 def test_weights_are_judged_on_folds_they_did_not_see(tmp_path):
@@ -67,7 +68,7 @@ def test_weights_are_judged_on_folds_they_did_not_see(tmp_path):
     data = split()
     folds = run(tmp_path, "a", data, 1.6, (1, 1, 0.5))[:1] + run(tmp_path, "b", data, 1.6, (1, 1, 2.0))[1:2]
     blend = ensemble.search([folds], data, COMPETITION)
-    assert blend.tried["class weights"] < blend.equal and blend.classes == (1, 1, 1)
+    assert blend.scores["class weights"] < blend.scores["equal weights"] and blend.classes == (1, 1, 1)
 
 
 def test_one_fold_cannot_be_judged(tmp_path):
@@ -125,4 +126,5 @@ def test_the_search_counts_as_the_metric_does(tmp_path):
         ids, probabilities, _ = fold.oof()
         rows = [data.ids.tolist().index(name) for name in ids]
         confusions.append(metrics.confusion(data.masks[rows], probabilities.argmax(1).astype(np.uint8), 3))
-    assert blend.equal == pytest.approx(metrics.score(np.concatenate(confusions), COMPETITION.metric), abs=1e-3)
+    expected = metrics.score(np.concatenate(confusions), COMPETITION.metric)
+    assert blend.scores["equal weights"] == pytest.approx(expected, abs=1e-6)

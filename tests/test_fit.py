@@ -56,7 +56,7 @@ def test_accumulating_two_half_batches_is_one_step(tmp_path):
 
 
 def test_early_stop_waits_and_keeps_the_best(tmp_path):
-    model, state = train(tmp_path, "patience=2", "epochs=60", "optimizer.lr=0.000001", "ema=0.0")
+    _, state = train(tmp_path, "patience=2", "epochs=60", "optimizer.lr=0.000001", "ema=0.0")
     assert state.ended == "early stop"
     assert len(state.history) == state.best_epoch + 1 + 2
     assert max(row["score"] for row in state.history) == state.best_score
@@ -83,7 +83,7 @@ def test_plateau_lowers_the_rate(tmp_path):
 
 
 def test_out_of_memory_splits_the_batch_and_keeps_its_gradient(tmp_path, monkeypatch, capsys):
-    calm, _ = train(tmp_path / "calm", "epochs=1", "optimizer.name=sgd", "ema=0.0")
+    train(tmp_path / "calm", "epochs=1", "optimizer.name=sgd", "ema=0.0")
     whole = models.Segmenter.forward
 
     def starved(self, images):
@@ -107,7 +107,7 @@ def _first_loss(folder):
 
 
 def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
-    real, calls = fit._gradients, itertools.count()
+    real, calls = fit._backward, itertools.count()
 
     def poisoned(model, *rest):
         loss = real(model, *rest)
@@ -118,7 +118,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
             return loss * float("nan")
         return loss
 
-    monkeypatch.setattr(fit, "_gradients", poisoned)
+    monkeypatch.setattr(fit, "_backward", poisoned)
     model, state = train(tmp_path, "epochs=2", "ema=0.0")
     assert state.skipped == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
@@ -127,11 +127,9 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
 
 def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
     def infinite(model, *rest):
-        for parameter in model.parameters():
-            parameter.data.fill_(float("nan"))
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(fit, "_gradients", infinite)
+    monkeypatch.setattr(fit, "_backward", infinite)
     with pytest.raises(Refused, match=r"diverged in epoch 1.*optimizer.lr"):
         train(tmp_path, "epochs=3")
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, kernel
+from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, inside, kernel
 
-from comp import config, metrics, runlength
+from comp import config, metrics, namespaces, runlength
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_fold_leaves_its_files(trained):
     for number in range(3):
         folder = place / f"runs/tiny/recipe/fold-{number}"
         left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        pictures = {"curves.png", "examples.png", "confusion.png"}
+        pictures = {"curves.png", "examples.png", "confusion.png", "samples.png"}
         assert left == {"model.safetensors", "oof.npz", "history.csv", "metrics.json"} | pictures
         facts = json.loads((folder / "metrics.json").read_text())
         assert facts["fold"] == number and 0 <= facts["score"] <= 1 and facts["epochs"] == 2
@@ -68,23 +68,25 @@ def test_out_of_fold_covers_every_picture_once_and_matches_its_score(trained):
     assert sorted(seen) == list(range(24))
 
 
-def test_a_finished_fold_says_so(trained):
+def test_a_finished_fold_says_so(trained, monkeypatch, capsys):
     place, _ = trained
     model = place / "runs/tiny/recipe/fold-0/model.safetensors"
     before = model.read_bytes()
-    assert "fold 0 is finished" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=place)
+    assert "fold 0 is finished" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place)
     assert model.read_bytes() == before
 
 
-def test_another_configuration_is_refused(trained):
+def test_another_configuration_is_refused(trained, monkeypatch, capsys):
     place, _ = trained
-    output = kernel("train_fold.py", *TINY, "--fold", "1", "--set", "epochs=3", cwd=place, status=2)
+    output = inside(
+        monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "1", "--set", "epochs=3", cwd=place, status=2
+    )
     assert "epochs: 2, now 3" in output and "--run" in output and "Traceback" not in output
 
 
-def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained):
+def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained, monkeypatch, capsys):
     place, _ = trained
-    output = kernel("ensemble.py", *TINY, "--tta", "d4", cwd=place)
+    output = inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
     assert "out-of-fold" in output and "leaderboard" in output
     (csv,) = (place / "submissions").glob("tiny-recipe-*.csv")
     about = json.loads(csv.with_suffix(".json").read_text())
@@ -99,18 +101,18 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
         labels[int(row.id)][runlength.decode(row.rle, (32, 48), "column").astype(bool)] = row[2]
     score = metrics.score(metrics.confusion(truth, labels, 3), config.Metric(background="drop_class"))
     assert about["score"]["leaderboard"] == pytest.approx(score, abs=1e-6)
-    assert "is there already" in kernel("ensemble.py", *TINY, "--tta", "d4", cwd=place)
+    assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
 
 
-def test_fewer_folds_must_be_asked_for(trained, tmp_path):
+def test_fewer_folds_must_be_asked_for(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     lonely = tmp_path / "runs/tiny/recipe"
     lonely.mkdir(parents=True)
     (lonely / "fold-1").symlink_to(place / "runs/tiny/recipe/fold-1")
     arguments = (*TINY, "--runs", str(tmp_path / "runs"))
-    output = kernel("ensemble.py", *arguments, cwd=place, status=2)
+    output = inside(monkeypatch, capsys, "ensemble.py", *arguments, cwd=place, status=2)
     assert "fold 0 is not finished" in output and "--folds 1" in output
-    kernel("ensemble.py", *arguments, "--folds", "1", "--tta", "none", cwd=place)
+    inside(monkeypatch, capsys, "ensemble.py", *arguments, "--folds", "1", "--tta", "none", cwd=place)
 
 
 def _weights(place):
@@ -154,8 +156,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
 @pytest.mark.parametrize(
     ("arrays", "arguments", "says"),
     [
-        ({}, ["--fold", "3"], "--fold 3: there are folds 0 to 2"),
-        ({}, ["--fold", "x"], "--fold x"),
+        ({}, ["--fold", "3"], "fold 3: there are folds 0 to 2"),
+        ({}, ["--fold", "x"], "fold x: there are folds 0 to 2"),
         ({}, ["--fold", "0", "--set", "folds.count=40"], "folds.count"),
         ({}, ["--fold", "0", "--set", "model.encoder=resnet19"], "resnet19"),
         ({}, ["--fold", "0", "--device", "cuda:9"], "--device cuda:9"),
@@ -167,9 +169,34 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
         ({"train_images": np.zeros((24, 32), np.uint8)}, ["--fold", "0"], "train_images"),
     ],
 )
-def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says):
+def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says, monkeypatch, capsys):
     _lay_out(tmp_path, **arrays)
-    output = kernel("train_fold.py", *TINY, *arguments, cwd=tmp_path, status=2)
+    output = inside(monkeypatch, capsys, "train_fold.py", *TINY, *arguments, cwd=tmp_path, status=2)
     line = output.strip().splitlines()[-1]
     assert says in line and "Traceback" not in output, output
     assert not list(tmp_path.glob("runs/**/*.safetensors"))
+
+
+@pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
+    _lay_out(tmp_path)
+    (tmp_path / "small").mkdir()
+    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--runs", "small/runs"]
+    script = (
+        'mount -t tmpfs -o size=1m none small && "$@"; status=$?; ls -A small/runs/tiny/recipe/fold-0; exit $status'
+    )
+    done = subprocess.run(
+        [*namespaces.command()[0], "sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert "No space left" in line and "Traceback" not in done.stderr
+    assert not any(name.endswith(".safetensors") for name in done.stdout.splitlines())
+
+
+def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys):
+    _lay_out(tmp_path)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--on", "notebook", cwd=tmp_path)
+    (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
+    cells = json.loads(path.read_text())["cells"]
+    assert len(cells) > 2 and any("curves.png" in "".join(cell["source"]) for cell in cells)

@@ -108,7 +108,9 @@ def ours(
     place: Path,
 ) -> float:
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        _, state = fit.fit(settings, split, index, rows, rows[:8], Path(folder), chosen, batches.default_workers())
+        _, state = fit.fit(
+            settings, split, index, rows, rows[:8], Path(folder), chosen, batches.default_workers(chosen.device)
+        )
     return state.images_per_second
 
 
