@@ -176,11 +176,10 @@ def test_a_kernel_that_fails_leaves_nothing_here(tmp_path, kaggle, monkeypatch):
 
 def test_no_credentials_is_one_line(tmp_path, monkeypatch):
     lay_out(tmp_path, 'kaggle = "tiny-on-kaggle"\n' + COMPETITION)
-    environment = {"HOME": str(tmp_path), "KAGGLE_API_TOKEN": "", "XDG_CONFIG_HOME": str(tmp_path)}
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR"):
-        environment[name] = ""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
     output = kernel("train_fold.py", *TINY, "--fold", "0", "--on", "kaggle", cwd=tmp_path, status=2)
     line = output.strip().splitlines()[-1]
     assert "credentials" in line and "Traceback" not in output

@@ -199,4 +199,4 @@ def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys)
     inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--on", "notebook", cwd=tmp_path)
     (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
     cells = json.loads(path.read_text())["cells"]
-    assert len(cells) > 2 and any("curves.png" in "".join(cell["source"]) for cell in cells)
+    assert len(cells) > 2 and any("*.png" in "".join(cell["source"]) for cell in cells)
