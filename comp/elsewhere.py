@@ -184,19 +184,33 @@ def _kernel_of(fold: Fold) -> str | None:
 
 
 def _datasets(job: Job, poll: float) -> list[str]:
-    """Upload what no competition and no kernel holds: folds trained here, and arrays of one's own."""
+    """Kaggle datasets that the job reads; folds trained here and arrays that Kaggle lacks are uploaded as such."""
     refs = list(job.competition.datasets)
-    with tempfile.TemporaryDirectory() as folder:
-        for fold in job.folds:
-            if not _kernel_of(fold):
-                stage = Path(folder) / _below_runs(job, fold)
-                stage.mkdir(parents=True)
-                for name in (MODEL, OOF, METRICS):
-                    (stage / name).symlink_to((fold.folder / name).absolute())
-        if any(Path(folder).iterdir()):
-            refs.append(remote.upload(Path(folder), slug(f"{job.name}-folds"), poll=poll))
+    files_of = {
+        _below_runs(job, fold) / name: fold.folder / name
+        for fold in job.folds
+        if not _kernel_of(fold)
+        for name in (MODEL, OOF, METRICS)
+    }
+    if files_of:
+        refs.append(_upload(job, slug(f"{job.name}-folds"), files_of, poll))
     if not job.competition.kaggle and not job.competition.datasets and (npz := _npz(job)):
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / npz.name).symlink_to(npz.absolute())
-            refs.append(remote.upload(Path(folder), slug(f"{job.competition.name}-arrays"), poll=poll))
+        refs.append(_upload(job, slug(f"{job.competition.name}-arrays"), {Path(npz.name): npz}, poll))
     return refs
+
+
+def _upload(job: Job, name: str, files_of: dict[Path, Path], poll: float) -> str:
+    """Upload files (where they lie in the dataset: where they lie here), unless they went up before as they are."""
+    stats = [(str(path), str(source), source.stat()) for path, source in sorted(files_of.items())]
+    state = [(path, source, stat.st_size, stat.st_mtime_ns) for path, source, stat in stats]
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()
+    record = job.runs / job.competition.name / f"{name}.uploaded.json"
+    if record.exists() and (before := json.loads(record.read_text(encoding="utf-8")))["digest"] == digest:
+        return before["ref"]
+    with tempfile.TemporaryDirectory() as folder:
+        for path, source in files_of.items():
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).symlink_to(source.absolute())
+        ref = remote.upload(Path(folder), name, poll=poll)
+    files.write_json(record, {"ref": ref, "digest": digest})
+    return ref

@@ -145,11 +145,6 @@ def status(ref: str, poll: float = 2.0) -> str:
     return read("kernels_status", poll, kernel=ref)["status"]
 
 
-def running(refs: Iterable[str], poll: float = 2.0) -> list[str]:
-    """Those kernels that take one of the places which Kaggle gives at a time. Raises Refused."""
-    return [ref for ref in refs if status(ref, poll) in ACTIVE]
-
-
 def log(ref: str, poll: float = 2.0) -> list[str]:
     """The log of a kernel's latest run; empty while Kaggle keeps none. Raises Refused."""
     return _log_lines(read("kernels_logs", poll, kernel=ref))

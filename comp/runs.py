@@ -68,7 +68,8 @@ def train_fold(
     """
     folder = run_folder / f"fold-{number}"
     with files.lock(folder):
-        _same_configuration(run_folder, config)
+        check_configuration(run_folder, config)
+        files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
         if (folder / METRICS).exists():
             fold = read_fold(folder)
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
@@ -106,6 +107,20 @@ def train_fold(
         return Fold(folder, number, facts)
 
 
+def check_configuration(run_folder: Path, config: Config) -> None:
+    """Refused where folds that were trained with another configuration lie in the run's folder."""
+    path = run_folder / "config.json"
+    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"fold-*/{name}")]
+    if not kept or not path.exists():
+        return
+    try:
+        before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
+    if difference := configs.first_difference(before, config):
+        raise Refused(f"{run_folder} holds a run of another configuration ({difference}); name another --run")
+
+
 def summary(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
     confusions = np.concatenate([fold.oof()[2] for fold in done])
@@ -133,20 +148,6 @@ def find_folds(competition: str, run: str, runs_folder: Path) -> list[Fold]:
     if not found:
         raise Refused(f"{runs_folder / competition / run}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
-
-
-def _same_configuration(run_folder: Path, config: Config) -> None:
-    """Keep the run's configuration; Refused where folds of another one lie there already."""
-    path = run_folder / "config.json"
-    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"fold-*/{name}")]
-    if kept and path.exists():
-        try:
-            before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
-        if difference := configs.first_difference(before, config):
-            raise Refused(f"{run_folder} holds a run of another configuration ({difference}); name another --run")
-    files.write_text(path, config.model_dump_json(indent=2) + "\n")
 
 
 def _write_oof(

@@ -64,10 +64,11 @@ def main(args: argparse.Namespace) -> int:
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel a fold."""
-    from comp import elsewhere
+    from comp import elsewhere, runs
 
     config = cli.config(args)
     run = cli.run_names(args, config)[0]
+    runs.check_configuration(args.runs / config.competition.name / run, config)
     given = cli.arguments_but("--fold", "--on", "--workers", "--device")
     return [
         elsewhere.Job(

@@ -254,14 +254,14 @@ def test_errors_that_come_with_http_200(kaggle, tmp_path):
 def test_a_push_waits_for_a_free_place(kaggle, tmp_path):
     _run.hold, kaggle.places = threading.Event(), 1
     first = remote.push(_folder(tmp_path), POLL)
-    assert remote.running([first.ref], POLL) == [first.ref]
+    assert remote.status(first.ref, POLL) in remote.ACTIVE
     said = []
     threading.Timer(0.1, _run.hold.set).start()
     second = remote.push(_folder(tmp_path, "mars-fold-1"), POLL, said.append)
     assert second.version == 1 and len(said) == 1
     assert said[0] == f"{second.ref}: waits for a free place (Maximum batch GPU session count of 1 reached.)"
     _complete(kaggle, first.ref)
-    assert remote.running([first.ref], POLL) == []
+    assert remote.status(first.ref, POLL) == "COMPLETE"
 
 
 # Following
