@@ -262,8 +262,7 @@ def evaluate(
     for start in range(0, len(rows), config.predict.batch_size):
         batch = rows[start : start + config.predict.batch_size]
         images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
-        with device.autocast():
-            logits = model(images)
+        logits = predict.logits(model, images, device)
         masks = np.ascontiguousarray(split.masks[batch])
         total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()

@@ -11,6 +11,7 @@ from torch import Tensor
 from comp.batches import to_device
 from comp.config import Predict
 from comp.device import Device
+from comp.errors import Refused
 from comp.models import Segmenter
 
 
@@ -65,16 +66,26 @@ def views(tta: str, size: tuple[int, int]) -> tuple[View, ...]:
 
 
 @torch.inference_mode()
-def probabilities(model: Segmenter, images: Tensor, tta: str, device: Device) -> Tensor:
-    """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W).
+def logits(model: Segmenter, images: Tensor, device: Device) -> Tensor:
+    """Logits (n, classes, H, W) of images (n, C, H, W) on the device, in halves where memory is short.
 
-    The model is in evaluation mode.
+    The model is in evaluation mode. Raises Refused where a single picture does not fit.
     """
+    try:
+        with device.autocast():
+            return model(images)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise Refused("out of memory with a single picture; use a smaller model") from None
+    return torch.cat([logits(model, half, device) for half in images.chunk(2)])
+
+
+@torch.inference_mode()
+def probabilities(model: Segmenter, images: Tensor, tta: str, device: Device) -> Tensor:
+    """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
     total, looks = None, views(tta, tuple(images.shape[2:]))
     for look in looks:
-        with device.autocast():
-            logits = model(look.do(images))
-        seen = look.undo(logits.float().softmax(1))
+        seen = look.undo(logits(model, look.do(images), device).float().softmax(1))
         total = seen if total is None else total.add_(seen)
     return total.div_(len(looks))
 

@@ -55,7 +55,8 @@ def data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
     competition = config.competition
     split = arrays.load_train(competition, input_folder)
     index = arrays.index(split, competition, input_folder)
-    name = f"folds-{config.folds.count}-seed{config.folds.seed}.csv"
+    dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
+    name = f"folds-{dealt}.csv"
     return Data(split, index, folds.load_or_make(runs_folder / competition.name / name, split, index, config))
 
 

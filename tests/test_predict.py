@@ -74,6 +74,19 @@ def test_predictions_come_back_to_the_pictures_own_size(fit, size):
     assert (back == expected).float().mean() > 0.95
 
 
+class Starved(Brightness):
+    def forward(self, images):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return super().forward(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    images = torch.randint(0, 256, (7, 1, 8, 12), dtype=torch.uint8)
+    got = predict.probabilities(Starved(), images, "d4", CPU)
+    torch.testing.assert_close(got, Brightness()(images).softmax(1))
+
+
 def test_batches_cover_the_rows_in_order():
     images = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
     rows = np.array([7, 1, 5, 2, 9])
