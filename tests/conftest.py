@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+# Tests run several processes at a time; more threads than cores wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -61,9 +63,8 @@ def draw(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> tuple[np.nd
 
 def kernel(script: str, *arguments: str, cwd: Path, status: int | None = 0) -> str:
     """Run an entry script as a user does; return what it printed, both streams."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "kernels" / script), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     output = done.stdout + done.stderr
     if status is not None:
         assert done.returncode == status, output
