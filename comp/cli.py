@@ -1,7 +1,6 @@
 """What the entry scripts share: their common arguments, and one line instead of a traceback."""
 
 import argparse
-import errno
 import re
 import sys
 import time
@@ -118,9 +117,10 @@ def entry(
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno is None:  # a library's own, about something else than a file
             raise
         print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("interrupted; the same command starts again, or goes on where it was", file=sys.stderr)
         sys.exit(130)

@@ -100,7 +100,7 @@ def train_fold(
             "parameters": sum(p.numel() for p in model.parameters()),
             "confusion": confusions.sum(0).tolist(),
         }
-        _pictures(folder, config, data.split, valid, state, confusions, folder / OOF)
+        _pictures(folder, config, data.split, train, valid, state, confusions)
         files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
         checkpoint.remove(folder / checkpoint.NAME)
         print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
@@ -119,7 +119,9 @@ def check_configuration(run_folder: Path, config: Config) -> None:
     except ValueError as error:
         raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
     if difference := configs.first_difference(before, config):
-        raise Refused(f"{run_folder} holds a run of another configuration ({difference}); name another --run")
+        raise Refused(
+            f"{run_folder} holds a run of another configuration ({difference}); name another --run, or delete it"
+        )
 
 
 def summary(done: list[Fold], config: Config) -> str:
@@ -175,7 +177,13 @@ def _write_oof(
 
 
 def _pictures(
-    folder: Path, config: Config, split: Split, rows: np.ndarray, state: fit.State, confusions: np.ndarray, oof: Path
+    folder: Path,
+    config: Config,
+    split: Split,
+    train: np.ndarray,
+    rows: np.ndarray,
+    state: fit.State,
+    confusions: np.ndarray,
 ) -> None:
     competition = config.competition
     report.curves(
@@ -193,7 +201,7 @@ def _pictures(
         for i, empty in enumerate(unscored)
     ]
     chosen, labels = report.choose(scores)
-    probabilities = arrays.npz.mapped(arrays.npz.member(oof, "probabilities"))
+    probabilities = arrays.npz.mapped(arrays.npz.member(folder / OOF, "probabilities"))
     shown = rows[chosen]
     report.examples(
         np.ascontiguousarray(split.images[shown]),
@@ -207,8 +215,11 @@ def _pictures(
         ignore=0 if competition.metric.background == "drop_truth" else competition.arrays.ignore,
     )
     if transform := augment.build(config.augment.transforms):
-        some = rows[:3]
-        drawn = [[transform(split.images[row], split.masks[row], seed) for seed in range(4)] for row in some]
+        some = train[:3]
+        drawn = [
+            [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
+            for place, row in enumerate(some)
+        ]
         with contextlib.suppress(ValueError):  # crops may come in sizes that do not go on one sheet
             report.samples(
                 np.ascontiguousarray(split.images[some]),

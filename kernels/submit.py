@@ -86,6 +86,8 @@ def settle(book: Path, row: dict, patience: float, poll: float = 10.0) -> None:
 
 
 def made_by(file: Path) -> dict:
+    if not file.exists():
+        raise cli.Refused(f"{file}: no such file; kernels/ensemble.py makes submissions")
     try:
         about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         if {"competition", "sha256", "runs", "score"} <= about.keys():
