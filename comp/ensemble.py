@@ -185,10 +185,10 @@ def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     parts = []
     for same in zip(*runs, strict=True):
         ids, probabilities = zip(*(fold.oof()[:2] for fold in same), strict=True)
-        for fold, others in zip(same, ids, strict=True):
+        for fold, others, stored in zip(same, ids, probabilities, strict=True):
             shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
             fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
-            if not fits or fold.oof()[1].shape != shape:
+            if not fits or stored.shape != shape:
                 raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
         rows = np.array([row_of[name] for name in ids[0].tolist()])
         truth = np.stack([split.masks[row].reshape(-1)[::step] for row in rows])

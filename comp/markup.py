@@ -20,8 +20,6 @@ from comp import sheets
 from comp.files import write_text
 from comp.stylesheet import PAGE
 
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b3fa0", "#8c8474")
-
 
 class Html(str):
     """Text that is markup already."""

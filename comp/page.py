@@ -11,8 +11,9 @@ import numpy as np
 
 from comp import markup, metrics
 from comp.config import Config, from_dict
+from comp.drawing import LINES
 from comp.errors import Refused
-from comp.markup import LINES, Html, Line, write
+from comp.markup import Html, Line, write
 from comp.runs import Fold, read_fold
 
 __all__ = ["run_page", "write"]

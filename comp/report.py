@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from comp.drawing import DPI, FAINT, INK, colours, number, plain, save, short
+from comp.drawing import DPI, FAINT, INK, LINES, colours, number, plain, save, short
 from comp.sheets import choose, examples, filmstrip, samples
 
 __all__ = ["choose", "colours", "confusion", "curves", "examples", "filmstrip", "samples", "side_by_side"]
 
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b3fa0", "#8c8474")
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 
 
