@@ -67,6 +67,11 @@ def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
         raise Refused(f"{key} ({name}): {reason}") from None
 
 
+def mixes(augment: Augment) -> bool:
+    """Whether batches are mixed at all."""
+    return augment.cutmix > 0 or augment.mixup > 0
+
+
 def mix(
     images: Tensor, labels: Tensor, augment: Augment, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None, float]:

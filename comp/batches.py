@@ -5,7 +5,6 @@ number of workers gives the same bytes, and a run that goes on in the middle of 
 batches it would have met.
 """
 
-import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -15,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from comp import augment
+from comp import augment, ranks
 from comp.arrays import Split
 from comp.config import Config
 from comp.errors import Refused
-
-Key = tuple[int, int, int]  # epoch, place in the epoch, row of the split
 
 
 def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
@@ -32,8 +29,10 @@ def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str
     return times
 
 
-def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[Key]]:
+def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
+
+    A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
 
     Even batches leave no runt at the end, which batch normalisation could not bear. A fraction of
     `times` is drawn anew each epoch.
@@ -42,12 +41,12 @@ def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch:
     whole = np.floor(times).astype(np.int64)
     drawn = np.repeat(rows, whole + (generator.random(len(rows)) < times - whole))
     drawn = generator.permutation(drawn)
-    keys = [(epoch, place, int(row)) for place, row in enumerate(drawn)]
+    keys = np.stack([np.full(len(drawn), epoch), np.arange(len(drawn)), drawn], axis=1)
     cuts = np.linspace(0, len(keys), -(-len(keys) // batch_size) + 1).round().astype(int)
-    return [keys[start:end] for start, end in itertools.pairwise(cuts)]
+    return np.split(keys, cuts[1:-1])
 
 
-class TrainBatches(Sampler[list[Key]]):
+class TrainBatches(Sampler[np.ndarray]):
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader with persistent workers serves the whole run; `epoch(k, skip)` starts epoch `k` after
@@ -56,7 +55,9 @@ class TrainBatches(Sampler[list[Key]]):
 
     def __init__(self, split: Split, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
-        self._batches: list[list[Key]] = []
+        # Each rank loads its share of a batch; mixing needs the whole of it, and shares out what it made.
+        self._share = slice(None) if augment.mixes(config.augment) else ranks.share()
+        self._batches: list[np.ndarray] = []
         self._loader = DataLoader(
             _Samples(split, config),
             batch_sampler=self,
@@ -72,14 +73,19 @@ class TrainBatches(Sampler[list[Key]]):
         """Number of batches in an epoch."""
         return len(self._plan(epoch))
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        self._batches = self._plan(epoch)[skip:]
-        return iter(self._loader)
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields the size of each batch over all ranks, and what this one loads of it."""
+        whole = self._plan(epoch)[skip:]
+        if whole and (fewest := min(map(len, whole))) < ranks.count():
+            raise Refused(f"{ranks.count()} processes, but a batch of {fewest} pictures; use fewer, or larger batches")
+        self._batches = [keys[self._share] for keys in whole]
+        for keys, (images, labels) in zip(whole, self._loader, strict=True):
+            yield len(keys), images, labels
 
-    def _plan(self, epoch: int) -> list[list[Key]]:
+    def _plan(self, epoch: int) -> list[np.ndarray]:
         return plan(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self._batches)
 
     def __len__(self) -> int:
@@ -93,8 +99,8 @@ class _Samples(Dataset):
         self._split, self._seed = split, config.seed
         self._transform = augment.build(config.augment.transforms)
 
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        pairs = [self._sample(*key) for key in keys]
+    def __getitems__(self, keys: np.ndarray) -> tuple[Tensor, Tensor]:
+        pairs = [self._sample(*key) for key in keys.tolist()]
         images, masks = zip(*pairs, strict=True)
         if len({image.shape for image in images}) > 1:
             raise Refused("augment.transforms: samples of one batch have different sizes; end with a crop or resize")

@@ -121,6 +121,13 @@ def entry(
             raise
         print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        from comp import ranks
+
+        if not ranks.lost(error):
+            raise
+        print(f"rank {ranks.rank()}: another process of this job ended; start it again to go on", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command starts again, or goes on where it was", file=sys.stderr)
         sys.exit(130)

@@ -27,7 +27,8 @@ class Device:
 def choose(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        # Under torchrun each process has a GPU of its own.
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -42,6 +43,7 @@ def choose(name: str = "auto") -> Device:
 
 
 def _cuda(device: torch.device) -> Device:
+    torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name(device)

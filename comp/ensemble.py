@@ -83,33 +83,40 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
 
 
 def blended(
-    runs: Sequence[Sequence[Fold]], weights: Sequence[float], test: Split, settings: Predict, device: Device
+    runs: Sequence[Sequence[Fold]],
+    weights: Sequence[float],
+    test: Split,
+    rows: np.ndarray,
+    settings: Predict,
+    device: Device,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Blend a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)) a batch at a time.
+    """Blend rows of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)) a batch at a time.
 
     Models take turns on chunks of pictures, so memory grows neither with their number nor with the
     number of pictures.
     """
     paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
-    count, (height, width) = len(test.ids), test.images.shape[1:3]
+    (height, width), size = test.images.shape[1:3], settings.batch_size
     loaded: models.Loaded | None = None
     chunk, total = 0, torch.empty(0)
-    bar = tqdm(total=count * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
+    bar = tqdm(total=len(rows) * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
     start = 0
-    while start < count:
+    while start < len(rows):
         for path, weight in paths:
             if len(paths) > 1 or loaded is None:
                 loaded = models.load(path, device.device, loaded)
             if not chunk:
                 classes = len(loaded.config.competition.classes)
-                chunk = max(1, min(count, CHUNK_BYTES // (4 * classes * height * width)))
-                total = torch.zeros(chunk, classes, height, width, device=device.device)
-            rows = np.arange(start, min(count, start + chunk))
-            for batch, probabilities in predict.over(loaded.model, test.images, rows, settings, device):
-                total[batch[0] - start : batch[-1] + 1 - start].add_(probabilities, alpha=weight)
+                chunk = size * max(1, CHUNK_BYTES // (4 * classes * height * width * size))
+                total = torch.zeros(min(chunk, len(rows)), classes, height, width, device=device.device)
+            some, place = rows[start : start + chunk], 0
+            for batch, probabilities in predict.over(loaded.model, test.images, some, settings, device):
+                total[place : place + len(batch)].add_(probabilities, alpha=weight)
+                place += len(batch)
                 bar.update(len(batch))
-        for batch in np.array_split(rows, -(-len(rows) // settings.batch_size)):
-            yield batch, total[batch[0] - start : batch[-1] + 1 - start].clone()
+        for place in range(0, len(some), size):
+            batch = some[place : place + size]
+            yield batch, total[place : place + len(batch)].clone()
         total.zero_()
         start += chunk
     bar.close()
@@ -118,7 +125,7 @@ def blended(
 def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
     weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
-    return (probabilities * weights).argmax(1).to(torch.uint8).cpu().numpy()
+    return predict.labels(probabilities * weights)
 
 
 def _find(

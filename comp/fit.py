@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import augment, batches, checkpoint, files, losses, metrics, models, predict
+from comp import augment, batches, checkpoint, files, losses, metrics, models, predict, ranks
 from comp.arrays import Index, Split
 from comp.config import Config, Optimizer, Schedule
 from comp.device import Device
@@ -83,7 +83,7 @@ def fit(
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
     model, note = models.build(config.model, split.images.shape[3], classes, *normalisation(split.images, train))
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
-    model = model.to(device.device)
+    model = ranks.synchronize(model.to(device.device), device.device)
     averaged = copy.deepcopy(model).requires_grad_(False) if config.ema else model
     optimizer = make_optimizer(config.optimizer, model)
     loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
@@ -103,6 +103,8 @@ def fit(
     seconds_before, saved, parts_of_batch = state.seconds, time.monotonic(), 1
 
     def save() -> None:
+        if ranks.rank():
+            return
         state.seconds = seconds_before + time.monotonic() - started
         facts = asdict(state) | {"scaler": scaler.state_dict()}
         checkpoint.save(folder / checkpoint.NAME, parts, optimizer, facts)
@@ -121,9 +123,13 @@ def fit(
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = config.optimizer.lr * rate
                 mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
-                torch.manual_seed(int(mixing.integers(2**62)))  # dropout's, so that a run goes on as it was
-                mixed = [_on_device(images, labels, config, mixing, device) for images, labels in group]
-                loss, parts_of_batch = _gradients(model, optimizer, mixed, loss_of, scaler, device, parts_of_batch)
+                torch.manual_seed(int(mixing.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
+                samples = sum(size for size, *_ in group)
+                mixed = [_on_device(images, labels, config, mixing, device) for _, images, labels in group]
+                loss, parts_of_batch = _gradients(
+                    model, optimizer, mixed, samples, loss_of, scaler, device, parts_of_batch
+                )
+                loss = ranks.total_gradients(model, loss)
                 if config.optimizer.clip:
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
@@ -136,23 +142,23 @@ def fit(
                 if config.ema and state.updates % EMA_EVERY == 0:
                     _average(averaged, model, config.ema**EMA_EVERY, state.updates)
 
-                samples = sum(len(images) for images, _ in group)
                 epoch_loss += loss.nan_to_num(0.0, 0.0, 0.0) * samples
                 bad += ~loss.isfinite() * len(group)
                 state.samples, state.trained = state.samples + samples, state.trained + samples
                 state.batch += len(group)
                 bar.update(len(group))
                 state.progress = (state.epoch + state.batch / steps) / config.epochs
-                state.progress = max(state.progress, timer.progress(samples))
+                spent, stopping = ranks.agree(timer.progress(samples), stop.is_set())
+                state.progress = max(state.progress, spent)
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
                     break
-                if stop.is_set() or time.monotonic() - saved > CHECKPOINT_EVERY:
+                if stopping or time.monotonic() - saved > CHECKPOINT_EVERY:
                     state.loss += epoch_loss.item()
                     epoch_loss.zero_()
                     save()
                     saved = time.monotonic()
-                    if stop.is_set():
+                    if stopping:
                         raise Interrupted
             bar.close()
             state.loss += epoch_loss.item()
@@ -174,9 +180,11 @@ def fit(
             better = score > state.best_score and bad <= steps / 2
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
-                models.save(averaged, folder / "model.safetensors", config)
+                if not ranks.rank():
+                    models.save(averaged, folder / "model.safetensors", config)
             print(_line(row, config.epochs, better), flush=True)
-            _write_history(folder / "history.csv", state.history)
+            if not ranks.rank():
+                _write_history(folder / "history.csv", state.history)
             if bad > steps / 2:
                 raise Refused(
                     f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
@@ -194,7 +202,7 @@ def fit(
                 elif state.progress >= 1.0:
                     state.ended = "time budget"
         save()
-        if stop.is_set():
+        if ranks.agree(0.0, stop.is_set())[1]:
             raise Interrupted
     return models.load(folder / "model.safetensors", device.device).model, state
 
@@ -258,18 +266,19 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
     model.eval()
-    total, confusions = 0.0, []
-    for start in range(0, len(rows), config.predict.batch_size):
-        batch = rows[start : start + config.predict.batch_size]
+    classes, mine = len(config.competition.classes), rows[ranks.share()]
+    total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
+    for start in range(0, len(mine), config.predict.batch_size):
+        batch = mine[start : start + config.predict.batch_size]
         images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
         logits = predict.logits(model, images, device)
         masks = np.ascontiguousarray(split.masks[batch])
         total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
-        labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
-        confusions.append(
-            metrics.confusion(masks, labels, len(config.competition.classes), config.competition.arrays.ignore)
-        )
-    return total / len(rows), np.concatenate(confusions)
+        confusions.append(metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignore))
+    counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)
+    counted[ranks.share()] = torch.from_numpy(np.concatenate(confusions))
+    total = ranks.total(torch.tensor(total, dtype=torch.float64)).item()
+    return total / len(rows), ranks.total(counted).numpy()
 
 
 Mixed = tuple[Tensor, Tensor, Tensor | None, float]
@@ -278,13 +287,18 @@ Mixed = tuple[Tensor, Tensor, Tensor | None, float]
 def _on_device(images: Tensor, labels: Tensor, config: Config, generator: np.random.Generator, device: Device) -> Mixed:
     images = batches.to_device(images, device.device)
     labels = labels.to(device.device, non_blocking=True)
-    return augment.mix(images, labels, config.augment, generator)
+    if not augment.mixes(config.augment):
+        return images, labels, None, 1.0
+    images, labels, others, share = augment.mix(images, labels, config.augment, generator)
+    mine = ranks.share()
+    return images[mine], labels[mine], None if others is None else others[mine], share
 
 
 def _gradients(
     model: Segmenter,
     optimizer: torch.optim.Optimizer,
     mixed: list[Mixed],
+    samples: int,
     loss_of: Callable,
     scaler: torch.amp.GradScaler,
     device: Device,
@@ -292,12 +306,17 @@ def _gradients(
 ) -> tuple[Tensor, int]:
     """Gradients of one step, its batches computed in so many parts, and in more where memory is short.
 
-    Returns the mean loss, detached, and the number of parts that fitted. Raises Refused.
+    Of the step's `samples`, `mixed` holds this rank's. Returns the mean loss, detached, and the number of
+    parts that fitted. Raises Refused.
     """
     while True:
         try:
-            return _backward(model, mixed, loss_of, scaler, device, parts), parts
+            return _backward(model, mixed, samples, loss_of, scaler, device, parts), parts
         except torch.OutOfMemoryError:
+            if ranks.count() > 1:  # the others wait for this one's batch statistics
+                raise Refused(
+                    f"rank {ranks.rank()}: out of memory; halve batch_size and double optimizer.accumulate"
+                ) from None
             if parts >= max(len(images) for images, *_ in mixed):
                 raise Refused("out of memory with a single picture; use a smaller model or crops") from None
             parts *= 2
@@ -308,12 +327,12 @@ def _gradients(
 def _backward(
     model: Segmenter,
     mixed: list[Mixed],
+    samples: int,
     loss_of: Callable,
     scaler: torch.amp.GradScaler,
     device: Device,
     parts: int,
 ) -> Tensor:
-    samples = sum(len(images) for images, *_ in mixed)
     mean = torch.zeros((), device=device.device)
     for images, labels, other, share in mixed:
         others = other.chunk(parts) if other is not None else [None] * parts

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, report
+from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, ranks, report
 from comp import config as configs
 from comp.arrays import Index, Split
 from comp.config import Config
@@ -53,11 +52,12 @@ class Data:
 def data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
     """Load and check a competition's training samples; make its folds, or read them back. Raises Refused."""
     competition = config.competition
-    split = arrays.load_train(competition, input_folder)
-    index = arrays.index(split, competition, input_folder)
-    dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
-    name = f"folds-{dealt}.csv"
-    return Data(split, index, folds.load_or_make(runs_folder / competition.name / name, split, index, config))
+    with ranks.first():
+        split = arrays.load_train(competition, input_folder)
+        index = arrays.index(split, competition, input_folder)
+        dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
+        name = f"folds-{dealt}.csv"
+        return Data(split, index, folds.load_or_make(runs_folder / competition.name / name, split, index, config))
 
 
 def train_fold(
@@ -68,9 +68,11 @@ def train_fold(
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = run_folder / f"fold-{number}"
-    with files.lock(folder):
-        check_configuration(run_folder, config)
-        files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
+        with ranks.first():
+            check_configuration(run_folder, config)
+            if not ranks.rank():
+                files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
         if (folder / METRICS).exists():
             fold = read_fold(folder)
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
@@ -81,7 +83,13 @@ def train_fold(
         print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
         model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline)
         trained = time.monotonic()
-        confusions = _write_oof(folder / OOF, model, data.split, valid, config, device)
+        found = _out_of_fold(model, data.split, valid, config, device)
+        if ranks.rank():
+            for _ in found:
+                pass
+            ranks.wait()  # for the files
+            return read_fold(folder)
+        confusions = _write_oof(folder / OOF, found, data.split, valid, config)
         seconds = state.seconds + time.monotonic() - trained
         facts = {
             "fold": number,
@@ -102,6 +110,7 @@ def train_fold(
         }
         _pictures(folder, config, data.split, train, valid, state, confusions)
         files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
+        ranks.wait()
         checkpoint.remove(folder / checkpoint.NAME)
         print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
         print(f"{metrics.table(facts)}\n\n{folder} ({seconds:.0f} s, {facts['images_per_second']} images/s)")
@@ -153,18 +162,31 @@ def find_folds(competition: str, run: str, runs_folder: Path) -> list[Fold]:
     return [found[number] for number in sorted(found)]
 
 
-def _write_oof(
-    path: Path, model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
-) -> np.ndarray:
-    """Write out-of-fold probabilities batch by batch; return confusions int64 (n, C, C)."""
+def _out_of_fold(
+    model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
+) -> Iterator[ranks.Arrays]:
+    """Probabilities float16 (n, C, H, W) and confusions int64 (n, C, C), batch by batch, on rank 0."""
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
+
+    def mine() -> Iterator[ranks.Arrays]:
+        dealt = ranks.deal(rows, config.predict.batch_size)
+        for batch, probabilities in predict.over(model, split.images, dealt, config.predict, device):
+            truth = np.ascontiguousarray(split.masks[batch])
+            confusions = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
+            yield probabilities.half().cpu().numpy(), confusions
+
+    return ranks.in_order(mine())
+
+
+def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np.ndarray, config: Config) -> np.ndarray:
+    """Write out-of-fold probabilities as they come; return confusions int64 (n, C, C)."""
+    classes = len(config.competition.classes)
     confusions: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
-        for batch, probabilities in predict.over(model, split.images, rows, config.predict, device):
-            labels = probabilities.argmax(1).to(torch.uint8).cpu().numpy()
-            confusions.append(metrics.confusion(np.ascontiguousarray(split.masks[batch]), labels, classes, ignore))
-            yield probabilities.half().cpu().numpy()
+        for probabilities, confusion in found:
+            confusions.append(confusion)
+            yield probabilities
 
     def members() -> Iterator[tuple]:
         ids, n = split.ids[rows], len(rows)

@@ -31,14 +31,16 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import batches, demo, device, fit, markup, page, report, runs
+    from comp import batches, demo, device, fit, markup, page, ranks, report, runs
 
+    ranks.join(args.device)
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     rows, histories = [], {}
     for name, config in variants.items():
         if config.competition.name == "demo":
-            demo.ensure(args.input)
+            with ranks.first():
+                demo.ensure(args.input)
         data = runs.data(config, args.input, args.runs)
         print(f"\n{name}, on {chosen}")
         done = []
@@ -65,6 +67,8 @@ def main(args: argparse.Namespace) -> int:
         )
         histories[name] = pd.read_csv(done[0].folder / "history.csv").to_dict("records")
 
+    if ranks.rank():
+        return 0
     competition = next(iter(variants.values())).competition
     folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
     table = pd.DataFrame(rows).sort_values("score", ascending=False)

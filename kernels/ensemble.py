@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,12 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, demo, device, ensemble, files, metrics, predict, runs, submission
+    from comp import arrays, demo, device, ensemble, files, metrics, predict, ranks, runs, submission
 
+    ranks.join(args.device)
     if competition.name == "demo":
-        demo.ensure(args.input)
+        with ranks.first():
+            demo.ensure(args.input)
     found = [runs.find_folds(competition.name, name, args.runs) for name in names]
     numbers = cli.fold_numbers(args.folds, found[0][0].metrics["folds"])
     chosen = ensemble.same_folds(found, numbers)
@@ -75,19 +78,28 @@ def main(args: argparse.Namespace) -> int:
         return 0
 
     print(f"{len(test.ids)} pictures, {len(models)} models, {settings.tta} test-time augmentation, on {computing}")
+
+    def labelled() -> Iterator[ranks.Arrays]:
+        """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
+        mine = ranks.deal(np.arange(len(test.ids)), settings.batch_size)
+        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, mine, settings, computing):
+            sizes = [] if test.sizes is None else test.sizes[rows].tolist()
+            originals = [
+                ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
+                for one, size in zip(probabilities, sizes, strict=bool(sizes))
+            ]
+            yield rows, ensemble.label(probabilities, blend.classes), *originals
+
+    batches = ranks.in_order(labelled())
+    if ranks.rank():
+        return len(list(batches))
     confusions = []
     with submission.writer(path, competition) as write:
-        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, settings, computing):
-            labels = ensemble.label(probabilities, blend.classes)
+        for rows, labels, *originals in batches:
             if test.masks is not None:  # a practice competition
                 truth = np.ascontiguousarray(test.masks[rows])
                 confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignore))
-            if test.sizes is not None:
-                labels = [
-                    ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
-                    for one, size in zip(probabilities, test.sizes[rows].tolist(), strict=True)
-                ]
-            write(test.ids[rows], labels)
+            write(test.ids[rows], originals or labels)
     found = submission.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {
         "score": {"metric": metric, "out_of_fold": blend.scores[blend.kind]},

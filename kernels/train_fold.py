@@ -35,12 +35,13 @@ def main(args: argparse.Namespace) -> int:
     numbers = cli.fold_numbers(args.fold, config.folds.count)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
-    from comp import batches, demo, device, files, fit, page, runs  # after the configuration is known to be sound
+    # after the configuration is known to be sound
+    from comp import batches, demo, device, files, fit, page, ranks, runs
 
+    ranks.join(args.device)
     if config.competition.name == "demo":
-        from comp import demo
-
-        demo.ensure(args.input)
+        with ranks.first():
+            demo.ensure(args.input)
     chosen = device.choose(args.device)
     data = runs.data(config, args.input, args.runs)
     print(f"{config.competition.title or config.competition.name}: {len(data.split.ids)} pictures, on {chosen}")
@@ -57,8 +58,9 @@ def main(args: argparse.Namespace) -> int:
         started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
-    files.write_text(run_folder / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
-    print(page.run_page(run_folder))
+    if not ranks.rank():
+        files.write_text(run_folder / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
+        print(page.run_page(run_folder))
     return 0
 
 

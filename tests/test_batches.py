@@ -14,11 +14,12 @@ def settings(**augmentation) -> config.Augment:
 def test_each_row_once_in_even_batches():
     rows = np.arange(100, 165)
     planned = batches.plan(rows, np.ones(65), 16, seed=3, epoch=2)
-    drawn = [row for batch in planned for _, _, row in batch]
+    epoch, place, drawn = np.concatenate(planned).T.tolist()
     assert sorted(drawn) == rows.tolist() and drawn != rows.tolist()
+    assert set(epoch) == {2} and place == list(range(65))
     assert [len(batch) for batch in planned] == [13] * 5
-    assert planned == batches.plan(rows, np.ones(65), 16, seed=3, epoch=2)
-    assert planned != batches.plan(rows, np.ones(65), 16, seed=3, epoch=3)
+    assert np.array_equal(planned, batches.plan(rows, np.ones(65), 16, seed=3, epoch=2))
+    assert not np.array_equal(planned, batches.plan(rows, np.ones(65), 16, seed=3, epoch=3))
 
 
 def test_oversampling_repeats_pictures_that_hold_the_class():
@@ -40,13 +41,17 @@ def test_any_number_of_workers_and_any_start_give_the_same_batches():
         loader = batches.TrainBatches(split, np.arange(20), np.ones(20), loaded, workers, pin=False)
         seen.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
         late = list(loader.epoch(1, skip=2))
-        assert all(
-            torch.equal(a, b) for x, y in zip(late, seen[-1][-2:], strict=True) for a, b in zip(x, y, strict=True)
-        )
-    for other in seen[1:]:
-        for x, y in zip(seen[0], other, strict=True):
-            assert torch.equal(x[0], y[0]) and torch.equal(x[1], y[1])
-    assert seen[0][0][0].dtype == torch.uint8 and seen[0][0][0].shape == (5, 16, 24, 1)
+        assert same(late, seen[-1][-2:])
+    assert all(same(seen[0], other) for other in seen[1:])
+    size, pictures, _ = seen[0][0]
+    assert size == 5 and pictures.dtype == torch.uint8 and pictures.shape == (5, 16, 24, 1)
+
+
+def same(some: list, others: list) -> bool:
+    return all(
+        size == as_many and torch.equal(images, pictures) and torch.equal(labels, masks)
+        for (size, images, labels), (as_many, pictures, masks) in zip(some, others, strict=True)
+    )
 
 
 def test_image_and_mask_move_together_and_only_the_seed_decides():

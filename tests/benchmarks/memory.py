@@ -52,7 +52,7 @@ def first_batch(gigabytes: int) -> dict[str, float]:
         started = time.perf_counter()
         split = arrays.load_train(settings.competition, Path(folder))
         rows = np.random.default_rng(0).integers(0, count, 4096)  # as a fold's rows lie all over the file
-        images, _ = next(batches.TrainBatches(split, rows, np.ones(4096), settings, 0, pin=False).epoch(0))
+        _, images, _ = next(batches.TrainBatches(split, rows, np.ones(4096), settings, 0, pin=False).epoch(0))
         assert images.shape == (32, 64, 128, 1)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
@@ -74,7 +74,7 @@ def ensemble(folds: int, pictures: int) -> dict[str, float]:
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
         predict = settings.predict.model_copy(update={"tta": "none"})
-        seen = sum(len(rows) for rows, _ in blends.blended([made], [1.0], test, predict, chosen))
+        seen = sum(len(rows) for rows, _ in blends.blended([made], [1.0], test, np.arange(pictures), predict, chosen))
         assert seen == pictures
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 

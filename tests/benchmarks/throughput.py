@@ -173,7 +173,8 @@ def disk_to_csv(
     predict = settings.predict.model_copy(update={"tta": "d4"})
     started = time.perf_counter()
     with submission.writer(place / "s.csv", settings.competition) as write:
-        for batch, probabilities in ensemble.blended([[runs.Fold(path.parent, 0, {})]], [1.0], test, predict, chosen):
+        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, np.arange(len(rows)), predict, chosen
+        for batch, probabilities in ensemble.blended(*blending):
             write(test.ids[batch], ensemble.label(probabilities, [1.0] * len(settings.competition.classes)))
     return len(rows) / (time.perf_counter() - started)
 
