@@ -111,3 +111,28 @@ def test_rows_are_dealt_in_batches_and_each_once(monkeypatch):
     assert dealt[0].tolist() == [100, 101, 102, 103, 112, 113, 114, 115]
     assert sorted(np.concatenate(dealt).tolist()) == rows.tolist()
     assert ranks.deal(rows[:2], 4).tolist() == []
+
+
+def test_two_gpus_start_the_same_command_again_under_torchrun(monkeypatch, tmp_path):
+    script = tmp_path / "train_fold.py"
+    script.touch()
+    began = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "execv", lambda program, words: began.append(words))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", str(script), "--run", "a", "--fold", "0"])
+    ranks.join("cuda:1")  # one was asked for
+    assert not began
+    ranks.join("auto")
+    assert began[0][2:] == [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--",
+        str(script),
+        "--run",
+        "a",
+        "--fold",
+        "0",
+    ]

@@ -1,6 +1,6 @@
-"""How fast submission files are written and checked, beside pandas and the usual loop.
+"""How fast submission files are written and checked, beside pandas, polars, pycocotools and the usual loop.
 
-    python tests/benchmarks/submission.py
+    uv run --group peers tests/benchmarks/submission.py
 
 Each pair is measured side by side in this run, one then the other, five times over. Times are medians; a
 ratio is the median of five, with the least and the largest behind it. "wall" is the clock on the wall and
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars
+import pycocotools.mask
 import torch
 
 from comp import runlength, submission
@@ -56,6 +58,14 @@ def pixels(folder: Path, rows: int) -> None:
         )
         with open(ours, "rb") as file:
             assert file.read(theirs.stat().st_size) == theirs.read_bytes()
+    columns = {"id": range(rows)} | {str(i): array[:rows].reshape(rows, -1)[:, i] for i in range(array[0].size)}
+    wide = polars.DataFrame(columns)
+    compare(
+        "labels 0 to 255, polars instead",
+        lambda: wide.write_csv(theirs),
+        lambda: write(ours, array),
+        scale=len(array) / rows,
+    )
 
 
 def checked(folder: Path) -> None:
@@ -84,6 +94,11 @@ def runs() -> None:
         compare(
             f"{name}, {mean} runs",
             lambda masks=masks: [plain(mask) for mask in masks],
+            lambda masks=masks: runlength.encode(masks),
+        )
+        compare(
+            "  pycocotools' own format instead",
+            lambda masks=masks: [pycocotools.mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks],
             lambda masks=masks: runlength.encode(masks),
         )
     labels = drawn(500, 64, 128, 16, classes=5)

@@ -1,12 +1,12 @@
 """Training and prediction, side by side with their ceilings and with the plain recipe.
 
-    uv run tests/benchmarks/throughput.py                        # drawn pictures of 64×128
-    uv run tests/benchmarks/throughput.py --rounds 5 --pictures 1280 --set model.encoder=resnet34
+    uv run --group peers tests/benchmarks/throughput.py                        # drawn pictures of 64×128
+    uv run --group peers tests/benchmarks/throughput.py --rounds 5 --pictures 1280 --set model.encoder=resnet34
 
 "Ceiling" is the same model, precision and batch shape on one batch that is on the device already:
 forward, loss, backward and step, or forward alone. "Plain" is what most public notebooks do:
-segmentation-models-pytorch, a DataLoader of albumentations, float32. Rounds are interleaved, a warm-up
-goes before them, and the median counts.
+segmentation-models-pytorch, a DataLoader of albumentations, float32; for prediction ttach, and pandas for
+the CSV. Rounds are interleaved, a warm-up goes before them, and the median counts.
 """
 
 import argparse
@@ -19,8 +19,10 @@ from pathlib import Path
 
 import albumentations
 import numpy as np
+import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
+import ttach
 from torch.utils.data import DataLoader, Dataset
 
 from comp import arrays, batches, config, demo, device, ensemble, fit, losses, models, runs, submission
@@ -48,6 +50,7 @@ def main() -> None:
             "train: plain": lambda: plain(settings, split, rows, chosen),
             "predict d4: ceiling": lambda: forwards(settings, split, rows, chosen),
             "predict d4: ours": lambda: disk_to_csv(settings, split, rows, chosen, place),
+            "predict d4: plain": lambda: plain_to_csv(settings, split, rows, chosen, place),
         }
         speeds = {name: [] for name in contestants}
         for turn in range(args.rounds + 1):
@@ -66,12 +69,15 @@ def report(speeds: dict[str, list[float]]) -> None:
     pairs = [
         ("training, ours / ceiling", "train: ours", "train: ceiling", 0.95),
         ("training, ours / plain", "train: ours", "train: plain", 2.4 if not torch.cuda.is_available() else 3.0),
+        ("training, ceiling / plain", "train: ceiling", "train: plain", None),
         ("d4 disk to CSV, ours / ceiling", "predict d4: ours", "predict d4: ceiling", 0.95),
+        ("d4 disk to CSV, ours / plain", "predict d4: ours", "predict d4: plain", None),
     ]
-    print(f"\n{'':34}{'ratio':>7}{'goal':>7}")
+    print(f"\n{'':34}{'ratio':>7}{'spread':>14}{'goal':>7}")
     for name, one, other, goal in pairs:
-        ratio = statistics.median(a / b for a, b in zip(speeds[one], speeds[other], strict=True))
-        print(f"{name:34}{ratio:7.2f}{goal:7.2f}")
+        low, *_, high = ratios = sorted(a / b for a, b in zip(speeds[one], speeds[other], strict=True))
+        spread = f"{low:.2f}–{high:.2f}"
+        print(f"{name:34}{statistics.median(ratios):7.2f}{spread:>14}{'' if goal is None else goal:>7}")
 
 
 def network(settings: config.Config, split: arrays.Split, chosen: device.Device) -> models.Segmenter:
@@ -117,10 +123,10 @@ def ours(
 class Notebook(Dataset):
     """The dataset of a thousand notebooks."""
 
-    def __init__(self, split: arrays.Split, rows: np.ndarray):
+    def __init__(self, split: arrays.Split, rows: np.ndarray, augmented: bool = True):
         self.split, self.rows = split, rows
         flips = [albumentations.HorizontalFlip(p=0.5), albumentations.RandomBrightnessContrast(p=0.5)]
-        self.transform = albumentations.Compose(flips)
+        self.transform = albumentations.Compose(flips if augmented else [])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,11 +138,16 @@ class Notebook(Dataset):
         return image, torch.from_numpy(moved["mask"].copy()).long()
 
 
-def plain(settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device) -> float:
+def unmade(settings: config.Config, chosen: device.Device) -> torch.nn.Module:
+    """The network as segmentation-models-pytorch makes it."""
     kind = getattr(smp, settings.model.architecture)
     classes = len(settings.competition.classes)
     model = kind(settings.model.encoder, encoder_weights=None, in_channels=1, classes=classes, **settings.model.options)
-    model = model.to(chosen.device).train()
+    return model.to(chosen.device)
+
+
+def plain(settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device) -> float:
+    model = unmade(settings, chosen).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     loader = DataLoader(Notebook(split, rows), settings.batch_size, shuffle=True, num_workers=2)
     started = time.perf_counter()
@@ -176,6 +187,25 @@ def disk_to_csv(
         blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, np.arange(len(rows)), predict, chosen
         for batch, probabilities in ensemble.blended(*blending):
             write(test.ids[batch], ensemble.label(probabilities, [1.0] * len(settings.competition.classes)))
+    return len(rows) / (time.perf_counter() - started)
+
+
+def plain_to_csv(
+    settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device, place: Path
+) -> float:
+    path = place / "plain.pt"
+    torch.save(unmade(settings, chosen).state_dict(), path)
+    started = time.perf_counter()
+    model = unmade(settings, chosen)
+    model.load_state_dict(torch.load(path))
+    model = ttach.SegmentationTTAWrapper(model.eval(), ttach.aliases.d4_transform(), merge_mode="mean")
+    labels = []
+    with torch.inference_mode():
+        for images, _ in DataLoader(Notebook(split, rows, augmented=False), 64, num_workers=2):
+            labels.append(model(images.to(chosen.device)).argmax(1).to(torch.uint8).cpu().numpy())
+    frame = pd.DataFrame(np.concatenate(labels).reshape(len(rows), -1))
+    frame.insert(0, "id", np.arange(len(rows)))
+    frame.to_csv(place / "plain.csv", index=False)
     return len(rows) / (time.perf_counter() - started)
 
 

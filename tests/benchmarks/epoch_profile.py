@@ -1,0 +1,69 @@
+"""Where the time of a training epoch goes.
+
+    uv run tests/benchmarks/epoch_profile.py
+    uv run tests/benchmarks/epoch_profile.py --competition mars --set model.encoder=resnet34
+
+Times are on the wall, by the parts of comp/fit.py, then by torch's own operations. On a GPU, which works behind
+the program's back, the second table is the one to read.
+"""
+
+import cProfile
+import pstats
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch.profiler
+
+from comp import arrays, cli, demo, device, fit
+
+# The parts of an epoch, by the end of the file and the function that holds each.
+PARTS = {
+    "samples read and augmented": ("batches.py", "__getitems__"),
+    "mixed, and brought to the device": ("fit.py", "_on_device"),
+    "forward": ("models.py", "forward"),
+    "loss": ("losses.py", "compute"),
+    "backward": ("_tensor.py", "backward"),
+    "optimizer": ("grad_scaler.py", "step"),
+    "averaged weights": ("fit.py", "_average"),
+    "validation": ("fit.py", "evaluate"),
+    "checkpoints": ("checkpoint.py", "save"),
+    "weights written": ("models.py", "save"),
+}
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--pictures", type=int, default=480, help="pictures an epoch")
+    args = parser.parse_args()
+    settings = cli.configs.load(args.competition, args.recipe, [*args.overrides, "epochs=1"])
+    chosen = device.choose(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.competition.name == "demo":
+            demo.ensure(args.input)
+        split = arrays.load_train(settings.competition, args.input)
+        index = arrays.index(split, settings.competition, args.input)
+        rows = np.resize(np.arange(len(split.ids)), args.pictures)
+
+        def epoch(name: str) -> None:
+            (Path(folder) / name).mkdir()
+            fit.fit(settings, split, index, rows, rows[: args.pictures // 4], Path(folder) / name, chosen)
+
+        epoch("warm-up")
+        wall = cProfile.Profile()
+        wall.runcall(epoch, "parts")
+        with torch.profiler.profile() as operations:
+            epoch("operations")
+    print(f"\n{chosen}; workers 0; {args.pictures} pictures, {args.pictures // 4} to validate on\n")
+    functions = {(Path(file).name, name): times for (file, _, name), times in pstats.Stats(wall).stats.items()}
+    whole = functions["fit.py", "fit"][3]
+    for part, where in PARTS.items():
+        calls, _, _, seconds, _ = functions.get(where, (0, 0, 0, 0.0, {}))
+        print(f"{part:36}{seconds:8.2f} s{seconds / whole:8.1%}{calls:8} calls")
+    print(f"{'all, with making the network':36}{whole:8.2f} s (validation's forward is in both)\n")
+    by = "self_device_time_total" if chosen.device.type == "cuda" else "self_cpu_time_total"
+    print(operations.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=44))
+
+
+if __name__ == "__main__":
+    main()

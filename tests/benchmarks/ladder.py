@@ -1,0 +1,104 @@
+"""What each choice of the default recipe buys: validation scores on mars, fold 0, in the same time.
+
+    uv run tests/benchmarks/ladder.py --time-budget 60s
+
+The first rung is the plain recipe of most public notebooks; each next one adds one choice. Needs input/'s mars.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from throughput import Notebook
+from torch.utils.data import DataLoader
+
+from comp import batches, cli, config, device, metrics, runs
+
+BEFORE = [  # the default recipe with every choice taken back
+    'optimizer.name="adam"',
+    "optimizer.weight_decay=0.0",
+    'schedule.name="constant"',
+    "schedule.warmup=0.0",
+    "ema=0.0",
+    'loss.class_weights="none"',
+    "loss.label_smoothing=0.0",
+    "model.options={}",
+    'predict.tta="none"',
+]
+RUNGS = {
+    "bf16, channels last, samples as they lie": [],
+    "AdamW on one cycle": [
+        'optimizer.name="adamw"',
+        "optimizer.weight_decay=0.01",
+        'schedule.name="one_cycle"',
+        "schedule.warmup=0.25",
+    ],
+    "averaged weights": ["ema=0.99"],
+    "root class weights, smoothed labels": ['loss.class_weights="sqrt"', "loss.label_smoothing=0.05"],
+    "a thinner decoder": ["model.options={decoder_channels=[128, 64, 48, 32, 16]}"],
+    "prediction with the mirrored picture": ['predict.tta="hflip"'],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--time-budget", type=cli.duration, default=60.0, help="for each rung (default: 60s)")
+    parser.add_argument("--input", type=Path, default=Path("input"))
+    args = parser.parse_args()
+    chosen, overrides = device.choose(), list(BEFORE)
+    print(f"{chosen}, {args.time_budget:.0f} s each\n{'':44}{'IoU of 1 to 4':>15}{'course':>9}{'images/s':>10}")
+    with tempfile.TemporaryDirectory() as folder:
+        data = runs.data(config.load("mars", "default"), args.input, Path(folder))
+        show("the plain recipe", *plain(data, args.time_budget))
+        for number, (name, added) in enumerate(RUNGS.items()):
+            overrides += added
+            settings = config.load("mars", "default", overrides)
+            deadline = time.monotonic() + args.time_budget
+            with contextlib.redirect_stdout(io.StringIO()):
+                fold = runs.train_fold(settings, data, 0, Path(folder) / str(number), chosen, 0, deadline)
+            found = fold.metrics
+            scores = found["mean_iou_without_0"], found["mean_iou_truth_without_0"], found["images_per_second"]
+            show(f"+ {name}", *scores)
+
+
+def show(name: str, without: float, truth: float, speed: float) -> None:
+    print(f"{name:44}{without:15.3f}{truth:9.3f}{speed:10.1f}", flush=True)
+
+
+def plain(data: runs.Data, budget: float) -> tuple[float, float, float]:
+    """float32, Adam, a DataLoader: for so many seconds, the validation left out."""
+    torch.manual_seed(0)
+    train, valid = np.flatnonzero(data.folds > 0), np.flatnonzero(data.folds == 0)
+    model = smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    loader = DataLoader(Notebook(data.split, train), 16, shuffle=True, num_workers=2, drop_last=True)
+    started, seen = time.monotonic(), 0
+    while time.monotonic() - started < budget:
+        for images, masks in loader:
+            loss = torch.nn.functional.cross_entropy(model(images), masks)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen += len(images)
+            if time.monotonic() - started >= budget:
+                break
+    confusions = []
+    with torch.inference_mode():
+        for start in range(0, len(valid), 64):
+            batch = valid[start : start + 64]
+            images = batches.to_device(torch.from_numpy(data.split.images[batch]), torch.device("cpu"))
+            labels = model.eval()(images.float() / 255).argmax(1).numpy()
+            confusions.append(metrics.confusion(np.ascontiguousarray(data.split.masks[batch]), labels, 5))
+    counted = np.concatenate(confusions)
+    readings = [metrics.score(counted, config.Metric(background=way)) for way in ("drop_class", "drop_truth")]
+    return *readings, seen / budget
+
+
+if __name__ == "__main__":
+    main()
