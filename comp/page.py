@@ -59,7 +59,8 @@ pre.wrap { white-space: pre-wrap; }
 table { overflow-wrap: break-word; border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid #dfe3e8; white-space: nowrap; }
 tr > :first-child {
-  text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0; white-space: normal; max-width: 12em;
+  text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
+  white-space: normal; min-width: 7em; max-width: 12em;
 }
 .pictures { display: flex; flex-wrap: wrap; column-gap: 24px; }
 .pictures section { max-width: 100%; }
