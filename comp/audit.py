@@ -3,23 +3,17 @@
 Counts per class; pictures that occur twice, exactly or nearly, within the training samples and
 between them and the test samples; masks that many different pictures share; pictures that are
 empty, flat, or unusually bright, dark or long. A finding names its sample, and the group it belongs to
-where there is one. `comp.findings` makes the table and the sheet of pictures.
+where there is one. `comp.findings` makes the table, the list and the sheet of pictures.
 """
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from comp.arrays import Index, Split, release
 from comp.config import Competition
-from comp.errors import Refused
-from comp.files import write_text
 
-HEADER = ("id", "finding", "detail", "group")
 BLOCK = 8 << 20  # bytes of pictures looked at together
 NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
 NEAR_CORRELATION = 0.98  # of the thumbnails, without which smooth pictures would all be alike
@@ -63,27 +57,6 @@ def audit(
         found += _leaks(train.ids, index, thumbs, test.ids, test_index, thumbnails(test.images))
     found += _odd_light(train.ids, thumbs)
     return found + ([] if train.sizes is None else _odd_shapes(train.ids, train.sizes))
-
-
-def save(found: Sequence[Finding], path: Path) -> None:
-    """Write findings as CSV: id, finding, detail, group."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(HEADER)
-    rows.writerows(astuple(finding) for finding in found)
-    write_text(path, text.getvalue())
-
-
-def read(path: Path) -> list[Finding]:
-    """Read what `save` wrote. Raises Refused."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        if tuple(header) == HEADER and all(len(row) == len(HEADER) for row in rows):
-            return [Finding(*row) for row in rows]
-    except (OSError, ValueError, csv.Error) as error:
-        raise Refused(f"{path}: cannot be read: {error}") from None
-    raise Refused(f"{path}: is not a list of findings; its header would be {','.join(HEADER)}")
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:

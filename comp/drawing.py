@@ -11,11 +11,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from comp.files import whole
 
-DPI = 100
 INK, FAINT = "#22272e", "#8b949e"
 
 # A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
@@ -63,23 +61,10 @@ def plain(text: str) -> str:
     return str(text).replace("$", r"\$")
 
 
-def short(text: str, most: int) -> str:
-    """Text of at most `most` characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A score, or a dash where there is none."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
-
-
-def save(figure: Figure, path: str | Path, notes: dict[str, str] | None = None) -> None:
-    """Write a figure as an RGB PNG with text notes, whole or not at all."""
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as an RGB PNG that knows its resolution, whole or not at all."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    info = PngInfo()
-    for key, text in (notes or {}).items():
-        info.add_itxt(key, text)
     with whole(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG", compress_level=4, pnginfo=info)
+        Image.fromarray(pixels).save(beside, format="PNG", compress_level=4, dpi=(figure.dpi, figure.dpi))

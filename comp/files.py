@@ -1,10 +1,11 @@
 """Files that appear whole or not at all."""
 
+import csv
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON for people: indented, keys in their order, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows, the header first, as CSV, whole or not at all."""
+    with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:

@@ -1,8 +1,6 @@
 """The training loop, whole: one fold from arrays to weights."""
 
 import copy
-import csv
-import io
 import math
 import signal
 import sys
@@ -70,12 +68,14 @@ def fit(
     device: Device,
     workers: int = 0,
     deadline: float = math.inf,
+    watch: Callable[[int, Segmenter], None] | None = None,
 ) -> tuple[Segmenter, State]:
     """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
 
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
     the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
-    left of it, with time to spare for what comes after training.
+    left of it, with time to spare for what comes after training. `watch` is shown each epoch's number, from 1,
+    and its model, in evaluation mode.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
     started = time.monotonic()
@@ -167,6 +167,8 @@ def fit(
             if config.ema and state.updates < EMA_EVERY:
                 _average(averaged, model, 0.0, state.updates)
             valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+            if watch:
+                watch(state.epoch + 1, averaged)
             score = metrics.score(confusions, config.competition.metric)
             row = {
                 "epoch": state.epoch + 1,
@@ -184,7 +186,7 @@ def fit(
                     models.save(averaged, folder / "model.safetensors", config)
             print(_line(row, config.epochs, better), flush=True)
             if not ranks.rank():
-                _write_history(folder / "history.csv", state.history)
+                files.write_csv(folder / "history.csv", [row, *([past[key] for key in row] for past in state.history)])
             if bad > steps / 2:
                 raise Refused(
                     f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
@@ -411,11 +413,3 @@ def _line(row: dict[str, float], epochs: int, better: bool) -> str:
         f"epoch {row['epoch']:>3}/{epochs}  {row['seconds']:7.1f} s  lr {row['lr']:.1e}  "
         f"loss {row['train_loss']:.4f}  valid {row['valid_loss']:.4f}  score {row['score']:.4f}{' *' if better else ''}"
     )
-
-
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, history[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    files.write_text(path, text.getvalue())

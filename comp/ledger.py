@@ -1,10 +1,9 @@
 """submissions/ledger.csv: what was sent to Kaggle, and how it scored."""
 
 import csv
-import io
 from pathlib import Path
 
-from comp import files
+from comp import files, text
 
 COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
 
@@ -21,11 +20,7 @@ def record(path: Path, row: dict[str, object]) -> None:
     """Add a row, or replace the one with the same ref; values that are None stay blank."""
     new = {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
     rows = [old for old in read(path) if not new["ref"] or old["ref"] != new["ref"]]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows([*rows, new])
-    files.write_text(path, text.getvalue())
+    files.write_csv(path, [COLUMNS, *([old.get(column) for column in COLUMNS] for old in [*rows, new])])
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -36,10 +31,4 @@ def table(rows: list[dict[str, str]]) -> str:
         both = row["out_of_fold"] and row["public"]
         apart = f"{float(row['public']) - float(row['out_of_fold']):+.4f}" if both else "–"
         lines.append((row["when"][:16].replace("T", " "), row["file"], *scores, apart))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return text.aligned(lines, left=2)

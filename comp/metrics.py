@@ -14,6 +14,7 @@ import torch
 
 from comp import config
 from comp.errors import Refused
+from comp.text import aligned, number, short
 
 Array = np.ndarray | torch.Tensor
 
@@ -156,12 +157,17 @@ def describe(metric: config.Metric) -> str:
 
 def table(scores: Mapping[str, Any]) -> str:
     """One fold's scores, as `scores` gives them, as aligned text: a line per class, then the headlines."""
-    columns = ["iou", "dice", "precision", "recall"]
+    headlines = [[*HEADLINES.values()], [number(scores[key]) for key in HEADLINES]]
+    return f"{aligned(class_rows(scores))}\n\nscore: {scores['metric']}\n{aligned(headlines)}"
+
+
+def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """The scores by class as the cells of a table, its head first."""
     rows = [["class", "share", "IoU", "Dice", "precision", "recall"]]
     for name, values in scores["classes"].items():
-        rows.append([_short(name), f"{values['share'] or 0:.2%}", *(_text(values[column]) for column in columns)])
-    headlines = [[*HEADLINES.values()], [_text(scores[key]) for key in HEADLINES]]
-    return "\n".join([*_aligned(rows), "", f"score: {scores['metric']}", *_aligned(headlines)])
+        shown = (number(values[key]) for key in ("iou", "dice", "precision", "recall"))
+        rows.append([short(name), f"{values['share'] or 0:.2%}", *shown])
+    return rows
 
 
 def over_folds(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
@@ -170,15 +176,19 @@ def over_folds(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str
     `folds` holds what `scores` gives, by the fold's number; `pooled` is the same over the confusions
     of all folds together. The spread is the sample standard deviation.
     """
+    rows = [*fold_rows(folds), ["pooled", *(number(pooled[key]) for key in HEADLINES)]]
+    return f"score: {pooled['metric']}\n{aligned(rows)}"
+
+
+def fold_rows(folds: Mapping[str | int, Mapping[str, Any]]) -> list[list[str]]:
+    """The folds' scores, their mean and their spread as the cells of a table, its head first."""
     rows = [["fold", *HEADLINES.values()]]
-    for fold, values in folds.items():
-        rows.append([str(fold), *(_text(values[key]) for key in HEADLINES)])
+    rows += [[str(fold), *(number(values[key]) for key in HEADLINES)] for fold, values in folds.items()]
     by_score = [[values[key] for values in folds.values()] for key in HEADLINES]
-    rows.append(["mean", *(_text(mean(column)) for column in by_score)])
-    if len(folds) > 1:
-        rows.append(["± std", *(_text(stdev(column)) for column in by_score)])
-    rows.append(["pooled", *(_text(pooled[key]) for key in HEADLINES)])
-    return "\n".join([f"score: {pooled['metric']}", *_aligned(rows)])
+    if len(folds) < 2:
+        return rows
+    means = ["mean", *(number(mean(column)) for column in by_score)]
+    return [*rows, means, ["± std", *(number(stdev(column)) for column in by_score)]]
 
 
 def _margins(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -193,18 +203,3 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is defined; NaN where nothing is."""
     return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 40 else name[:39] + "…"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Lines whose first column is flush left and whose others are flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pads = [str.ljust, *[str.rjust] * (len(widths) - 1)]
-    return ["  ".join(pad(*cell) for pad, *cell in zip(pads, row, widths, strict=True)) for row in rows]

@@ -1,56 +1,201 @@
-"""The HTML report of a run, made from the files in its folder alone: one page, nothing from outside."""
+"""The HTML report of a run: its tables and the pictures that it left, in one page, nothing from outside."""
 
+import base64
 import csv
+import html
 import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+from PIL import Image
 
-from comp import markup, metrics
+from comp import metrics, report
 from comp.config import Config, from_dict
-from comp.drawing import LINES
 from comp.errors import Refused
-from comp.markup import Html, Line, write
+from comp.files import write_text
 from comp.runs import Fold, read_fold
+from comp.text import duration, number
 
-__all__ = ["run_page", "write"]
+PICTURES = {
+    "curves.png": "Curves",
+    "confusion.png": "Confusion",
+    "examples.png": "Worst, median and best cases",
+    "filmstrip.png": "How predictions changed as training went on",
+    "samples.png": "Augmented samples",
+    "audit.png": "",
+}
+HISTORY = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 1200px; padding: 20px 16px 60px; color: #1d232b; background: #fff; overflow-wrap: anywhere;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
+  -webkit-text-size-adjust: 100%;
+}
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
+h2 { font-size: 1.2rem; margin: 36px 0 12px; padding-top: 14px; border-top: 1px solid #dfe3e8; }
+h3 { font-size: 1rem; margin: 18px 0 8px; }
+summary { cursor: pointer; color: #0072b2; margin: 12px 0; }
+.soft, .facts span, th { color: #5b6672; font-weight: 400; }
+.facts {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 10px; margin-bottom: 16px;
+  font-size: 0.85rem;
+}
+.facts div, pre { background: #f6f7f9; border-radius: 10px; padding: 10px 14px; }
+.facts b { display: block; font-size: 1.25rem; }
+.box, pre { overflow-x: auto; }
+pre { font-size: 0.8rem; }
+pre.wrap { white-space: pre-wrap; }
+table { overflow-wrap: break-word; border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid #dfe3e8; white-space: nowrap; }
+tr > :first-child {
+  text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
+  white-space: normal; min-width: 7em; max-width: 12em;
+}
+.pictures { display: flex; flex-wrap: wrap; column-gap: 24px; }
+.pictures section { max-width: 100%; }
+img { display: block; width: var(--w); max-width: 100%; min-width: calc(var(--w) * 0.6); height: auto; }
+</style>
+<h1>{title}</h1>
+<p class="soft">{subtitle}</p>
+{body}
+</html>
+"""
 
 
-def run_page(run_folder: Path, more: Sequence[tuple[str, Html]] = ()) -> Path:
-    """Write runs/<competition>/<run>/report.html from what the run's folder holds.
+def run_page(run_folder: Path) -> Path:
+    """Write runs/<competition>/<run>/report.html from what its folder and the audit beside it hold. Raises Refused.
 
-    Read: config.json, fold-*/metrics.json, history.csv and examples.png; and where they are there,
-    fold-*/filmstrip.png, samples.png and command.txt, beside config.json or in a fold's folder.
-    `more` are sections of the caller's, such as the audit's findings. Raises Refused.
+    Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
     """
     config = _config(run_folder / "config.json")
-    folds = [read_fold(path.parent) for path in run_folder.glob("fold-*/metrics.json")]
+    folds = sorted((read_fold(path.parent) for path in run_folder.glob("fold-*/metrics.json")), key=lambda f: f.number)
     if not folds:
         raise Refused(f"{run_folder}: no finished fold; train one with kernels/train_fold.py")
-    folds.sort(key=lambda fold: fold.number)
-    competition = config.competition
+    names = config.competition.classes
     try:
-        pooled = np.sum([fold.metrics["confusion"] for fold in folds], axis=0)[None]
-        sections = [
-            ("Result", _result(config, folds)),
-            ("Folds", _folds(folds)),
-            ("Classes", _classes(metrics.scores(pooled, competition.classes, competition.metric), folds)),
-            ("Curves", _curves(folds)),
-            ("Confusion", _confusion(competition.classes, pooled[0])),
-            ("Best, median and worst cases", _cases(folds)),
-            ("How predictions changed", _sheets(run_folder, folds, "filmstrip")),
-            ("Augmented samples", _sheets(run_folder, folds, "samples")),
-            *more,
-            ("Command and configuration", _configuration(run_folder, config)),
-        ]
+        confusion = np.sum([fold.metrics["confusion"] for fold in folds], axis=0)
+        pooled = metrics.scores(confusion[None], names, config.competition.metric)
+        if len(folds) > 1:
+            histories = {f"fold {fold.number}": history(fold) for fold in folds}
+            report.side_by_side(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
+            report.confusion(confusion, names, run_folder / "confusion.png")
+        sections = {
+            "Result": _facts(config, folds) + table(_fold_rows(folds)),
+            "Classes, all folds as one": table(_class_rows(pooled, folds)),
+        }
     except KeyError as error:
-        raise Refused(f"{run_folder}: a fold's metrics.json or history.csv lacks {error}; train it again") from None
-    title = f"{competition.title or competition.name}: {run_folder.name}"
+        raise Refused(f"{run_folder}: a fold's metrics.json lacks {error}; train it again") from None
+    if len(folds) > 1:
+        sections["All folds"] = pictures(run_folder)
+    for fold in folds:
+        shown = pictures(fold.folder)
+        first = fold is folds[0]
+        sections[f"Fold {fold.number}"] = shown if first else folded(f"the pictures of fold {fold.number}", shown)
+    audit, command = run_folder.parent / "audit", run_folder / "command.txt"
+    if (audit / "audit.txt").exists():
+        table_text = (audit / "audit.txt").read_text(encoding="utf-8")
+        sections["What is odd in the data"] = verbatim(table_text, wrap=False) + pictures(audit)
+    values = folded("every value of the configuration", verbatim(config.model_dump_json(indent=2)))
+    ran = verbatim(command.read_text(encoding="utf-8")) if command.exists() else ""
+    sections["Command and configuration"] = ran + values
+    title = f"{config.competition.title or config.competition.name}: {run_folder.name}"
     subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions"
-    return write(run_folder / "report.html", title, sections, subtitle)
+    return write(run_folder / "report.html", title, subtitle, sections)
+
+
+def write(path: Path, title: str, subtitle: str, sections: dict[str, str]) -> Path:
+    """Write a page, whole or not at all: a title, and HTML under headings; what is empty is left out."""
+    body = "".join(f"<h2>{_escape(heading)}</h2>{part}" for heading, part in sections.items() if part)
+    # In one go, so that no text can stand for another's place.
+    parts = {"{title}": _escape(title), "{subtitle}": _escape(subtitle), "{body}": body}
+    write_text(path, re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], PAGE))
+    return path
+
+
+def table(rows: Sequence[Iterable[str]]) -> str:
+    """Cells as an HTML table in a box that scrolls by itself; the first row is the head."""
+    head, *body = ([_escape(cell) for cell in row] for row in rows)
+    lines = "".join(f"<tr><td>{'<td>'.join(row)}" for row in body)
+    return f'<div class="box"><table><tr><th>{"<th>".join(head)}{lines}</table></div>'
+
+
+def pictures(folder: Path) -> str:
+    """The pictures in a folder, as they are, each under its heading."""
+    found = [(folder / name, heading) for name, heading in PICTURES.items() if (folder / name).exists()]
+    return f'<div class="pictures">{"".join(_picture(*each) for each in found)}</div>' if found else ""
+
+
+def verbatim(text: str, wrap: bool = True) -> str:
+    """Text as it is."""
+    return f"<pre{' class=wrap' if wrap else ''}>{_escape(text)}</pre>"
+
+
+def folded(summary: str, part: str) -> str:
+    """A part that opens on a click."""
+    return f"<details><summary>{_escape(summary)}</summary>{part}</details>" if part else ""
+
+
+def history(fold: Fold) -> list[dict[str, float]]:
+    """The epochs of a fold, as `report.curves` takes them. Raises Refused."""
+    path = fold.folder / "history.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise Refused(f"{path}: not a training history ({error})") from None
+
+
+def _picture(path: Path, heading: str) -> str:
+    data = path.read_bytes()
+    with Image.open(path) as image:
+        width, height, dpi = *image.size, image.info.get("dpi", (100, 100))[0]
+    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    size = f'width="{width}" height="{height}" style="--w:{width * 100 / dpi:.0f}px"'
+    return f'<section><h3>{heading}</h3><div class="box"><img src="{source}" {size} alt="{path.stem}"></div></section>'
+
+
+def _facts(config: Config, folds: list[Fold]) -> str:
+    scores = [fold.metrics["score"] for fold in folds]
+    facts = {
+        f"score, mean of {len(folds)} of {config.folds.count} folds": number(mean(scores))
+        + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""),
+        f"encoder {config.model.encoder}, weights {config.model.encoder_weights}": config.model.architecture,
+        "training, all folds": duration(sum(fold.metrics["seconds"] for fold in folds)),
+        f"images/s on {folds[0].metrics['device']}": number(folds[0].metrics["images_per_second"], 0),
+    }
+    cards = "".join(f"<div><b>{_escape(value)}</b><span>{_escape(name)}</span></div>" for name, value in facts.items())
+    return f'<div class="facts">{cards}</div>'
+
+
+def _fold_rows(folds: list[Fold]) -> list[list[str]]:
+    head, *rows = metrics.fold_rows({fold.number: fold.metrics for fold in folds})
+    made = [
+        [f"{facts['best_epoch']} of {facts['epochs']}", facts["ended"], duration(facts["seconds"])]
+        for facts in (fold.metrics for fold in folds)
+    ]
+    blank = [[""] * 3] * (len(rows) - len(folds))
+    return [[*head, "best epoch", "ended by", "time"], *map(list.__add__, rows, made + blank)]
+
+
+def _class_rows(pooled: dict, folds: list[Fold]) -> list[list[str]]:
+    head, *rows = metrics.class_rows(pooled)
+    if len(folds) == 1:
+        return [head, *rows]
+    for row, name in zip(rows, pooled["classes"], strict=True):
+        known = [iou for fold in folds if (iou := fold.metrics["classes"][name]["iou"]) is not None]
+        row.append(f"{min(known):.3f} – {max(known):.3f}" if known else "–")
+    return [[*head, "IoU over folds"], *rows]
 
 
 def _config(path: Path) -> Config:
@@ -62,127 +207,5 @@ def _config(path: Path) -> Config:
         raise Refused(f"{path}: {error}") from None
 
 
-def _result(config: Config, folds: list[Fold]) -> Html:
-    scores = [fold.metrics["score"] for fold in folds]
-    spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
-    model = config.model
-    return markup.facts(
-        [
-            (f"score, mean of {len(folds)} of {config.folds.count} folds", f"{mean(scores):.4f}{spread}"),
-            (f"encoder {model.encoder}, weights {model.encoder_weights}", model.architecture),
-            ("training time, all folds", _time(sum(fold.metrics["seconds"] for fold in folds))),
-            (f"images/s on {folds[0].metrics['device']}", _text(folds[0].metrics["images_per_second"], 0)),
-        ]
-    )
-
-
-def _folds(folds: list[Fold]) -> Html:
-    keys = metrics.HEADLINES
-    rows = []
-    for fold in folds:
-        facts = fold.metrics
-        epochs = f"{facts['best_epoch']} of {facts['epochs']}"
-        made = (epochs, facts["ended"], _time(facts["seconds"]), _text(facts["images_per_second"], 0))
-        rows.append([f"fold {fold.number}", *(_text(facts[key]) for key in keys), *made])
-    if len(folds) > 1:
-        columns = [[fold.metrics[key] for fold in folds] for key in keys]
-        rows.append(["mean", *(_text(mean(column)) for column in columns), "", "", "", ""])
-        rows.append(["± std", *(_text(stdev(column)) for column in columns), "", "", "", ""])
-    head = ["", *keys.values(), "best epoch", "ended by", "time", "images/s"]
-    return markup.table(head, rows, emphasis=[len(folds)])
-
-
-def _classes(pooled: dict, folds: list[Fold]) -> Html:
-    rows = []
-    for name, values in pooled["classes"].items():
-        ious = [fold.metrics["classes"][name]["iou"] for fold in folds]
-        known = [iou for iou in ious if iou is not None]
-        spread = f"{min(known):.3f} – {max(known):.3f}" if len(known) > 1 else "–"
-        iou = markup.bar(values["iou"], _text(values["iou"]))
-        others = (_text(values[key]) for key in ("dice", "precision", "recall"))
-        rows.append([name, f"{100 * values['share']:.2f} %", iou, spread, *others])
-    head = ["all folds as one", "share of pixels", "IoU", "IoU over folds", "Dice", "precision", "recall"]
-    return markup.table(head, rows)
-
-
-def _curves(folds: list[Fold]) -> Html:
-    losses, scores, rates, keys = [], [], [], []
-    for k, fold in enumerate(folds):
-        history = _history(fold.folder / "history.csv")
-        name, colour = f"fold {fold.number}", LINES[k % len(LINES)]
-        x, early = history["epoch"], fold.metrics["ended"] != "all epochs"
-        best = x.index(fold.metrics["best_epoch"])
-        losses.append(Line(f"{name}, train", x, history["train_loss"], colour, dashed=True))
-        losses.append(Line(f"{name}, validation", x, history["valid_loss"], colour, best=best, stopped=early))
-        scores.append(Line(name, x, history["score"], colour, best=best, stopped=early))
-        rates.append(Line(name, x, history["lr"], colour))
-        ended = f", {fold.metrics['ended']} after {len(x)}" if early else ""
-        keys.append((f"{name}: best {history['score'][best]:.4f} in epoch {x[best]:.0f}{ended}", colour))
-    charts = markup.join(
-        markup.chart("score on the validation pictures", scores),
-        markup.chart("loss: validation solid, training dashed", losses),
-        markup.chart("learning rate", rates),
-    )
-    note = "A disc marks the best epoch, a bar the last one where training ended before its time."
-    return markup.join(markup.legend(keys), Html(f'<div class="charts">{charts}</div>'), markup.paragraph(note))
-
-
-def _confusion(classes: Sequence[str], counts: np.ndarray) -> Html:
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    note = "Rows are the truth, columns the prediction; figures are per cent of the true class's pixels, all folds."
-    return markup.join(markup.paragraph(note), markup.heat(classes, shares))
-
-
-def _cases(folds: list[Fold]) -> Html:
-    parts = [markup.OPACITY]
-    for fold in folds:
-        path = fold.folder / "examples.png"
-        if path.exists():
-            cases = markup.sheet(path, f"cases{fold.number}", masks=("truth", "prediction"))
-            parts.append(cases if fold is folds[0] else markup.folded(f"fold {fold.number}", cases))
-    return markup.join(*parts) if len(parts) > 1 else Html("")
-
-
-def _sheets(run_folder: Path, folds: list[Fold], name: str) -> Html:
-    """The sheets of that name, of the run or of its folds, the first of them open."""
-    places = [("", run_folder), *((f"fold {fold.number}", fold.folder) for fold in folds)]
-    found = [(label, path) for label, folder in places if (path := folder / f"{name}.png").exists()]
-    masks = () if name == "samples" else None
-    parts = [markup.sheet(path, f"{name}{k}", masks) for k, (_, path) in enumerate(found)]
-    later = (markup.folded(label, part) for (label, _), part in zip(found[1:], parts[1:], strict=True))
-    return markup.join(*parts[:1], *later)
-
-
-def _configuration(run_folder: Path, config: Config) -> Html:
-    commands = [run_folder / "command.txt", *sorted(run_folder.glob("fold-*/command.txt"))]
-    lines = dict.fromkeys(path.read_text(encoding="utf-8").strip() for path in commands if path.exists())
-    values = "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in _flat(config.model_dump()))
-    shown = markup.code("\n".join(lines)) if lines else Html("")
-    return markup.join(shown, markup.folded("every value of the configuration", markup.code(values)))
-
-
-def _flat(values: dict, prefix: str = "") -> list[tuple[str, object]]:
-    flat: list[tuple[str, object]] = []
-    for key, value in values.items():
-        deeper = isinstance(value, dict) and value
-        flat += _flat(value, f"{prefix}{key}.") if deeper else [(prefix + key, value)]
-    return flat
-
-
-def _history(path: Path) -> dict[str, list[float]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {key: [float(row[key] or "nan") for row in rows] for key in rows[0]}
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise Refused(f"{path}: not a training history ({error})") from None
-
-
-def _text(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def _escape(text: object) -> str:
+    return html.escape(str(text))

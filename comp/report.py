@@ -1,4 +1,4 @@
-"""Pictures of a run: the curves and the confusion, and the sheets of cases from `comp.sheets`."""
+"""Figures of a run: its curves, several runs' curves together, and the confusion."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -10,78 +10,69 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from comp.drawing import DPI, FAINT, INK, LINES, colours, number, plain, save, short
-from comp.sheets import choose, examples, filmstrip, samples
-
-__all__ = ["choose", "colours", "confusion", "curves", "examples", "filmstrip", "samples", "side_by_side"]
+from comp.drawing import FAINT, INK, LINES, plain, save
+from comp.text import number, short
 
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
+WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
+
+History = Sequence[dict[str, Any]]  # an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score
 
 
-def curves(
-    history: list[dict[str, Any]], path: str | Path, *, best_epoch: int, stopped: str | None, title: str
-) -> None:
+def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
     """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
 
-    history: one dict an epoch with epoch, lr, train_loss, valid_loss and score; a value that is
-    missing or not finite leaves a gap, and a training loss that is not finite is marked.
+    A value that is missing or not finite leaves a gap, and a training loss that is not finite is marked.
     best_epoch is counted as in `history`; stopped says why training ended early, or is None.
     """
-    column = {key: _floats(history, key) for key in ("epoch", "lr", "train_loss", "valid_loss", "score")}
-    epoch = column["epoch"]
-    figure = Figure(figsize=(8, 6), dpi=DPI, layout="constrained")
-    figure.suptitle(plain(title), fontsize=12, color=INK, x=0.01, ha="left")
-    losses, scores = figure.subplots(2, 1, sharex=True)
-    style = {"marker": "o", "markersize": 3.5 if len(epoch) < 40 else 0, "linewidth": 1.8}
-    losses.plot(epoch, column["train_loss"], color=TRAIN, label="train", **style)
-    losses.plot(epoch, column["valid_loss"], color=VALID, label="validation", **style)
-    scores.plot(epoch, column["score"], color=VALID, label="validation", **style)
-    broken = epoch[~np.isfinite(column["train_loss"])]
-    if len(broken):
+    epoch, train, valid, score, lr = (
+        _floats(history, key) for key in ("epoch", "train_loss", "valid_loss", "score", "lr")
+    )
+    figure, (losses, scores) = _figure(title, 5.5)
+    style = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0, "linewidth": 1.5}
+    losses.plot(epoch, train, color=TRAIN, label="train", **style)
+    losses.plot(epoch, valid, color=VALID, label="validation", **style)
+    scores.plot(epoch, score, color=VALID, **style)
+    if len(broken := epoch[~np.isfinite(train)]):
         floor = {"transform": losses.get_xaxis_transform(), "color": BEST}
         losses.plot(broken, np.full(len(broken), 0.04), "x", label="not finite", **floor)
     rate = losses.twinx()
-    rate.plot(epoch, column["lr"], color=FAINT, linewidth=1, alpha=0.6, label="learning rate")
+    rate.plot(epoch, lr, color=FAINT, linewidth=0.8, alpha=0.6, label="learning rate")
     rate.set_ylim(bottom=0)
     rate.yaxis.set_major_locator(MaxNLocator(3))
-    rate.tick_params(colors=FAINT, labelsize=8, length=0)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.yaxis.get_offset_text().set(color=FAINT, fontsize=7)
+    rate.tick_params(colors=FAINT, labelsize=7, length=0)
     rate.spines[:].set_visible(False)
     for axes, label in ((losses, "loss"), (scores, "score")):
-        _tidy(axes, label)
-        axes.axvline(best_epoch, color=BEST, linewidth=1, alpha=0.6)
+        _tidy(axes, label, "epoch" if axes is scores else "")
+        axes.axvline(best_epoch, color=BEST, linewidth=0.8, alpha=0.6)
         if stopped:
-            axes.axvline(epoch[-1], color=STOP, linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.8)
-    best = column["score"][epoch == best_epoch]
+            axes.axvline(epoch[-1], color=STOP, linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
+    best = score[epoch == best_epoch]
     if len(best) and np.isfinite(best[0]):
-        label = f"best: {best[0]:.4f} in epoch {best_epoch}"
-        scores.plot(best_epoch, best[0], "o", color=BEST, markersize=8, label=label)
+        scores.plot(best_epoch, best[0], "o", color=BEST, label=f"best: {best[0]:.4f} in epoch {best_epoch}")
     if stopped:
-        label = plain(f"{short(stopped, 50)}, epoch {epoch[-1]:.0f}")
-        scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=label)
-    scores.set_xlabel("epoch", color=INK)
-    scores.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if len(epoch):
-        scores.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)
-    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "frameon": False, "fontsize": 9}
-    losses.legend(handles=losses.get_lines()[: 3 if len(broken) else 2] + rate.get_lines(), **above)
-    scores.legend(**above)
+        ended = plain(f"{short(stopped)}, epoch {epoch[-1]:.0f}")
+        scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=ended)
+    _legend(losses, losses.get_legend_handles_labels()[0] + rate.get_lines())
+    _legend(scores)
     save(figure, path)
 
 
-def side_by_side(histories: dict[str, list[dict[str, Any]]], path: str | Path, title: str) -> None:
-    """Draw the validation score of several runs, over epochs and over minutes; histories as for `curves`."""
-    figure = Figure(figsize=(11, 4.5), dpi=DPI, layout="constrained")
-    figure.suptitle(plain(title), fontsize=12, color=INK, x=0.01, ha="left")
-    panels = figure.subplots(1, 2, sharey=True)
+def side_by_side(histories: dict[str, History], path: str | Path, title: str) -> None:
+    """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
+    figure, panels = _figure(title, 5.5 + 0.1 * len(histories))
     for (name, history), colour in zip(histories.items(), cycle(LINES), strict=False):
         score = _floats(history, "score")
+        best = np.argsort(np.nan_to_num(score, nan=-1))[-1:]
         for axes, x in zip(panels, (_floats(history, "epoch"), _floats(history, "seconds") / 60), strict=True):
-            axes.plot(x, score, color=colour, linewidth=1.8, label=plain(short(name, 40)))
-            axes.plot(x[np.nanargmax(score)], np.nanmax(score), "o", color=colour, markersize=6)
+            axes.plot(x, score, color=colour, linewidth=1.5, label=plain(short(name)))
+            axes.plot(x[best], score[best], "o", color=colour, markersize=5, clip_on=False)
     for axes, label in zip(panels, ("epoch", "minutes"), strict=True):
-        _tidy(axes, "score" if label == "epoch" else "")
-        axes.set_xlabel(label, color=INK)
-    panels[1].legend(loc="lower right", frameon=False, fontsize=9)
+        _tidy(axes, "score", label)
+    panels[1].set_xlim(left=0)
+    _legend(panels[0])
     save(figure, path)
 
 
@@ -95,9 +86,9 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / true[:, None]
         iou = counts.diagonal() / (true + predicted - counts.diagonal())
-    side = np.clip(0.36 * n, 3.2, 11.5)
+    side = np.clip(0.36 * n, WIDTH - 2.6, 11.5)
     names = [plain(short(name, 22)) for name in classes]
-    figure = Figure(figsize=(side + 3.6, side + 1.3), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(side + 2.6, side + 1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(n), names, rotation=40, ha="right", rotation_mode="anchor")
@@ -113,7 +104,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     right.set_yticks(range(n), notes, fontfamily="monospace")
     right.set_ylabel("IoU, and share of all pixels", color=INK)
     for each in (axes, right):
-        each.tick_params(which="both", length=0, labelsize=9, labelcolor=INK)
+        each.tick_params(which="both", length=0, labelsize=8, labelcolor=INK)
         each.spines[:].set_visible(False)
     cell = {"ha": "center", "va": "center", "fontsize": 8 if n > 9 else 10, "in_layout": False}
     for i, j in zip(*np.nonzero(shares >= (0.005 if n < 12 else 0.015)), strict=True):
@@ -121,14 +112,30 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     save(figure, path)
 
 
-def _floats(history: list[dict[str, Any]], key: str) -> np.ndarray:
+def _floats(history: History, key: str) -> np.ndarray:
     values = np.array([np.nan if row.get(key) is None else row[key] for row in history], dtype=float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _tidy(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label, color=INK)
+def _figure(title: str, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    figure.suptitle(plain(title), fontsize=11, color=INK, x=0.01, ha="left")
+    return figure, list(figure.subplots(2, 1))
+
+
+def _tidy(axes: Axes, y: str, x: str) -> None:
+    axes.set_ylabel(y, color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=x != "minutes", min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+
+
+def _legend(axes: Axes, lines: Sequence[Any] | None = None) -> None:
+    """A legend above the axes, where it hides no line."""
+    lines = axes.get_legend_handles_labels()[0] if lines is None else lines
+    if lines:
+        style = {"ncols": 3, "frameon": False, "fontsize": 8}
+        axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), **style)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, ranks, report
+from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, ranks, report, sheets
 from comp import config as configs
 from comp.arrays import Index, Split
 from comp.config import Config
@@ -81,7 +81,17 @@ def train_fold(
         train = np.flatnonzero((data.folds >= 0) & (data.folds != number))
         folds.check_training(data.index, data.folds, number, config.competition.classes)
         print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
-        model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline)
+        watched = valid[_watched(data.index, valid)]
+
+        def watch(epoch: int, model: models.Segmenter) -> None:
+            # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
+            if epoch & (epoch - 1) == 0 and not ranks.rank():
+                looked = predict.over(model, data.split.images, watched, config.predict, device)
+                labels = [predict.labels(probabilities) for _, probabilities in looked]
+                with files.whole(folder / f"frame-{epoch:05}.npy") as beside:
+                    np.save(beside, np.concatenate(labels))
+
+        model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
         trained = time.monotonic()
         found = _out_of_fold(model, data.split, valid, config, device)
         if ranks.rank():
@@ -108,10 +118,12 @@ def train_fold(
             "parameters": sum(p.numel() for p in model.parameters()),
             "confusion": confusions.sum(0).tolist(),
         }
-        _pictures(folder, config, data.split, train, valid, state, confusions)
+        _pictures(folder, config, data, train, valid, state, confusions)
         files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
         ranks.wait()
         checkpoint.remove(folder / checkpoint.NAME)
+        for frame in folder.glob("frame-*.npy"):
+            frame.unlink()
         print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
         print(f"{metrics.table(facts)}\n\n{folder} ({seconds:.0f} s, {facts['images_per_second']} images/s)")
         return Fold(folder, number, facts)
@@ -198,58 +210,55 @@ def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np
     return np.concatenate(confusions)
 
 
+def _watched(index: Index, valid: np.ndarray) -> np.ndarray:
+    """Positions in `valid` of the three pictures with the most classes, for the filmstrip."""
+    return np.argsort(-(index.counts[valid] > 0).sum(1), kind="stable")[:3]
+
+
 def _pictures(
     folder: Path,
     config: Config,
-    split: Split,
+    data: Data,
     train: np.ndarray,
-    rows: np.ndarray,
+    valid: np.ndarray,
     state: fit.State,
     confusions: np.ndarray,
 ) -> None:
-    competition = config.competition
-    report.curves(
-        state.history,
-        folder / "curves.png",
-        best_epoch=state.best_epoch + 1,
-        stopped=None if state.ended == "all epochs" else state.ended,
-        title=f"{competition.name} {config.recipe}, {folder.name}",
-    )
-    # A picture that holds nothing the score looks at has no place among the worst.
-    counted = confusions[:, 1:] if competition.metric.background == "drop_truth" else confusions
-    unscored = counted.sum((1, 2)) == 0
-    scores = [
-        float("nan") if empty else metrics.score(confusions[i : i + 1], competition.metric)
-        for i, empty in enumerate(unscored)
-    ]
-    chosen, labels = report.choose(scores)
+    split, metric, classes = data.split, config.competition.metric, config.competition.classes
     probabilities = arrays.npz.mapped(arrays.npz.member(folder / OOF, "probabilities"))
-    shown = rows[chosen]
-    report.examples(
-        np.ascontiguousarray(split.images[shown]),
-        np.ascontiguousarray(split.masks[shown]),
-        probabilities[chosen].argmax(1).astype(np.uint8),
-        [f"{label}: {name}" for label, name in zip(labels, split.ids[shown], strict=True)],
-        [scores[i] for i in chosen],
-        competition.classes,
-        folder / "examples.png",
-        # What the score does not look at is no error either.
-        ignore=0 if competition.metric.background == "drop_truth" else competition.arrays.ignore,
-    )
+
+    def shown(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(split.masks[rows])
+
+    def predicted(at: np.ndarray | list[int]) -> np.ndarray:
+        return probabilities[at].argmax(1).astype(np.uint8)
+
+    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
+    title = f"{config.competition.name} {config.recipe}, {folder.name}"
+    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+    report.confusion(confusions.sum(0), classes, folder / "confusion.png")
+
+    # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
+    truth_only = metric.background == "drop_truth"
+    ignore = 0 if truth_only else config.competition.arrays.ignore
+    empty = (confusions[:, 1:] if truth_only else confusions).sum((1, 2)) == 0
+    scores = [np.nan if empty[i] else metrics.score(confusions[i : i + 1], metric) for i in range(len(valid))]
+    at, labels = sheets.choose(scores)
+    names = [f"{label}: {name}" for label, name in zip(labels, split.ids[valid[at]], strict=True)]
+    rows = sheets.cases(*shown(valid[at]), predicted(at), names, [scores[i] for i in at], ignore)
+    sheets.draw(rows, classes, folder / "examples.png", ignore)
+
+    at = _watched(data.index, valid)
+    frames = {int(path.stem[6:]): np.load(path) for path in folder.glob("frame-*.npy")} | {best: predicted(at)}
+    film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
+    rows = sheets.filmstrip(*shown(valid[at]), film, split.ids[valid[at]].tolist(), ignore)
+    sheets.draw(rows, classes, folder / "filmstrip.png", ignore, columns=len(film) + 2)
+
     if transform := augment.build(config.augment.transforms):
         some = train[:3]
         drawn = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
             for place, row in enumerate(some)
         ]
-        with contextlib.suppress(ValueError):  # crops may come in sizes that do not go on one sheet
-            report.samples(
-                np.ascontiguousarray(split.images[some]),
-                np.ascontiguousarray(split.masks[some]),
-                np.array([[image for image, _ in each] for each in drawn]),
-                np.array([[mask for _, mask in each] for each in drawn]),
-                split.ids[some].tolist(),
-                competition.classes,
-                folder / "samples.png",
-            )
-    report.confusion(confusions.sum(0), competition.classes, folder / "confusion.png")
+        rows = sheets.samples(*shown(some), drawn, split.ids[some].tolist(), ignore)
+        sheets.draw(rows, classes, folder / "samples.png", ignore, columns=6)

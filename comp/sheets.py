@@ -1,41 +1,23 @@
 """Sheets of small pictures: cases with their errors, predictions over time, augmented samples."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
-from comp.drawing import DPI, FAINT, INK, colours, number, plain, save, short
+from comp.drawing import FAINT, INK, colours, plain, save
+from comp.text import number, short
 
-CELL = 320  # pixels: the larger side of one picture
+CELL = 280  # pixels: the larger side of one picture
+WIDEST = 1600  # pixels: of a sheet, whose pictures are smaller where they are many
 GAP = 6  # pixels between pictures
+LINE = 22  # pixels of a line of text
+DPI = 100
 IGNORED = (255, 255, 255)
-NOTE = "sheet"  # the text chunk in which a sheet's PNG says what lies where
 
-
-@dataclass(frozen=True)
-class Sheet:
-    """A sheet read back from its PNG, so that it can be laid out anew on a page of another width."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[np.ndarray]]]  # caption, and a uint8 (h, w, 3) picture per column
-    legend: list[tuple[str, str]]  # class and its colour, such as "#e69f00"
-
-
-def read(path: str | Path) -> Sheet | None:
-    """The parts of a sheet's PNG; None where the file does not say what they are."""
-    with Image.open(path) as picture:
-        note, pixels = picture.info.get(NOTE), np.asarray(picture.convert("RGB"))
-    if note is None:
-        return None
-    parts = json.loads(note)
-    rows = [(row["caption"], [pixels[y : y + h, x : x + w] for x, y, w, h in row["boxes"]]) for row in parts["rows"]]
-    return Sheet(parts["columns"], rows, [tuple(entry) for entry in parts["legend"]])
+Row = tuple[str, dict[str, np.ndarray]]  # a caption, and pictures uint8 (h, w, 3) under their headings
 
 
 def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
@@ -59,32 +41,28 @@ def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
     return [int(order[p]) for p in positions], [label_at[p] for p in positions]
 
 
-def examples(
+def cases(
     images: np.ndarray,
     truths: np.ndarray,
     predictions: np.ndarray,
     names: Sequence[str],
     scores: Sequence[float],
-    classes: Sequence[str],
-    path: str | Path,
-    *,
     ignore: int | None = None,
-) -> None:
-    """Draw a row a case: picture, truth, prediction, and where they differ in the predicted colour.
+) -> Iterator[Row]:
+    """A row a case: picture, truth and prediction over it, and where they differ in the predicted colour.
 
     images: uint8 (n, H, W, C); truths, predictions: uint8 (n, H, W); names and scores: n each.
-    Pixels whose truth is `ignore` are white and never differ; that may be a class's own label.
+    Pixels whose truth is `ignore` never differ; that may be a class's own label.
     """
-    rows = []
     for image, truth, prediction, name, score in zip(images, truths, predictions, names, scores, strict=True):
         differ = (truth != prediction) & (True if ignore is None else truth != ignore)
-        picture, predicted = _shown(image), _coloured(prediction, ignore)
+        picture = _rgb(image)
         bright = max(np.percentile(picture, 99), 1)  # a dark picture stays legible when it is dimmed
         grey = np.minimum(picture.mean(-1, keepdims=True) * (90 / bright), 90)
-        wrong = np.where(_fitted(differ)[..., None], predicted, grey).astype(np.uint8)
-        caption = f"{short(name, 60)} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
-        rows.append((caption, [picture, _coloured(truth, ignore), predicted, wrong]))
-    _sheet(rows, ["picture", "truth", "prediction", "where they differ"], classes, path, ignore)
+        wrong = np.where(differ[..., None], _coloured(prediction, ignore), grey).astype(np.uint8)
+        cells = {"picture": picture, "truth": overlay(image, truth, ignore)}
+        cells |= {"prediction": overlay(image, prediction, ignore), "where they differ": wrong}
+        yield f"{short(name, 60)} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ", cells
 
 
 def filmstrip(
@@ -92,124 +70,95 @@ def filmstrip(
     truths: np.ndarray,
     frames: dict[str, np.ndarray],
     names: Sequence[str],
-    classes: Sequence[str],
-    path: str | Path,
-    *,
     ignore: int | None = None,
-) -> None:
-    """Draw what the same few pictures were predicted as while training went on, beside their truth.
+) -> Iterator[Row]:
+    """What the same few pictures were predicted as while training went on, and at last their truth.
 
-    images: uint8 (n, H, W, C); truths: uint8 (n, H, W); frames: a heading such as "epoch 3" to
+    images: uint8 (n, H, W, C); truths: uint8 (n, H, W); frames: a heading such as "epoch 4" to
     that moment's predictions, uint8 (n, H, W), in the order in which they are shown.
     """
-    rows = []
     for i, name in enumerate(names):
-        masks = [frame[i] for frame in frames.values()] + [truths[i]]
-        rows.append((name, [_shown(images[i])] + [_coloured(mask, ignore) for mask in masks]))
-    _sheet(rows, ["picture", *frames, "truth"], classes, path, ignore)
+        masks = {heading: frame[i] for heading, frame in frames.items()} | {"truth": truths[i]}
+        yield name, {"picture": _rgb(images[i])} | {key: _coloured(mask, ignore) for key, mask in masks.items()}
 
 
 def samples(
     images: np.ndarray,
     masks: np.ndarray,
-    augmented: np.ndarray,
-    augmented_masks: np.ndarray,
+    draws: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
     names: Sequence[str],
-    classes: Sequence[str],
-    path: str | Path,
-    *,
     ignore: int | None = None,
-) -> None:
-    """Draw augmented samples beside their originals, under the colours of their masks.
+) -> Iterator[Row]:
+    """Augmented samples beside their originals, under the colours of their masks.
 
-    images: uint8 (n, H, W, C); masks: uint8 (n, H, W); augmented: uint8 (n, k, H, W, C), k draws of
-    each; augmented_masks: uint8 (n, k, H, W).
+    images: uint8 (n, H, W, C); masks: uint8 (n, H, W); draws: for each of the n its augmented pictures
+    with their masks, of any size.
     """
-    rows = []
-    for i, name in enumerate(names):
-        draws = zip(augmented[i], augmented_masks[i], strict=True)
-        cells = [_shown(images[i]), _overlay(images[i], masks[i], ignore)]
-        rows.append((name, cells + [_overlay(*draw, ignore) for draw in draws]))
-    columns = ["original", "with its mask"] + [f"augmented {k + 1}" for k in range(augmented.shape[1])]
-    _sheet(rows, columns, classes, path, ignore)
+    for image, mask, drawn, name in zip(images, masks, draws, names, strict=True):
+        cells = {f"augmented {k}": overlay(*draw, ignore) for k, draw in enumerate(drawn, 1)}
+        yield name, {"original": _rgb(image), "with its mask": overlay(image, mask, ignore)} | cells
 
 
-def _sheet(
-    rows: list[tuple[str, list[np.ndarray]]],
-    columns: list[str],
-    classes: Sequence[str],
-    path: str | Path,
-    ignore: int | None,
+def overlay(image: np.ndarray, mask: np.ndarray, ignore: int | None = None) -> np.ndarray:
+    """uint8 (H, W, C) under the colours of its labels, uint8 (H, W), as uint8 (H, W, 3); label 0 keeps the picture."""
+    strength = np.where(mask == 0, 0, 0.5)[..., None]
+    return (_rgb(image) * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
+
+
+def draw(
+    rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None, columns: int = 4
 ) -> None:
-    """Place uint8 (h, w, 3) cells pixel by pixel, which keeps masks sharp, and write around them."""
-    height, width = np.max([cell.shape[:2] for _, cells in rows for cell in cells], axis=0).tolist()
-    head, caption, entry = 34, 24, 19
-    total = max(len(columns) * (width + GAP) + GAP, 420)
-    legend = _legend(classes, ignore)
-    labels = [short(label, 28) for label, _ in legend]
-    across = max(1, min(len(labels), (total - 10) // (8 * max(map(len, labels)) + 40)))
-    foot = 20 + entry * -(-len(labels) // across)
-    canvas = np.full((head + len(rows) * (caption + height + GAP) + foot, total, 3), 255, np.uint8)
+    """Draw rows of at most `columns` pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+    side = min(CELL, WIDEST // columns - GAP)
+    fitted = [(caption, {key: _fitted(cell, side) for key, cell in cells.items()}) for caption, cells in rows]
+    height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
+    total = max(columns * (width + GAP) + GAP, 420)
+    legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
+    if ignore is not None and ignore < len(legend):
+        legend[ignore] = (f"{legend[ignore][0]} (not scored)", IGNORED)
+    elif ignore is not None:
+        legend.append(("not scored", IGNORED))
+    step = 8 * max(len(name) for name, _ in legend) + 40
+    across = max(1, total // step)
+    tall = 2 * LINE + height + 2 * GAP
+    canvas = np.full((len(fitted) * tall + LINE * (1 + -(-len(legend) // across)), total, 3), 255, np.uint8)
     figure = Figure(figsize=(total / DPI, len(canvas) / DPI), dpi=DPI)
-    noted = []
 
     def write(x: float, y: float, text: str, **style) -> None:
-        figure.text(x / total, 1 - y / len(canvas), plain(text), va="center", fontsize=9, **style)
+        figure.text(x / total, 1 - y / len(canvas), plain(text), va="center", fontsize=10, **style)
 
-    for k, column in enumerate(columns):
-        write(GAP + k * (width + GAP) + width / 2, head / 2, column, ha="center", color=FAINT)
-    for r, (text, cells) in enumerate(rows):
-        top = head + r * (caption + height + GAP) + caption
-        write(GAP, top - caption / 2, short(text, max(total // 8, 20)), color=INK)
-        boxes = [(GAP + k * (width + GAP), top, *cell.shape[1::-1]) for k, cell in enumerate(cells)]
-        for (x, y, w, h), cell in zip(boxes, cells, strict=True):
+    for r, (caption, cells) in enumerate(fitted):
+        write(GAP, r * tall + LINE / 2, short(caption, total // 8), color=INK)
+        for k, (heading, cell) in enumerate(cells.items()):
+            x, y, (h, w) = GAP + k * (width + GAP), r * tall + 2 * LINE, cell.shape[:2]
+            write(x, y - LINE / 2, short(heading, max(width // 8, 8)), color=FAINT)
             canvas[y : y + h, x : x + w] = cell
-        noted.append({"caption": text, "boxes": boxes})
+    for k, (name, colour) in enumerate(legend):
+        x, y = GAP + k % across * step, len(fitted) * tall + LINE * (k // across) + LINE // 2
+        canvas[y : y + 14, x : x + 14] = 128
+        canvas[y + 1 : y + 13, x + 1 : x + 13] = colour
+        write(x + 20, y + 7, name, color=INK)
     figure.figimage(canvas)
-    handles = [Patch(facecolor=fill, edgecolor=FAINT, linewidth=0.5) for _, fill in legend]
-    style = {"ncols": across, "frameon": False, "fontsize": 9, "handlelength": 1.2, "borderaxespad": 0.2}
-    drawn = figure.legend(handles, ["x"] * len(handles), loc="lower left", labelspacing=0.4, **style)
-    for text, label in zip(drawn.get_texts(), labels, strict=True):
-        text.set(text=plain(label), color=INK)  # set late: a legend leaves out labels that begin with "_"
-    save(figure, path, {NOTE: json.dumps({"columns": columns, "rows": noted, "legend": legend})})
+    save(figure, path)
 
 
-def _legend(classes: Sequence[str], ignore: int | None) -> list[tuple[str, str]]:
-    entries = [(name, f"#{bytes(colour).hex()}") for name, colour in zip(classes, colours(len(classes)), strict=True)]
-    white = f"#{bytes(IGNORED).hex()}"
-    if ignore is None:
-        return entries
-    if ignore < len(entries):
-        entries[ignore] = (f"{classes[ignore]} (not scored)", white)
-        return entries
-    return [*entries, ("not scored", white)]
-
-
-def _shown(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, C) as uint8 (h, w, 3) at the size of a cell, of the first three channels or the first."""
-    image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-    return _fitted(image)
-
-
-def _fitted(array: np.ndarray) -> np.ndarray:
-    """A picture or a mask at the size of a cell: small ones enlarged by a whole factor, large ones shrunk."""
-    height, width = array.shape[:2]
-    factor = CELL // max(height, width)
-    if factor:
-        return array.repeat(factor, 0).repeat(factor, 1)
-    size = (max(1, width * CELL // max(height, width)), max(1, height * CELL // max(height, width)))
-    method = Image.Resampling.BOX if array.ndim == 3 else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(array).resize(size, method))
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, C) as uint8 (H, W, 3), of the first three channels or the first."""
+    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def _coloured(mask: np.ndarray, ignore: int | None) -> np.ndarray:
-    """uint8 (H, W) labels as uint8 (h, w, 3) at the size of a cell; 255 is drawn as the ignored label."""
+    """uint8 (H, W) labels as uint8 (H, W, 3); 255 is drawn as the ignored label."""
     table = np.vstack([colours(255), np.array([IGNORED], np.uint8)])
     if ignore is not None:
         table[ignore] = IGNORED
-    return table[_fitted(mask)]
+    return table[mask]
 
 
-def _overlay(image: np.ndarray, mask: np.ndarray, ignore: int | None) -> np.ndarray:
-    strength = np.where(_fitted(mask) == 0, 0, 0.45)[..., None]  # class 0 keeps the picture
-    return (_shown(image) * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
+def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
+    height, width = picture.shape[:2]
+    if factor := side // max(height, width):
+        return picture.repeat(factor, 0).repeat(factor, 1)
+    size = (max(1, width * side // max(height, width)), max(1, height * side // max(height, width)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))

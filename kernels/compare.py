@@ -10,12 +10,18 @@ stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, c
 import argparse
 import math
 import re
+import shlex
+import statistics
+import sys
 import time
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 
 from comp import cli
+
+# The table's columns behind the run's name, and with how many digits they are shown.
+DIGITS = {"score": 4, "spread": 4, "mean IoU": 4, "epochs": 0, "seconds": 0, "images/s": 1, "M parameters": 2}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,79 +37,115 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import batches, demo, device, fit, markup, page, ranks, report, runs
+    from comp import augment, batches, demo, device, fit, models, ranks, runs, text
 
     ranks.join(args.device)
+    competition = next(iter(variants.values())).competition
+    if competition.name == "demo":
+        with ranks.first():
+            demo.ensure(args.input)
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
-    rows, histories = [], {}
+    folders = {name: args.runs / competition.name / name for name in variants}
+    data = {name: runs.data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
-        if config.competition.name == "demo":
-            with ranks.first():
-                demo.ensure(args.input)
-        data = runs.data(config, args.input, args.runs)
+        # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
+        runs.check_configuration(folders[name], config)
+        images = data[name].split.images
+        models.build(config.model, images.shape[3], len(competition.classes), *fit.normalisation(images, np.arange(1)))
+        augment.build(config.augment.transforms)
+
+    done, notes, failed = {}, [], []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        print(line)
+
+    for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
-        done = []
         for number in cli.fold_numbers(args.fold, config.folds.count):
+            before = (folders[name] / f"fold-{number}" / runs.METRICS).exists()
             deadline = time.monotonic() + (args.time_budget or math.inf)
-            folder = args.runs / config.competition.name / name
             try:
-                done.append(runs.train_fold(config, data, number, folder, chosen, workers, deadline))
+                fold = runs.train_fold(config, data[name], number, folders[name], chosen, workers, deadline)
             except fit.Interrupted:
                 print("interrupted; the same command goes on from here")
                 return 130
-        scores = pd.Series([fold.metrics["score"] for fold in done])
-        rows.append(
-            {
-                "run": name,
-                "score": scores.mean(),
-                "std": scores.std() if len(scores) > 1 else None,
-                "mean IoU": pd.Series([fold.metrics["mean_iou"] for fold in done]).mean(),
-                "epochs": sum(fold.metrics["epochs"] for fold in done) / len(done),
-                "seconds": sum(fold.metrics["seconds"] for fold in done) / len(done),
-                "images/s": sum(fold.metrics["images_per_second"] for fold in done) / len(done),
-                "M parameters": done[0].metrics.get("parameters", 0) / 1e6,
-            }
-        )
-        histories[name] = pd.read_csv(done[0].folder / "history.csv").to_dict("records")
+            except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
+                note(f"{name}, fold {number}: {refused}")
+                failed.append(refused)
+                continue
+            if before:
+                spent = text.duration(fold.metrics["seconds"])
+                note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
+            done.setdefault(name, []).append(fold)
+        if done and not ranks.rank():  # after each variant: a comparison that is stopped shows what is done
+            table = leave(args, variants, done, notes)
+    if done and not ranks.rank():
+        print(f"\n{table}")
+    if failed:
+        raise failed[0]
+    return 0
 
-    if ranks.rank():
-        return 0
+
+def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]) -> str:
+    """Write table.csv, curves.png and report.html of the variants that are done; return the table as text."""
+    from comp import files, metrics, page, report, text
+
     competition = next(iter(variants.values())).competition
     folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
-    table = pd.DataFrame(rows).sort_values("score", ascending=False)
-    metric = done[0].metrics["metric"]
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "table.csv", index=False)
-    report.side_by_side(histories, folder / "curves.png", f"{competition.name}: {metric}")
-    cells = table.fillna("–").values.tolist()
-    shown = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells]
-    sections = [
-        ("Result", markup.table(list(table.columns), shown)),
-        ("Curves", markup.picture(folder / "curves.png", "score over time and over epochs")),
-    ]
-    page.write(folder / "report.html", f"{competition.title or competition.name}: {len(table)} runs", sections, metric)
-    print(f"\n{metric}, fold {args.fold}\n{table.to_string(index=False, float_format='{:.4g}'.format)}\n\n{folder}")
-    return 0
+    metric = f"{metrics.describe(competition.metric)}, fold {args.fold}"
+    rows = [{"run": name} | summary([fold.metrics for fold in folds]) for name, folds in done.items()]
+    rows.sort(key=lambda row: -row["score"])
+    files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
+    first = {name: page.history(folds[0]) for name, folds in done.items()}
+    report.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
+    cells = [[*rows[0]], *([row["run"], *(text.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
+    values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
+    sections = {
+        "Result": page.table(cells) + (page.verbatim("\n".join(notes)) if notes else ""),
+        "Scores": page.pictures(folder),
+        "Command and configuration": page.verbatim(shlex.join(["python", *sys.argv])) + "".join(values),
+    }
+    title = f"{competition.title or competition.name}: {len(variants)} runs"
+    page.write(folder / "report.html", title, metric, sections)
+    return f"{metric}\n{text.aligned(cells)}\n\n{folder}"
+
+
+def summary(folds: list[dict]) -> dict[str, float | str]:
+    """A variant's row of the table, of its folds' metrics: means, and the sample standard deviation."""
+
+    def of(key: str) -> float:
+        return statistics.fmean(facts[key] for facts in folds)
+
+    return {
+        "score": of("score"),
+        "spread": statistics.stdev(facts["score"] for facts in folds) if len(folds) > 1 else math.nan,
+        "mean IoU": of("mean_iou"),
+        "epochs": of("epochs"),
+        "seconds": of("seconds"),
+        "images/s": of("images_per_second"),
+        "M parameters": folds[0].get("parameters", math.nan) / 1e6,
+    }
 
 
 def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     """The runs to compare, by name, each with its configuration. Raises Refused."""
     if bool(args.recipes) == bool(args.vary):
         raise cli.Refused("name --recipes to compare, or --vary KEY VALUE VALUE")
+    load, overrides = cli.configs.load, args.overrides
     if args.recipes:
-        loaded = [cli.configs.load(args.competition, recipe, args.overrides) for recipe in args.recipes]
-        return {config.recipe: config for config in loaded}
-    key, *values = args.vary
-    if len(values) < 2:
-        raise cli.Refused(f"--vary {key}: give two values or more")
-    base = cli.config(args).recipe
-    return {
-        f"{base}-{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.]+', '_', value)}": cli.configs.load(
-            args.competition, args.recipe, [*args.overrides, f"{key}={value}"]
-        )
-        for value in values
-    }
+        named = [(config.recipe, config) for config in (load(args.competition, r, overrides) for r in args.recipes)]
+    else:
+        key, *values = args.vary
+        start = f"{cli.config(args).recipe}-{key.rpartition('.')[2]}-"
+        named = [
+            (start + re.sub(r"[^A-Za-z0-9.]+", "_", v), load(args.competition, args.recipe, [*overrides, f"{key}={v}"]))
+            for v in values
+        ]
+    if len(dict(named)) < 2 or len(dict(named)) < len(named):
+        raise cli.Refused(f"{', '.join(name for name, _ in named)}: name two runs or more, each once")
+    return dict(named)
 
 
 def comparison_name(args: argparse.Namespace) -> str:

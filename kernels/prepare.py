@@ -37,8 +37,7 @@ def look(competition: Competition, folder: Path, out: Path) -> None:
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)
     found = audit.audit(competition, train, index, test, test_index, pictures.findings(path))
-    findings.write(out, competition, train, index, test, found)
-    print(findings.table(competition, train, index, test, found))
+    print(findings.write(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comp import report
+from comp import report, sheets
+from comp.drawing import colours
 
 CLASSES = ("background", "pet", "_border $x_{$")
 
@@ -59,27 +60,32 @@ def test_curves_take_one_epoch_and_values_that_are_not_finite(tmp_path):
     assert len(pixels(tmp_path / "one.png")) == len(pixels(tmp_path / "gap.png"))
 
 
+HEAD = 44  # pixels: a row's caption and headings
+
+
 def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     images = np.full((1, 40, 80, 1), 100, np.uint8)
     truths = np.zeros((1, 40, 80), np.uint8)
     predictions = truths.copy()
     predictions[0, :10, :20] = 1
-    report.examples(images, truths, predictions, ["a"], [0.5], CLASSES, tmp_path / "e.png")
-    factor = 320 // 80
+    sheets.draw(sheets.cases(images, truths, predictions, ["a"], [0.5]), CLASSES, tmp_path / "e.png")
+    factor = 280 // 80
     wrong = 200 * factor**2
-    picture = pixels(tmp_path / "e.png")
-    header, row = 58, 40 * factor
-    cells = picture[header : header + row]  # below the headings, without the legend
-    assert count(cells, report.colours(2)[1]) == 2 * wrong  # in the prediction, and where they differ
-    assert count(cells[:, -(80 * factor + 6) :], report.colours(2)[0]) == 0  # what is right is not coloured
+    cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 40 * factor]  # without headings and legend
+    assert count(cells, colours(2)[1]) == wrong
+    assert count(cells[:, -(80 * factor + 6) :], colours(2)[1]) == wrong  # in the last column
+    blend = (100 * 0.5 + colours(2)[1] * 0.5).astype(np.uint8)
+    assert count(cells, blend) == wrong  # the prediction lies over its picture
+    assert count(cells, colours(2)[0]) == 0  # what is right is not coloured
 
 
 def test_ignored_pixels_never_differ(tmp_path):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    report.examples(images, truths, predictions, ["a"], [np.nan], CLASSES, tmp_path / "e.png", ignore=255)
-    cells = pixels(tmp_path / "e.png")[58 : 58 + 320]
-    assert count(cells, report.colours(2)[1]) == 320 * 320  # the prediction's own cell alone
+    sheets.draw(sheets.cases(images, truths, predictions, ["a"], [np.nan], 255), CLASSES, tmp_path / "e.png", 255)
+    cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
+    assert count(cells, colours(2)[1]) == 0
+    assert count(cells, (177, 177, 177)) == 280 * 280  # the truth is veiled in white
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -89,25 +95,36 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
     images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
     masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
     names = [f"class {i}" for i in range(30)]
-    report.examples(images, masks, masks[::-1], ["x" * 300, "b"], [0.1, 0.2], names, tmp_path / "e.png")
+    sheets.draw(sheets.cases(images, masks, masks[::-1], ["x" * 300, "b"], [0.1, 0.2]), names, tmp_path / "e.png")
     height, width, _ = pixels(tmp_path / "e.png").shape
-    assert width <= 4 * 326 + 6 and height < 2 * 350 + 700
+    assert width <= 4 * 286 + 6 and height < 2 * 330 + 700
 
 
 def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
     images = np.full((2, 16, 16, 3), 90, np.uint8)
     truths = np.zeros((2, 16, 16), np.uint8)
     frames = {f"epoch {k}": np.full_like(truths, k) for k in (1, 2)}
-    report.filmstrip(images, truths, frames, ["a", "b"], CLASSES, tmp_path / "f.png")
+    sheets.draw(sheets.filmstrip(images, truths, frames, ["a", "b"]), CLASSES, tmp_path / "f.png")
     film = pixels(tmp_path / "f.png")
-    cell = 16 * (320 // 16)
+    cell = 16 * (280 // 16)
     for k in range(3):
-        assert 2 * cell**2 <= count(film, report.colours(3)[k]) < 2.1 * cell**2
-    draws = np.repeat(images[:, None], 3, 1)
-    draw_masks = np.repeat(truths[:, None] + 2, 3, 1)
-    report.samples(images, truths, draws, draw_masks, ["a", "b"], CLASSES, tmp_path / "s.png")
-    blend = (90 * 0.55 + report.colours(3)[2] * 0.45).astype(np.uint8)
-    assert count(pixels(tmp_path / "s.png"), blend) == 2 * 3 * cell**2
+        assert 2 * cell**2 <= count(film, colours(3)[k]) < 2.1 * cell**2
+    assert count(film[:, -cell - 7 :], colours(3)[0]) >= 2 * cell**2  # ending in the truth
+    draws = [[(images[0], truths[0] + 2), (images[0, :8], truths[0, :8] + 2)]] * 2  # a crop among them
+    sheets.draw(sheets.samples(images, truths, draws, ["a", "b"]), CLASSES, tmp_path / "s.png")
+    blend = (90 * 0.5 + colours(3)[2] * 0.5).astype(np.uint8)
+    assert count(pixels(tmp_path / "s.png"), blend) == 2 * 1.5 * cell**2
+
+
+def test_curves_of_several_runs_take_what_is_not_finite(tmp_path):
+    histories = {
+        f"fold {k}": [row | {"seconds": 9.0 * row["epoch"], "score": row["score"] - k / 9} for row in history(5)]
+        for k in range(3)
+    }
+    histories["fold 1"] = [row | {"score": float("nan")} for row in histories["fold 1"]]
+    report.side_by_side(histories, tmp_path / "c.png", "own $_{")
+    picture = pixels(tmp_path / "c.png")
+    assert count(picture, rgb("#0072b2")) > 500 and count(picture, rgb("#009e73")) > 500  # folds 0 and 2
 
 
 @pytest.mark.parametrize("classes", [2, 5, 30])
@@ -121,24 +138,24 @@ def test_confusion_takes_classes_that_are_never_true(tmp_path, classes):
 
 def test_choose_takes_worst_median_and_best_once_each():
     scores = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.6, 0.4, 0.8, 0.7])
-    indices, labels = report.choose(scores)
+    indices, labels = sheets.choose(scores)
     assert labels == ["worst"] * 3 + ["median"] * 3 + ["best"]
     assert scores[indices].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]
     for n in range(1, 12):
-        indices, labels = report.choose(np.linspace(0, 1, n))
+        indices, labels = sheets.choose(np.linspace(0, 1, n))
         assert indices == sorted(set(indices)) and len(indices) >= min(n, 6)
         assert labels[0] == "worst" and (n == 1 or labels[-1] == "best")
-    assert report.choose([]) == ([], [])
-    assert report.choose([np.nan, np.nan])[1] == ["worst", "best"]
+    assert sheets.choose([]) == ([], [])
+    assert sheets.choose([np.nan, np.nan])[1] == ["worst", "best"]
 
 
 def test_colours_are_fixed_distinct_and_told_apart_by_colour_blind_eyes():
-    palette = report.colours(255)
+    palette = colours(255)
     assert palette.dtype == np.uint8 and len(np.unique(palette, axis=0)) == 255
-    assert (report.colours(21) == palette[:21]).all()
-    assert palette[1].tolist() == [230, 159, 0] and palette[9].tolist() == report.colours(10)[-1].tolist()
-    report.colours(3)[:] = 0
-    assert report.colours(3).any()  # a caller's change stays the caller's
+    assert (colours(21) == palette[:21]).all()
+    assert palette[1].tolist() == [230, 159, 0] and palette[9].tolist() == colours(10)[-1].tolist()
+    colours(3)[:] = 0
+    assert colours(3).any()  # a caller's change stays the caller's
     from comp.drawing import DEUTAN, PROTAN, _oklab
 
     for eye, least in ((np.eye(3), 0.12), (PROTAN, 0.07), (DEUTAN, 0.07)):

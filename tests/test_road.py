@@ -40,7 +40,7 @@ def test_a_fold_leaves_its_files(trained):
     for number in range(3):
         folder = place / f"runs/tiny/recipe/fold-{number}"
         left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        pictures = {"curves.png", "examples.png", "confusion.png", "samples.png"}
+        pictures = {"curves.png", "examples.png", "confusion.png", "samples.png", "filmstrip.png"}
         assert left == {"model.safetensors", "oof.npz", "history.csv", "metrics.json"} | pictures
         facts = json.loads((folder / "metrics.json").read_text())
         assert facts["fold"] == number and 0 <= facts["score"] <= 1 and facts["epochs"] == 2
@@ -151,6 +151,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
     assert "goes on from" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=disturbed)
     kernel("train_fold.py", *TINY, "--fold", "0", cwd=calm)
     assert _equal(_weights(disturbed), _weights(calm))
+    films = [place / "runs/tiny/recipe/fold-0/filmstrip.png" for place in (disturbed, calm)]
+    assert films[0].read_bytes() == films[1].read_bytes()
 
 
 @pytest.mark.parametrize(
