@@ -36,7 +36,6 @@ UNTOUCHED = (
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -177,7 +176,7 @@ class Predict(Section):
 
 class Folds(Section):
     count: Annotated[int, Field(ge=2, le=100)] = 5
-    seed: Seed = 0
+    seed: int = 0
 
 
 class Config(Section):
@@ -185,7 +184,7 @@ class Config(Section):
 
     competition: Competition
     recipe: str = "default"
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Positive = 30
     batch_size: Positive = 32
     patience: Count = 0  # epochs without a better score before training stops; 0: never
