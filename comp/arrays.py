@@ -22,6 +22,7 @@ from comp.files import whole
 __all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load_train", "release"]
 
 KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
+MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
 INDEX_VERSION = 1  # raised when `index` changes, so that older caches are not used
@@ -191,6 +192,8 @@ def _split(
     folder: Path,
 ) -> Split:
     path, count = images.member.path, images.shape[0]
+    if count > MOST_SAMPLES:
+        raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
     if masks and masks.shape != images.shape[:3]:
         raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
     ids = _ids(path, ids_selector, count)

@@ -231,7 +231,7 @@ def _toml(path: str) -> bytes:
     data = _read(Path(path))
     try:
         values = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: not valid TOML: {error}") from None
     for key in ("base", "recipe"):
         if str(values.get(key, "")).endswith(".toml"):

@@ -1,6 +1,7 @@
 """A training run's state on disk, as safetensors: nothing is ever pickled."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     if path.exists():
         path.replace(_previous(path))
-    files.write_tensors(path, tensors, {"facts": json.dumps(facts)})
+    text = json.dumps(facts)
+    files.write_tensors(path, tensors, {"facts": text, "checksum": _checksum(tensors, text)})
 
 
 def load(
@@ -31,20 +33,30 @@ def load(
 ) -> tuple[dict[str, Any], str] | None:
     """Restore what `save` wrote; returns its facts and a line for the log, None where there is nothing.
 
-    A checkpoint that cannot be read gives way to the one before it.
+    A damaged checkpoint gives way to the one before it. Raises Refused where none can be used.
     """
-    note = ""
+    damage = ""
     for candidate in (path, _previous(path)):
         if not candidate.exists():
             continue
         try:
             tensors, metadata = models.read_tensors(candidate)
-            facts = json.loads(metadata["facts"])
-        except (Refused, KeyError, ValueError) as error:
-            note = f" ({error}; took the one before it)"
+            text = metadata.get("facts", "")
+            if metadata.get("checksum") != _checksum(tensors, text):
+                raise Refused(f"{candidate}: damaged: it does not have the checksum that it was written with")
+        except Refused as error:
+            damage = str(error)
             continue
-        _restore(tensors, parts, optimizer)
-        return facts, f"goes on from {candidate.name}{note}"
+        try:
+            _restore(tensors, parts, optimizer)
+        except (RuntimeError, IndexError, ValueError):
+            raise Refused(f"{candidate}: of another network or optimizer; name another --run, or delete it") from None
+        if damage:
+            candidate.replace(path)  # or the next `save` would put the damaged one in its place
+            damage = f" ({damage}; took the one before it)"
+        return json.loads(text), f"goes on from {candidate.name}{damage}"
+    if damage:
+        raise Refused(f"{damage}; there is no other: delete it, and the same command starts anew")
     return None
 
 
@@ -56,6 +68,15 @@ def remove(path: Path) -> None:
 
 def _previous(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-previous")
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """CRC-32 of everything in a checkpoint: safetensors itself notices damage to its header alone."""
+    crc = zlib.crc32(text.encode())
+    for key, value in sorted(tensors.items()):
+        crc = zlib.crc32(f"{key} {value.dtype} {tuple(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def fold_numbers(text: str, count: int) -> list[int]:
     if text == "all":
         return list(range(count))
     parts = text.split(",")
-    if not all(part.isdecimal() and int(part) < count for part in parts):
+    if not {*parts} <= {str(number) for number in range(count)}:
         raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
     return sorted({int(part) for part in parts})
 
@@ -112,9 +112,7 @@ def entry(
             sys.exit(0)
         sys.exit(main(arguments) or 0)
     except Refused as refused:
-        # From a worker process it arrives with that process's traceback around it.
-        line = str(refused).strip().splitlines()[-1].removeprefix("comp.errors.Refused: ")
-        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {refused}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno is None:  # a library's own, about something else than a file

@@ -34,7 +34,8 @@ UNTOUCHED = (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Section(BaseModel):
@@ -63,7 +64,7 @@ class Arrays(Section):
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
-    exclude_shared_masks: Annotated[int, Field(ge=0)] = 0  # leave out pictures whose mask this many others share
+    exclude_shared_masks: Count = 0  # leave out pictures whose mask this many others share
 
 
 class Source(Section):
@@ -101,7 +102,7 @@ class Submission(Section):
 class Competition(Section):
     """One competition: its arrays, classes, score and submission."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)]
     title: str = ""
     kaggle: str = ""  # the competition's slug on kaggle.com
     code_competition: bool = False  # submitted as a kernel's output, not as a file
@@ -163,9 +164,9 @@ class Augment(Section):
     # each is {name = "HorizontalFlip", …}: a class of albumentations and its arguments
     transforms: tuple[dict[str, Any], ...] = ()
     cutmix: Fraction = 0.0  # share of batches
-    cutmix_sources: Positive = 1  # boxes pasted, each from another sample of the batch
+    cutmix_sources: Annotated[int, Field(ge=1, le=100)] = 1  # boxes pasted, each from another sample of the batch
     mixup: Fraction = 0.0  # share of batches
-    mixup_alpha: Annotated[float, Field(gt=0)] = 0.4
+    mixup_alpha: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.4
 
 
 class Predict(Section):
@@ -183,12 +184,12 @@ class Config(Section):
 
     competition: Competition
     recipe: str = "default"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Positive = 30
     batch_size: Positive = 32
-    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better score before training stops; 0: never
+    patience: Count = 0  # epochs without a better score before training stops; 0: never
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none
-    oversample: dict[str, Annotated[float, Field(ge=1)]] = {}  # class name: times its pictures are drawn
+    oversample: dict[str, Annotated[float, Field(ge=1, le=1000)]] = {}  # class name: times its pictures are drawn
     folds: Folds = Folds()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -226,13 +227,14 @@ def from_dict(values: dict[str, Any]) -> Config:
         config = Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise Refused(_one_line(error)) from None
-    weights = config.loss.class_weights
+    classes, weights = config.competition.classes, config.loss.class_weights
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise Refused(f"competition.classes: {twice[0]!r} is there twice")
     by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
     for key, names in by_class.items():
         for name in names:
-            if name not in config.competition.classes:
-                known = list(config.competition.classes)
-                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, known)}")
+            if name not in classes:
+                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, list(classes))}")
     return config
 
 
@@ -252,10 +254,8 @@ def _read(kind: str, name: str) -> dict[str, Any]:
         raise Refused(f"no {kind[:-1]} named {name!r}{_did_you_mean(name, shipped(kind))}, or the path of a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also what is no UTF-8, and a number of 5,000 digits
         raise Refused(f"{path}: not valid TOML: {error}") from None
-    except UnicodeDecodeError:
-        raise Refused(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}") from None
 
@@ -288,7 +288,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise Refused(f"--set {override}: write key=value, as in model.encoder=resnet34")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *sections, last = key.strip().split(".")
     for section in sections:
@@ -308,7 +308,7 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {message}, not {first['input']!r}"
+    return f"{key}: {message}, not {first['input']!r:.100}"
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -43,7 +43,6 @@ def choose(name: str = "auto") -> Device:
 
 
 def _cuda(device: torch.device) -> Device:
-    torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name(device)

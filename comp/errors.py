@@ -1,8 +1,17 @@
 """What a user is told when something does not fit."""
 
+LONGEST = 1000  # characters of a line
+
 
 class Refused(ValueError):
     """Bad input, told in one line: which file, key, sample or row, and what would fit.
 
     Entry scripts print the line and end with exit status 2; nothing has been overwritten.
     """
+
+    def __init__(self, line: str):
+        # From a worker process it arrives with that process's traceback around it, and what it quotes from a
+        # file may hold anything: line breaks, what would move a terminal's cursor, a megabyte.
+        line = line.rpartition("comp.errors.Refused: ")[2].strip()
+        line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 4 :]}"
+        super().__init__("".join(char if char.isprintable() else " " for char in line))

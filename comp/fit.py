@@ -42,11 +42,13 @@ class State:
     updates: int = 0
     progress: float = 0.0  # share of the schedule that is done
     seconds: float = 0.0  # spent training, over all starts
+    lr: float = 0.0  # of the last step
     loss: float = 0.0  # sum over this epoch's samples
     samples: int = 0  # of this epoch
+    bad: int = 0  # steps of this epoch that were not finite
     trained: int = 0  # samples since the run began
     training: float = 0.0  # seconds spent on them, validation left out
-    skipped: int = 0  # steps that were not finite
+    skipped: int = 0  # steps that were not finite, in all epochs before this one
     rate: float = 1.0  # plateau's factor on the learning rate
     best_score: float = -math.inf
     best_epoch: int = -1
@@ -94,13 +96,24 @@ def fit(
     state, parts = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := checkpoint.load(folder / checkpoint.NAME, parts, optimizer):
         facts, note = restored
-        if scaling := facts.pop("scaler"):  # empty from a CPU
+        if scaling := facts.pop("scaler", None):  # empty from a CPU
             scaler.load_state_dict(scaling)
+        if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
+            raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     looks = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
     timer = _Timer(deadline, state.progress, looks)
     seconds_before, saved, parts_of_batch = state.seconds, time.monotonic(), 1
+
+    sums, clock = torch.zeros(2, device=device.device), 0.0  # loss and bad steps since they were last settled
+
+    def settle() -> None:
+        """Bring what the device and the clock have counted into the state."""
+        nonlocal clock
+        state.loss, state.bad = state.loss + sums[0].item(), state.bad + int(sums[1])
+        state.training, clock = state.training + time.monotonic() - clock, time.monotonic()
+        sums.zero_()
 
     def save() -> None:
         if ranks.rank():
@@ -113,15 +126,15 @@ def fit(
         while not state.ended:
             model.train()
             steps = loader.steps(state.epoch)
-            epoch_loss, bad, clock = *torch.zeros(2, device=device.device), time.monotonic()
+            clock = time.monotonic()
             bar = tqdm(
                 total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
                 leave=False, disable=not sys.stderr.isatty(), unit="batch",
             )  # fmt: skip
             for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
-                rate = state.rate * learning_rate(config.schedule, state.progress)
+                state.lr = config.optimizer.lr * state.rate * learning_rate(config.schedule, state.progress)
                 for parameters in optimizer.param_groups:
-                    parameters["lr"] = config.optimizer.lr * rate
+                    parameters["lr"] = state.lr
                 mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
                 torch.manual_seed(int(mixing.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
                 samples = sum(size for size, *_ in group)
@@ -142,8 +155,8 @@ def fit(
                 if config.ema and state.updates % EMA_EVERY == 0:
                     _average(averaged, model, config.ema**EMA_EVERY, state.updates)
 
-                epoch_loss += loss.nan_to_num(0.0, 0.0, 0.0) * samples
-                bad += ~loss.isfinite() * len(group)
+                sums[0] += loss.nan_to_num(0.0, 0.0, 0.0) * samples
+                sums[1] += ~loss.isfinite() * len(group)
                 state.samples, state.trained = state.samples + samples, state.trained + samples
                 state.batch += len(group)
                 bar.update(len(group))
@@ -154,16 +167,13 @@ def fit(
                     state.ended = "time budget"
                     break
                 if stopping or time.monotonic() - saved > CHECKPOINT_EVERY:
-                    state.loss += epoch_loss.item()
-                    epoch_loss.zero_()
+                    settle()
                     save()
                     saved = time.monotonic()
                     if stopping:
                         raise Interrupted
             bar.close()
-            state.loss += epoch_loss.item()
-            state.training += time.monotonic() - clock
-            state.skipped += int(bad)
+            settle()
             if config.ema and state.updates < EMA_EVERY:
                 _average(averaged, model, 0.0, state.updates)
             valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
@@ -173,13 +183,13 @@ def fit(
             row = {
                 "epoch": state.epoch + 1,
                 "seconds": round(seconds_before + time.monotonic() - started, 2),
-                "lr": optimizer.param_groups[0]["lr"],
+                "lr": state.lr,
                 "train_loss": state.loss / state.samples,
                 "valid_loss": valid_loss,
                 "score": score,
             }
             state.history.append(row)
-            better = score > state.best_score and bad <= steps / 2
+            better = score > state.best_score and state.bad <= steps / 2
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
                 if not ranks.rank():
@@ -187,7 +197,7 @@ def fit(
             print(_line(row, config.epochs, better), flush=True)
             if not ranks.rank():
                 files.write_csv(folder / "history.csv", [row, *([past[key] for key in row] for past in state.history)])
-            if bad > steps / 2:
+            if state.bad > steps / 2:
                 raise Refused(
                     f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
                     "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
@@ -195,7 +205,8 @@ def fit(
             waited = state.epoch - state.best_epoch
             if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
                 state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
-            state.epoch, state.batch, state.loss, state.samples = state.epoch + 1, 0, 0.0, 0
+            state.skipped += state.bad
+            state.epoch, state.batch, state.loss, state.samples, state.bad = state.epoch + 1, 0, 0.0, 0, 0
             if not state.ended:
                 if state.epoch >= config.epochs:
                     state.ended = "all epochs"

@@ -112,13 +112,13 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
         return kind(model.encoder, encoder_weights=hub, **arguments)
     except Refused:
         raise
-    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
     except OSError as error:  # also what the hub raises when there is no network
         raise Refused(
             f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
             "give a local .safetensors file, or none"
         ) from None
+    except Exception as error:  # others' constructors raise nearly anything on odd options
+        raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
 
 
 def _check_encoder(smp: Any, encoder: str) -> None:
@@ -217,18 +217,18 @@ def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded
     `like`, a model that is not needed any more, gives its network where the configuration is the same.
     """
     tensors, metadata = read_tensors(path)
-    if "config" not in metadata or "mean" not in tensors:
+    if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
-    config = configs.from_dict(json.loads(metadata["config"]))
-    if like is not None and like.config == config:
-        model = like.model
-    else:
-        without = config.model.model_copy(update={"encoder_weights": "none"})
-        mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
-        model, _ = build(without, len(mean), len(config.competition.classes), mean, std)
     try:
+        config = configs.from_dict(json.loads(metadata["config"]))
+        if like is not None and like.config == config:
+            model = like.model
+        else:
+            without = config.model.model_copy(update={"encoder_weights": "none"})
+            mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
+            model, _ = build(without, len(mean), len(config.competition.classes), mean, std)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
     return Loaded(model.to(device).eval(), config)

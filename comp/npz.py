@@ -4,6 +4,7 @@ An npz is a zip of npy files. A stored (uncompressed) member lies in the file as
 so it can be mapped; a compressed one is inflated in blocks of rows, so that memory stays flat.
 """
 
+import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from comp.errors import Refused
 from comp.files import whole
 
 BLOCK = 8 << 20  # bytes that are inflated at a time
+LARGEST_HEADER = 1 << 16  # bytes; numpy writes fewer than 200, and itself reads whatever a header claims
+LARGEST = 1 << 48  # bytes of any array
 LARGEST_ROW = 1 << 30  # bytes; a row beyond this is a damaged or malicious header
 LARGEST_WHOLE = 1 << 30  # bytes that `read` takes into memory
 MOST_AXES = 5  # of any array that a competition has
@@ -59,9 +62,9 @@ def member(path: Path, key: str) -> Member:
         info = archive.getinfo(f"{key}.npy")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Refused(f"{path}: {key}: compressed in a way numpy does not write; save it with np.savez")
-        with archive.open(info) as file:
-            shape, fortran, dtype = _header(file, f"{path}: {key}")
-            header = file.tell()
+        with archive.open(info) as file, io.BytesIO(file.read(LARGEST_HEADER)) as start:
+            shape, fortran, dtype = _header(start, f"{path}: {key}")
+            header = start.tell()
         if info.file_size != header + prod(shape) * dtype.itemsize:
             raise Refused(f"{path}: {key}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
         offset = None
@@ -104,8 +107,9 @@ def read(member: Member) -> np.ndarray:
     size = prod(member.shape) * member.dtype.itemsize
     if size > LARGEST_WHOLE:
         raise Refused(f"{member}: {size:,} bytes, over 1 GiB, are not what such an array holds")
-    with _readable(str(member)), zipfile.ZipFile(member.path) as archive:
-        data = archive.read(f"{member.key}.npy")[member.header :]
+    with _readable(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(f"{member.key}.npy") as file:
+        # Read to a size, or a member that expands to more than it claims is inflated whole.
+        data = file.read(member.header + size)[member.header :]
         return _array(data, member, member.shape, "F" if member.fortran else "C")
 
 
@@ -138,7 +142,8 @@ def _header(file, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     shape, fortran, dtype = readers[version](file)
     if dtype.hasobject:
         raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
-    if dtype.names or dtype.subdtype or dtype.itemsize == 0 or len(shape) > MOST_AXES or min(shape, default=0) < 0:
+    odd = dtype.names or dtype.subdtype or dtype.itemsize == 0 or len(shape) > MOST_AXES or min(shape, default=0) < 0
+    if odd or prod(max(1, side) for side in shape) * dtype.itemsize > LARGEST:
         raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
     return shape, fortran, dtype
 

@@ -28,6 +28,8 @@ def join(device: str) -> None:
         if device == "auto" and torch.cuda.device_count() > 1:
             _start_again(torch.cuda.device_count())
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

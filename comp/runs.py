@@ -72,9 +72,12 @@ def train_fold(
         with ranks.first():
             check_configuration(run_folder, config)
             if not ranks.rank():
+                files.sweep(folder)
                 files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
         if (folder / METRICS).exists():
             fold = read_fold(folder)
+            if not ranks.rank():
+                checkpoint.remove(folder / checkpoint.NAME)  # if the process died before it could
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
         valid = np.flatnonzero(data.folds == number)
@@ -157,7 +160,7 @@ def read_fold(folder: Path) -> Fold:
     try:
         facts = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return Fold(folder, int(facts["fold"]), facts)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise Refused(f"{folder}: not a finished fold; train it with kernels/train_fold.py") from None
 
 

@@ -120,6 +120,20 @@ def test_a_claim_beyond_all_memory_is_refused_before_it_is_inflated(tmp_path):
         next(npz.blocks(huge))
 
 
+def test_a_member_that_expands_to_more_than_it_claims_is_not_inflated(tmp_path):
+    data = io.BytesIO()
+    np.save(data, np.zeros(10_000, np.uint8))
+    claimed = data.getvalue()
+    with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", claimed + bytes(100 << 20))
+        archive.filelist[0].file_size, archive.filelist[0].CRC = len(claimed), zipfile.crc32(claimed)
+    tracemalloc.start()
+    assert not npz.read(npz.member(tmp_path / "own.npz", "a")).any()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, -1, -30])
 def test_a_truncated_file_is_refused(tmp_path, keep):
     whole = io.BytesIO()
