@@ -11,28 +11,9 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, inside, kernel
+from conftest import RECIPE, ROOT, TINY, draw, inside, kernel, lay_out
 
 from comp import config, metrics, namespaces, runlength
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Every fold of a tiny competition, trained once for the tests that look at it."""
-    place = tmp_path_factory.mktemp("trained")
-    _lay_out(place)
-    output = kernel("train_fold.py", *TINY, "--fold", "all", "--workers", "1", cwd=place)
-    return place, output
-
-
-def _lay_out(place, recipe=RECIPE, **more):
-    images, masks = draw(24, 0)
-    test_images, test_masks = draw(7, 1)
-    (place / "input").mkdir()
-    arrays = {"train_images": images, "train_masks": masks, "test_images": test_images, "test_masks": test_masks}
-    np.savez(place / "input/tiny.npz", **(arrays | more))
-    (place / "tiny.toml").write_text(COMPETITION)
-    (place / "recipe.toml").write_text(recipe)
 
 
 def test_a_fold_leaves_its_files(trained):
@@ -124,33 +105,39 @@ def _equal(one, other):
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_workers_do_not_change_a_bit(trained, tmp_path, workers):
+def test_workers_do_not_change_a_bit(trained, tmp_path, workers, monkeypatch, capsys):
     place, _ = trained
-    _lay_out(tmp_path)
-    kernel("train_fold.py", *TINY, "--fold", "0", "--workers", workers, cwd=tmp_path)
+    lay_out(tmp_path)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", workers, cwd=tmp_path)
     assert _equal(_weights(place), _weights(tmp_path))
 
 
-LONG = RECIPE.replace("epochs = 2", "epochs = 40")
+LONG = RECIPE.replace("epochs = 2", "epochs = 20")
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A longer run that nothing disturbed."""
+    place = tmp_path_factory.mktemp("calm")
+    lay_out(place, LONG)
+    kernel("train_fold.py", *TINY, "--fold", "0", cwd=place)
+    return place
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
-    disturbed, calm = tmp_path_factory.mktemp("disturbed"), tmp_path_factory.mktemp("calm")
-    for place in (disturbed, calm):
-        _lay_out(place, LONG)
-    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=disturbed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    folder = disturbed / "runs/tiny/recipe/fold-0"
+def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, blow, monkeypatch, capsys):
+    lay_out(tmp_path, LONG)
+    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = tmp_path / "runs/tiny/recipe/fold-0"
     while not (folder / "history.csv").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(blow)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in output, output
     assert not (folder / "metrics.json").exists()
-    assert "goes on from" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=disturbed)
-    kernel("train_fold.py", *TINY, "--fold", "0", cwd=calm)
-    assert _equal(_weights(disturbed), _weights(calm))
+    assert "goes on from" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
+    assert _equal(_weights(calm), _weights(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +157,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says, monkeypatch, capsys):
-    _lay_out(tmp_path, **arrays)
+    lay_out(tmp_path, **arrays)
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, *arguments, cwd=tmp_path, status=2)
     line = output.strip().splitlines()[-1]
     assert says in line and "Traceback" not in output, output
@@ -179,7 +166,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says,
 
 @pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
-    _lay_out(tmp_path)
+    lay_out(tmp_path)
     (tmp_path / "small").mkdir()
     command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--runs", "small/runs"]
     script = (
@@ -195,7 +182,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
 
 
 def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys):
-    _lay_out(tmp_path)
+    lay_out(tmp_path)
     inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--on", "notebook", cwd=tmp_path)
     (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
     cells = json.loads(path.read_text())["cells"]
