@@ -133,8 +133,9 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
         # Files of the run and the competition stay as they are here.
         if target.parent in filled or not target.exists():
             _place(source, target)
-    for run in sorted({place.parent for place in filled if place.name.startswith("fold-")}):
-        print(page.run_page(run))
+    for place in filled:
+        report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
+        print(f"{place}: brought here; {report}")
     if job.submissions is None:
         return
     came = folder / "submission.csv"

@@ -101,5 +101,5 @@ def trained(tmp_path_factory):
     """Every fold of the tiny competition, trained once for all tests that look at it; and what that printed."""
     place = tmp_path_factory.mktemp("trained")
     lay_out(place)
-    output = kernel("train_fold.py", *TINY, "--fold", "all", "--workers", "1", cwd=place)
+    output = kernel("train_fold.py", *TINY, "--fold", "all", cwd=place)
     return place, output

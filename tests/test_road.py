@@ -1,9 +1,11 @@
 """The whole road on a competition of the user's own: train, blend, check; stop and go on; refuse."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import RECIPE, ROOT, TINY, draw, inside, kernel, lay_out
+from conftest import RECIPE, ROOT, TINY, draw, inside, lay_out
 
 from comp import config, metrics, namespaces, runlength
 
@@ -104,40 +106,53 @@ def _equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_workers_do_not_change_a_bit(trained, tmp_path, workers, monkeypatch, capsys):
+def test_workers_do_not_change_a_bit(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     lay_out(tmp_path)
-    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", workers, cwd=tmp_path)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", "2", cwd=tmp_path)
     assert _equal(_weights(place), _weights(tmp_path))
 
 
 LONG = RECIPE.replace("epochs = 2", "epochs = 20")
 
 
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """A longer run that nothing disturbed."""
-    place = tmp_path_factory.mktemp("calm")
-    lay_out(place, LONG)
-    kernel("train_fold.py", *TINY, "--fold", "0", cwd=place)
-    return place
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    def train(place, status=0):
+        return inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place, status=status)
+
+    def strike(blow, sign):
+        while not sign.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), blow)
+
+    calm = tmp_path / "calm"
+    lay_out(calm, LONG)
+    train(calm)
+    for blow in (signal.SIGINT, signal.SIGTERM):
+        disturbed = tmp_path / blow.name
+        lay_out(disturbed, LONG)
+        folder = disturbed / "runs/tiny/recipe/fold-0"
+        threading.Thread(target=strike, args=(blow, folder / "history.csv"), daemon=True).start()
+        assert "the same command goes on" in train(disturbed, status=130)
+        assert not (folder / "metrics.json").exists()
+        assert "goes on from" in train(disturbed)
+        assert _equal(_weights(calm), _weights(disturbed))
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_weights(calm, tmp_path, blow, monkeypatch, capsys):
-    lay_out(tmp_path, LONG)
-    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    folder = tmp_path / "runs/tiny/recipe/fold-0"
-    while not (folder / "history.csv").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(blow)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in output, output
-    assert not (folder / "metrics.json").exists()
-    assert "goes on from" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
-    assert _equal(_weights(calm), _weights(tmp_path))
+def test_what_a_killed_script_was_writing_does_not_stay(tmp_path):
+    script = (
+        "import argparse, time\nfrom comp import cli, files\n"
+        "def main(args):\n"
+        "    with files.whole('submissions/a.csv') as beside:\n"
+        "        beside.write_text('id')\n"
+        "        print('half', flush=True)\n"
+        "        time.sleep(60)\n"
+        "cli.entry(argparse.ArgumentParser(), main)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n" and len(list((tmp_path / "submissions").iterdir())) == 1
+    process.terminate()
+    assert process.wait(timeout=30) == 143 and not list((tmp_path / "submissions").iterdir())
 
 
 @pytest.mark.parametrize(
