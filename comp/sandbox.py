@@ -63,7 +63,7 @@ class Result:
 
 
 def rehearse(
-    script: str | Path,
+    script: str,
     inputs: Mapping[str, Path],
     *,
     form: Literal["namespaces", "guard"] = "namespaces",
@@ -71,14 +71,14 @@ def rehearse(
     working_limit: float = 20e9,
     echo: bool = True,
 ) -> Result:
-    """Run a script (its text, or its file) as a Kaggle kernel without internet.
+    """Run a script (its text) as a Kaggle kernel without internet.
 
     `inputs` maps names below /kaggle/input ("mars", "competitions/mars/mars.npz") to files or
     folders. `time_limit` is in seconds, `working_limit` in bytes. Output is shown as it comes (`echo`)
     and kept in the result's log. Raises Refused for a script that Kaggle would not take, and where the
     system cannot do it.
     """
-    source = script.read_bytes() if isinstance(script, Path) else script.encode()
+    source = script.encode()
     if len(source) >= LIMIT:
         raise Refused(f"the script has {len(source):,} bytes; Kaggle takes fewer than {LIMIT:,}")
     unshare, reason = namespaces.command()

@@ -15,7 +15,7 @@ import torch
 from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
 from kaggle_server import KEY, TOKEN, Competition, Kaggle
 
-from comp import bundle, client, config, elsewhere, namespaces, remote, runs, sandbox
+from comp import arrays, bundle, client, config, elsewhere, namespaces, remote, runs, sandbox
 from comp.errors import Refused
 
 POLL = 0.05
@@ -67,6 +67,18 @@ def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_pat
 
 def slug_fits(job):
     return 6 <= len(elsewhere.slug(job.name)) <= 50
+
+
+def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypatch):
+    tiny, mars = (config.Competition(name=name, classes=("a", "b")) for name in ("tiny", "mars"))
+    (tmp_path / "tiny-sample_submission.csv").write_text("id\n")
+    monkeypatch.setattr(arrays, "KAGGLE_INPUT", tmp_path / "kaggle")
+    assert arrays.sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
+    assert arrays.sample_submission(mars, tmp_path) is None
+    there = tmp_path / "kaggle/competitions/mars/sample_submission.csv"  # as a kernel finds it
+    there.parent.mkdir(parents=True)
+    there.write_text("id\n")
+    assert arrays.sample_submission(mars, tmp_path) == there
 
 
 @pytest.mark.parametrize("on", ["sandbox", "kaggle"])
