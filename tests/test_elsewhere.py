@@ -44,12 +44,6 @@ def test_the_sandbox_gives_what_here_gives(trained, tmp_path, monkeypatch, capsy
     assert "Kaggle would keep" in output and same(weights(here, 0), weights(tmp_path, 0))
     assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
 
-    for on in ("here", "sandbox"):
-        place = ("--runs", str(here / "runs"), "--submissions", on, "--on", on)
-        inside(monkeypatch, capsys, "ensemble.py", *TINY, *place, cwd=tmp_path)
-    (ours,), (theirs,) = (tmp_path / "here").glob("*.csv"), (tmp_path / "sandbox").glob("*.csv")
-    assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
-
 
 def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path)
@@ -149,8 +143,10 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
     on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
     on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
     assert not kaggle.datasets  # the folds' kernels are the ensemble's inputs
-    (made,) = (place / "submissions").glob("tiny-recipe-*.csv")
+    inside(monkeypatch, capsys, "ensemble.py", *TINY, "--folds", "0,1", "--submissions", "here", cwd=place)
+    (made,), (ours,) = (place / "submissions").glob("tiny-recipe-*.csv"), (place / "here").glob("*.csv")
     before = made.read_bytes()
+    assert ours.name == made.name and ours.read_bytes() == before
     # As if the user had been away when it ended: it is picked up, not run again.
     made.unlink()
     on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
@@ -263,11 +259,14 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
 
 @needs_namespaces
 def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
-    folds = runs.find_folds("tiny", "recipe", trained[0] / "runs")[:2]
+    folds = runs.find_folds("tiny", "recipe", trained[0] / "runs")[:1]
+    place = "runs/tiny/recipe/fold-0"
+    names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
+    elsewhere.rehearse([job(folds=folds)])
+    assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
+    shutil.rmtree(job().runs)
     elsewhere.kaggle([job(folds=folds)], POLL)
-    place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe"
-    names = ("metrics.json", "model.safetensors", "oof.npz")
-    assert found(job())[1:] == [f"{place}/fold-{number}/{name}" for number in (0, 1) for name in names]
+    assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
 
 
 @needs_namespaces

