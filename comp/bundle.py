@@ -10,6 +10,7 @@ the arguments name. So credentials, which lie in none of them, cannot.
 
 import atexit
 import base64
+import functools
 import hashlib
 import inspect
 import io
@@ -52,11 +53,10 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
     """
     words, carried = _carried(arguments)
     data = _zip({f"kernels/{entry.name}": _read(entry)} | _comp() | _distribution(LACKING) | carried)
-    packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
     result = Pack(
         entry=entry.name,
         arguments=tuple(words),
-        archive=base64.b85encode(packed).decode(),
+        archive=_archive(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
     script(result)  # refuses what is too large
@@ -234,6 +234,11 @@ def _distribution(name: str) -> dict[str, bytes]:
         for file in metadata.files(name) or ()
         if file.suffix == ".py" or file.name == "METADATA" or file.name.upper().startswith("LICEN")
     }
+
+
+@functools.lru_cache(maxsize=1)  # the folds of a run differ in their arguments alone
+def _archive(data: bytes) -> str:
+    return base64.b85encode(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)).decode()
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

@@ -1,5 +1,7 @@
 """A competition of a dozen lines and a network of a few thousand weights, for tests of seconds."""
 
+import contextlib
+import io
 import os
 import runpy
 import subprocess
@@ -101,5 +103,10 @@ def trained(tmp_path_factory):
     """Every fold of the tiny competition, trained once for all tests that look at it; and what that printed."""
     place = tmp_path_factory.mktemp("trained")
     lay_out(place)
-    output = kernel("train_fold.py", *TINY, "--fold", "all", cwd=place)
-    return place, output
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.chdir(place)
+        patch.setattr(sys, "argv", [str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "all"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    assert ended.value.code == 0, said.getvalue()
+    return place, said.getvalue()
