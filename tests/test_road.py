@@ -113,7 +113,7 @@ def test_workers_do_not_change_a_bit(trained, tmp_path, monkeypatch, capsys):
     assert _equal(_weights(place), _weights(tmp_path))
 
 
-LONG = RECIPE.replace("epochs = 2", "epochs = 5")
+LONG = RECIPE.replace("epochs = 2", "epochs = 8")
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
