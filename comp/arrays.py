@@ -5,6 +5,7 @@ import mmap
 import os
 import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ __all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load
 
 KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
+SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
 INDEX_VERSION = 1  # raised when `index` changes, so that older caches are not used
@@ -62,13 +64,18 @@ def find(file: str, folder: Path) -> Path:
     path = Path(folder) / file
     if path.is_file():
         return path
-    below = [Path(place) / path.name for place, _, names in os.walk(KAGGLE_INPUT) if path.name in names]
-    below.sort(key=lambda found: (len(found.parts), found))
+    if found := next(below_input(path.name), None):
+        return found
     made = cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
-    for found in (*below, made):
-        if found.is_file():
-            return found
+    if made.is_file():
+        return made
     raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
+
+
+def below_input(name: str) -> Iterator[Path]:
+    """Files of this name below /kaggle/input, the least deep first."""
+    found = (Path(place) / name for place, _, names in os.walk(KAGGLE_INPUT) if name in names)
+    yield from sorted(found, key=lambda path: (len(path.parts), path))
 
 
 def load_train(competition: Competition, folder: Path) -> Split:
@@ -101,10 +108,10 @@ def release(array: np.ndarray) -> None:
 
 
 def sample_submission(competition: Competition, folder: Path) -> Path | None:
-    """Where the competition's sample submission lies, if there is one."""
-    with suppress(Refused):
-        return find(competition.submission.sample, folder)
-    return None
+    """Where the competition's sample submission lies, if there is one: in `folder`, else below /kaggle/input."""
+    own = Path(folder) / (competition.submission.sample or f"{competition.name}-sample_submission.csv")
+    # There it is the competition's own; here, of several competitions, nobody could tell whose it is.
+    return own if own.is_file() else next(below_input(SAMPLE), None)
 
 
 def index(split: Split, competition: Competition, folder: Path) -> Index:

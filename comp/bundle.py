@@ -10,6 +10,7 @@ the arguments name. So credentials, which lie in none of them, cannot.
 
 import atexit
 import base64
+import functools
 import hashlib
 import inspect
 import io
@@ -22,18 +23,16 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from comp import credentials
 from comp.errors import Refused
 
 LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
-LACKING = ("segmentation-models-pytorch",)  # what comp needs and Kaggle's image has not
-TOML_OPTIONS = ("--competition", "--recipe")
-# Where things lie on this machine: a kernel has its own places for them.
-HERE_OPTIONS = ("--on", "--input", "--runs", "--submissions")
+LACKING = "segmentation-models-pytorch"  # what comp needs and Kaggle's image has not; pure Python
 
 
 @dataclass(frozen=True)
@@ -49,20 +48,15 @@ class Pack:
 def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
     """Pack an entry script with its arguments; the same input gives the same bytes.
 
-    TOML files given to --competition and --recipe travel inside; --on and the options that name
-    folders of this machine are left out. Raises Refused for an argument that names another local
+    TOML files that the arguments name travel inside. Raises Refused for one that names another TOML
     file, and for a pack that Kaggle would not take.
     """
-    words, carried = _arguments(list(arguments))
-    files = {f"kernels/{entry.name}": _read(entry)} | _comp() | carried
-    for name in LACKING:
-        files |= _distribution(name)
-    data = _zip(files)
-    packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+    words, carried = _carried(arguments)
+    data = _zip({f"kernels/{entry.name}": _read(entry)} | _comp() | _distribution(LACKING) | carried)
     result = Pack(
         entry=entry.name,
         arguments=tuple(words),
-        archive=base64.b85encode(packed).decode(),
+        archive=_archive(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
     script(result)  # refuses what is too large
@@ -82,6 +76,7 @@ def unpack(archive: str, sha256: str) -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
     sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = folder  # for processes that this one starts or becomes
     print(f"pack sha256 {sha256}", flush=True)
     return folder
 
@@ -159,7 +154,7 @@ def _start(pack: Pack) -> str:
     lines = "\n".join(pack.archive[at : at + 100] for at in range(0, len(pack.archive), 100))
     return f'''"""{pack.entry} as one file for Kaggle: nothing to install, no internet needed.
 
-Written by comp.bundle. The archive holds {pack.entry}, comp and {", ".join(LACKING)};
+Written by comp.bundle. The archive holds {pack.entry}, comp and {LACKING};
 it is unpacked to a temporary folder. The arguments below it may be changed.
 """
 
@@ -197,38 +192,24 @@ def _within_limit(text: str, kind: str) -> str:
     return text
 
 
-def _arguments(words: list[str]) -> tuple[list[str], dict[str, bytes]]:
+def _carried(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
     """The arguments as the kernel gets them, and the TOML files that travel with them."""
-    packed: list[str] = []
+    words: list[str] = []
     carried: dict[str, bytes] = {}
-    for option, value in _options(words):
-        if option in HERE_OPTIONS:
-            continue
-        if option in TOML_OPTIONS and value.endswith(".toml") and not _on_kaggle(value):
-            name = f"given/{option[2:]}/{Path(value).name}"
-            carried[name] = _toml(value)
-            value = f"pack:{name}"
-        elif local := _local_file(value):
-            raise Refused(f"{option} {value}: ".lstrip() + _attach(local))
-        packed += [word for word in (option, value) if word]
-    return packed, carried
-
-
-def _options(words: list[str]) -> Iterator[tuple[str, str]]:
-    """(option, value) pairs; either is "" where there is none. `--a=b` reads as `--a b`."""
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            yield "", word
-        elif "=" in word:
-            yield tuple(word.split("=", 1))
+    for word in arguments:
+        option, _, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        if path.endswith(".toml"):
+            name = f"given/{len(carried)}/{Path(path).name}"
+            carried[name] = _toml(Path(path))
+            words += [option, f"pack:{name}"] if option else [f"pack:{name}"]
         else:
-            yield word, rest.pop(0) if rest and not rest[0].startswith("--") else ""
+            words.append(word)
+    return words, carried
 
 
-def _toml(path: str) -> bytes:
-    data = _read(Path(path))
+def _toml(path: Path) -> bytes:
+    data = _read(path)
+    credentials.refuse([path])
     try:
         values = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
@@ -236,33 +217,7 @@ def _toml(path: str) -> bytes:
     for key in ("base", "recipe"):
         if str(values.get(key, "")).endswith(".toml"):
             raise Refused(f"{path}: {key} = {values[key]}: only this file travels; name one that ships, or copy it in")
-    model = values.get("model", {})
-    weights = model.get("encoder_weights", "") if isinstance(model, dict) else ""
-    if local := _local_file(str(weights)):
-        raise Refused(f"{path}: model.encoder_weights = {weights}: {_attach(local)}")
     return data
-
-
-def _local_file(value: str) -> str | None:
-    """The part of an argument that names a file of this machine: all of it, or what follows a "="."""
-    whole, last = value, value.partition("=")[2].strip("\"' ") or value
-    for part in (whole, last):
-        looks_like_a_path = "/" in part or PurePosixPath(part).suffix
-        if looks_like_a_path and not _on_kaggle(part) and os.path.exists(part):
-            return part
-    # Weights that are not even here would fail there too, after a wait.
-    return last if last.endswith(".safetensors") and not _on_kaggle(last) else None
-
-
-def _on_kaggle(path: str) -> bool:
-    return PurePosixPath("/kaggle") in PurePosixPath(path).parents
-
-
-def _attach(path: str) -> str:
-    return (
-        "a file of this machine, which the kernel would not find; upload it as a Kaggle dataset, "
-        f"attach that, and give its path there: /kaggle/input/<dataset>/{Path(path).name}"
-    )
 
 
 def _comp() -> dict[str, bytes]:
@@ -273,19 +228,17 @@ def _comp() -> dict[str, bytes]:
 
 
 def _distribution(name: str) -> dict[str, bytes]:
-    """The Python files and licence of an installed distribution, which must be pure Python."""
-    try:
-        distribution = metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        raise Refused(f"{name} is not installed here, and a pack must hold it: pip install {name}") from None
-    if "Root-Is-Purelib: true" not in (distribution.read_text("WHEEL") or ""):
-        raise Refused(f"{name} {distribution.version} is not pure Python, and a pack cannot hold compiled code")
-    wanted = [
-        file
-        for file in distribution.files or ()
+    """The Python files and licence of an installed distribution."""
+    return {
+        file.as_posix(): _read(Path(file.locate()))
+        for file in metadata.files(name) or ()
         if file.suffix == ".py" or file.name == "METADATA" or file.name.upper().startswith("LICEN")
-    ]
-    return {file.as_posix(): _read(Path(distribution.locate_file(file))) for file in wanted}
+    }
+
+
+@functools.lru_cache(maxsize=1)  # the folds of a run differ in their arguments alone
+def _archive(data: bytes) -> str:
+    return base64.b85encode(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)).decode()
 
 
 def _zip(files: dict[str, bytes]) -> bytes:

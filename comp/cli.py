@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from comp import config as configs
 from comp.errors import Refused
 
 STARTED = time.monotonic()  # a time budget counts from here
+HERE = ("--on", "--input", "--runs", "--submissions", "--device")  # a kernel has its own
 
 
 def parser(description: str, runs: str = "store") -> argparse.ArgumentParser:
@@ -71,11 +73,11 @@ def duration(text: str) -> float:
 
 
 def arguments_but(*options: str) -> list[str]:
-    """The command line without these options and their values: what a kernel is given."""
+    """The command line as a kernel gets it: without these options, and those that are about this machine."""
     words, kept = iter(sys.argv[1:]), []
     for word in words:
         name, equals, _ = word.partition("=")
-        if name not in options:
+        if name not in (*HERE, *options):
             kept.append(word)
         elif not equals:
             next(words, None)
@@ -97,6 +99,7 @@ def entry(
             help="here; rehearsed as Kaggle would run it (guard: a weaker form, for systems without namespaces); "
             "on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
     try:
         arguments = parser.parse_args()
         if jobs and arguments.on != "here":

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from comp import arrays, files, networks
 from comp import config as configs
-from comp import files, networks
 from comp.config import Config, Model
 from comp.errors import Refused
 
@@ -81,7 +81,8 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
     note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
     if local:
-        note = _load_encoder(net.encoder, Path(model.encoder_weights))
+        path = Path(model.encoder_weights)
+        note = _load_encoder(net.encoder, path if path.is_file() else next(arrays.below_input(path.name), path))
     elif hub:
         note = f"{model.encoder} with {hub} weights"
     if local or hub:

@@ -15,9 +15,9 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
-import site
 import subprocess
 import sys
 import tempfile
@@ -33,35 +33,23 @@ from comp import namespaces
 from comp.bundle import LIMIT
 from comp.errors import Refused
 
-# Installed beside comp, and not on Kaggle's image or of no use there.
-HIDDEN = ("comp", "segmentation-models-pytorch", "kaggle", "kagglesdk", "pytest", "hypothesis", "ruff")
+# What Kaggle's image holds of what a kernel may import, as observed; what these require is there, too.
+IMAGE = (
+    "albumentations", "matplotlib", "numba", "numpy", "opencv-python-headless", "pandas", "polars", "pycocotools",
+    "pydantic", "safetensors", "scikit-learn", "scipy", "tensorboard", "timm", "torch", "torchvision", "tqdm",
+)  # fmt: skip
 MACHINE = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # describe hardware, not the user
 
-GUARD = '''"""Makes Python's sockets fail as they do without a network."""
+GUARD = """
+import errno, sys
 
-import errno
-import socket
-
-
-def _cut(name):
-    original = getattr(socket.socket, name)
-
-    def method(self, *arguments):
-        if self.family == socket.AF_UNIX:
-            return original(self, *arguments)
+def cut(event, arguments):
+    sends = event in ("socket.connect", "socket.sendto", "socket.sendmsg") and isinstance(arguments[1], tuple)
+    if sends or event in ("socket.getaddrinfo", "socket.gethostbyname"):  # the others are sockets of this machine
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
-    setattr(socket.socket, name, method)
-
-
-def _unknown(*_, **__):
-    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-
-
-for name in ("connect", "connect_ex", "sendto", "sendmsg"):
-    _cut(name)
-socket.getaddrinfo = socket.gethostbyname = _unknown
-'''
+sys.addaudithook(cut)
+"""
 
 
 @dataclass(frozen=True)
@@ -75,26 +63,24 @@ class Result:
 
 
 def rehearse(
-    script: str | Path,
+    script: str,
     inputs: Mapping[str, Path],
     *,
     form: Literal["namespaces", "guard"] = "namespaces",
     time_limit: float = 12 * 3600,
     working_limit: float = 20e9,
-    rerun: bool = False,
     echo: bool = True,
 ) -> Result:
-    """Run a script (its text, or its file) as a Kaggle kernel without internet.
+    """Run a script (its text) as a Kaggle kernel without internet.
 
     `inputs` maps names below /kaggle/input ("mars", "competitions/mars/mars.npz") to files or
-    folders. `time_limit` is in seconds, `working_limit` in bytes, `rerun` is Kaggle's run on the hidden
-    test set. Output is shown as it comes (`echo`) and kept in the result's log. Raises Refused for a
-    script that Kaggle would not take, for inputs that do not fit and where the system cannot do it.
+    folders. `time_limit` is in seconds, `working_limit` in bytes. Output is shown as it comes (`echo`)
+    and kept in the result's log. Raises Refused for a script that Kaggle would not take, and where the
+    system cannot do it.
     """
-    source = script.read_bytes() if isinstance(script, Path) else script.encode()
+    source = script.encode()
     if len(source) >= LIMIT:
         raise Refused(f"the script has {len(source):,} bytes; Kaggle takes fewer than {LIMIT:,}")
-    _check(inputs)
     unshare, reason = namespaces.command()
     if form == "namespaces" and reason:
         raise Refused(
@@ -112,13 +98,13 @@ def rehearse(
     start = time.monotonic()
     kept = Path(tempfile.mkdtemp(prefix="comp-working-"))
     with tempfile.TemporaryDirectory(prefix="comp-sandbox-", ignore_cleanup_errors=True) as room:
-        real = _real(inputs)
+        real = _files(inputs)
         if form == "namespaces":
             say("sandbox: namespaces; no network, read-only inputs, no files beside the system's and Python's\n")
-            command, environment = _apart(unshare, Path(room), source, kept, real, rerun)
+            command, environment = _apart(unshare, Path(room), source, kept, real)
         else:
             say(f"sandbox: guard ({reason or 'as asked'}); Python's own sockets are stopped, inputs are links\n")
-            command, environment = _guarded(Path(room), source, real, rerun)
+            command, environment = _guarded(Path(room), source, real)
         try:
             status, stopped = _follow(command, environment, kept, (time_limit, working_limit), say)
         except BaseException:
@@ -131,32 +117,17 @@ def rehearse(
     return Result(kept, status, seconds, "".join(log))
 
 
-def _check(inputs: Mapping[str, Path]) -> None:
+def _files(inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Every input file by its real path, whatever links lead to it."""
+    files = {}
     for name, path in inputs.items():
-        pure = PurePosixPath(name)
-        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-            raise Refused(f"input {name!r}: must be a name below /kaggle/input")
-        if not Path(path).exists():
-            raise Refused(f"input {name!r}: {path} does not exist")
-        for other in inputs:
-            if PurePosixPath(other) in pure.parents:
-                raise Refused(f"input {name!r} lies inside input {other!r}")
-
-
-def _real(inputs: Mapping[str, Path]) -> dict[str, str]:
-    """Inputs by their real paths; a folder that holds links entry by entry, since their targets lie elsewhere."""
-    real: dict[str, str] = {}
-    for name, path in inputs.items():
-        place = Path(path).resolve()
-        if place.is_dir() and any(entry.is_symlink() for entry in place.iterdir()):
-            real |= {f"{name}/{entry.name}": str(entry.resolve()) for entry in place.iterdir() if entry.exists()}
-        else:
-            real[name] = str(place)
-    return real
+        for file in [path] if path.is_file() else filter(Path.is_file, path.rglob("*")):
+            files[str(PurePosixPath(name) / file.relative_to(path))] = str(file.resolve())
+    return files
 
 
 def _image(folder: Path) -> list[str]:
-    """Make a virtual environment of links to the installed packages that Kaggle's image has too.
+    """Make a virtual environment of links to those installed packages that Kaggle's image has too.
 
     Returns the real folders that the links lead to.
     """
@@ -166,31 +137,34 @@ def _image(folder: Path) -> list[str]:
     (folder / "bin").mkdir()
     (folder / "bin/python").symlink_to(python)
     (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
-    hidden = set()
-    for name in HIDDEN:
+    places = {Path(sys.base_prefix), python.parents[1]}
+    wanted, seen = list(IMAGE), set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         with contextlib.suppress(metadata.PackageNotFoundError):
             distribution = metadata.distribution(name)
-            hidden |= {file.parts[0] for file in distribution.files or ()} | {Path(str(distribution._path)).name}
-    installed = [Path(path) for path in (*site.getsitepackages(), site.getusersitepackages()) if path in sys.path]
-    for place in installed:
-        for entry in place.iterdir():
-            link = packages / entry.name
-            if entry.name not in hidden | {"__pycache__"} and not os.path.lexists(link):
-                link.symlink_to(entry)
-    return [str(path) for path in (Path(sys.base_prefix), python.parents[1], *installed)]
+            needs = [need for need in distribution.requires or () if "extra ==" not in need]
+            wanted += [re.match(r"[\w.-]+", need)[0] for need in needs]
+            place = Path(distribution.locate_file("")).resolve()
+            places.add(place)
+            for entry in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+                if not os.path.lexists(packages / entry):
+                    (packages / entry).symlink_to(place / entry)
+    return [str(place) for place in places]
 
 
-def _environment(home: str, rerun: bool) -> dict[str, str]:
+def _environment(home: str) -> dict[str, str]:
     """What a kernel finds in its environment: nothing of the user's."""
     values = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home}
     values |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
-    if rerun:
-        values["KAGGLE_IS_COMPETITION_RERUN"] = "1"
     return values | {name: os.environ[name] for name in MACHINE if name in os.environ}
 
 
 def _apart(
-    unshare: list[str], room: Path, source: bytes, working: Path, inputs: dict[str, str], rerun: bool
+    unshare: list[str], room: Path, source: bytes, working: Path, inputs: dict[str, str]
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment of the form "namespaces": `namespaces.enter` in a process of its own."""
     for name in ("src", "tmp", "root"):
@@ -201,13 +175,13 @@ def _apart(
         "working": str(working),
         "inputs": inputs,
         "visible": _image(room / "image"),
-        "environment": _environment("/root", rerun),
+        "environment": _environment("/root"),
     }
-    environment = _environment("/root", rerun) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = _environment("/root") | {"PYTHONPATH": str(Path(__file__).parents[1])}
     return [*unshare, sys.executable, "-m", "comp.namespaces", json.dumps(plan)], environment
 
 
-def _guarded(room: Path, source: bytes, inputs: dict[str, str], rerun: bool) -> tuple[list[str], dict[str, str]]:
+def _guarded(room: Path, source: bytes, inputs: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Command and environment of the form "guard"."""
     for name in ("src", "input", "home"):
         (room / name).mkdir()
@@ -215,15 +189,12 @@ def _guarded(room: Path, source: bytes, inputs: dict[str, str], rerun: bool) -> 
     for name, path in inputs.items():
         link = room / "input" / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.isdir(path):  # file by file, since a search does not follow a link to a folder
-            shutil.copytree(path, link, copy_function=os.symlink)
-        else:
-            link.symlink_to(path)
+        link.symlink_to(path)
     _image(room / "image")
     packages = next((room / "image/lib").glob("python*/site-packages"))
     (packages / "network_guard.py").write_text(GUARD)
     (packages / "network_guard.pth").write_text("import network_guard\n")
-    environment = _environment(str(room / "home"), rerun) | {"COMP_KAGGLE_INPUT": str(room / "input")}
+    environment = _environment(str(room / "home")) | {"COMP_KAGGLE_INPUT": str(room / "input")}
     return [str(room / "image/bin/python"), "-u", str(room / "src/script.py")], environment
 
 

@@ -2,6 +2,7 @@
 
     python kernels/compare.py --competition mars --recipes default mars-a mars-b-unet --fold 0 --time-budget 5m
     python kernels/compare.py --competition mars --vary optimizer.lr 3e-4 1e-3 3e-3 --fold 0 --time-budget 2m
+    python kernels/compare.py --competition mars --recipes default mars-a --time-budget 30m --on kaggle
 
 Each variant is a run like any other, runs/<competition>/<variant>/, so the same command goes on where it
 stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, curves.png and report.html.
@@ -153,5 +154,28 @@ def comparison_name(args: argparse.Namespace) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", given)[:80]
 
 
+def jobs(args: argparse.Namespace) -> list:
+    """One kernel, which leaves all the runs."""
+    from comp import elsewhere, runs
+
+    variants = configurations(args)
+    config = next(iter(variants.values()))
+    place, name = args.runs / config.competition.name, f"compare-{comparison_name(args)}"
+    numbers = cli.fold_numbers(args.fold, config.folds.count)
+    return [
+        elsewhere.Job(
+            entry=Path(__file__),
+            arguments=cli.arguments_but("--workers"),
+            name=f"{config.competition.name}-{name}",
+            config=config,
+            input=args.input,
+            runs=args.runs,
+            leaves=[place / run / f"fold-{number}" / runs.METRICS for run in variants for number in numbers]
+            + [place / name / "report.html"],
+            weights=[one.model.encoder_weights for one in variants.values()],
+        )
+    ]
+
+
 if __name__ == "__main__":
-    cli.entry(arguments(), main)
+    cli.entry(arguments(), main, jobs)

@@ -119,17 +119,17 @@ def jobs(args: argparse.Namespace) -> list:
     from comp import elsewhere, runs
 
     config = cli.config(args)
-    names, competition = cli.run_names(args, config), config.competition
+    names, competition = cli.run_names(args, config), config.competition.name
     return [
         elsewhere.Job(
             entry=Path(__file__),
-            arguments=cli.arguments_but("--on", "--device"),
-            name=f"{competition.name}-{'-'.join(names)}-ensemble",
-            competition=competition,
+            arguments=cli.arguments_but(),
+            name=f"{competition}-{'-'.join(names)}-ensemble",
+            config=config,
             input=args.input,
             runs=args.runs,
             submissions=args.submissions,
-            folds=[fold for name in names for fold in runs.find_folds(competition.name, name, args.runs)],
+            folds=[fold for name in names for fold in runs.find_folds(competition, name, args.runs)],
         )
     ]
 

@@ -49,8 +49,14 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def jobs(arguments: argparse.Namespace) -> list:
+    raise cli.Refused(
+        "it reads folders of this machine and runs here; train_fold.py --on kaggle then takes the npz along"
+    )
+
+
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
     parser.add_argument("--source", type=Path, help="folder of the pictures and masks; without it, only the audit")
     parser.add_argument("--size", type=size, help="height and width of the arrays (default: the competition's)")
-    cli.entry(parser, main)
+    cli.entry(parser, main, jobs)

@@ -60,7 +60,7 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
     if competition.code_competition:
         if "kernel" not in about:
             raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
-        what = remote.Kernel(**about["kernel"])
+        what = remote.Kernel(about["kernel"]["ref"], about["kernel"]["version"])
     row = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,
@@ -71,8 +71,7 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
     }
     message = f"{args.message} {args.file.stem}".strip()
     # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
-    there = remote.submitted(competition.kaggle, message)
-    row |= {"ref": there or remote.submit(competition.kaggle, what, message), "status": "PENDING"}
+    row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
     settle(book, row, patience=3600, poll=poll)
 

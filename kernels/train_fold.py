@@ -71,18 +71,20 @@ def jobs(args: argparse.Namespace) -> list:
     config = cli.config(args)
     run = cli.run_names(args, config)[0]
     runs.check_configuration(args.runs / config.competition.name / run, config)
-    given = cli.arguments_but("--fold", "--on", "--workers", "--device")
+    given = cli.arguments_but("--fold", "--workers")
+    numbers = cli.fold_numbers(args.fold, config.folds.count)
     return [
         elsewhere.Job(
             entry=Path(__file__),
             arguments=[*given, "--fold", str(number)],
             name=f"{config.competition.name}-{run}-fold-{number}",
-            competition=config.competition,
+            config=config,
             input=args.input,
             runs=args.runs,
-            fold=args.runs / config.competition.name / run / f"fold-{number}",
+            leaves=[args.runs / config.competition.name / run / f"fold-{number}" / runs.METRICS],
+            weights=[config.model.encoder_weights],
         )
-        for number in cli.fold_numbers(args.fold, config.folds.count)
+        for number in numbers
     ]
 
 

@@ -1,5 +1,7 @@
 """A competition of a dozen lines and a network of a few thousand weights, for tests of seconds."""
 
+import contextlib
+import io
 import os
 import runpy
 import subprocess
@@ -83,3 +85,28 @@ def inside(monkeypatch, capsys, script: str, *arguments: str, cwd: Path, status:
 
 
 TINY = ("--competition", "tiny.toml", "--recipe", "recipe.toml", "--device", "cpu")
+
+
+def lay_out(place: Path, recipe: str = RECIPE, competition: str = COMPETITION, **more: np.ndarray) -> None:
+    """The tiny competition's files in a folder; `more` arrays replace its own."""
+    images, masks = draw(24, 0)
+    test_images, test_masks = draw(7, 1)
+    (place / "input").mkdir(parents=True)
+    arrays = {"train_images": images, "train_masks": masks, "test_images": test_images, "test_masks": test_masks}
+    np.savez(place / "input/tiny.npz", **(arrays | more))
+    (place / "tiny.toml").write_text(competition)
+    (place / "recipe.toml").write_text(recipe)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Every fold of the tiny competition, trained once for all tests that look at it; and what that printed."""
+    place = tmp_path_factory.mktemp("trained")
+    lay_out(place)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.chdir(place)
+        patch.setattr(sys, "argv", [str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "all"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    assert ended.value.code == 0, said.getvalue()
+    return place, said.getvalue()

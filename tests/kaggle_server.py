@@ -341,6 +341,11 @@ class Kaggle:
     def GetSubmissionLimits(self, body: dict) -> dict:
         return {"numToday": len(self.submissions), "numAllowedNow": max(0, 5 - len(self.submissions))}
 
+    def ListDataFiles(self, body: dict) -> dict:
+        root = self._joined(body).files
+        names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        return {"files": [{"name": name} for name in names[: body.get("pageSize", 20)]]}
+
     def DownloadDataFiles(self, body: dict) -> str:
         self._joined(body)
         return f"http://localhost/data/{body['competitionName']}.zip"

@@ -6,57 +6,79 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 
-import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, kernel
+from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
 from kaggle_server import KEY, TOKEN, Competition, Kaggle
 
-from comp import bundle, client, elsewhere, namespaces, remote, sandbox
+from comp import arrays, bundle, client, config, elsewhere, namespaces, remote, runs, sandbox
 from comp.errors import Refused
 
 POLL = 0.05
+ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
 needs_namespaces = pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
-
-
-def lay_out(place, competition=COMPETITION):
-    images, masks = draw(24, 0)
-    test_images, _ = draw(7, 1)
-    (place / "input").mkdir(parents=True)
-    np.savez(place / "input/tiny.npz", train_images=images, train_masks=masks, test_images=test_images)
-    (place / "tiny.toml").write_text(competition)
-    (place / "recipe.toml").write_text(RECIPE)
 
 
 def weights(place, fold):
     return safetensors.torch.load_file(place / f"runs/tiny/recipe/fold-{fold}/model.safetensors")
 
 
-@needs_namespaces
-def test_the_sandbox_gives_what_here_gives(tmp_path):
-    here, there = tmp_path / "here", tmp_path / "there"
-    for place, on in ((here, "here"), (there, "sandbox")):
-        lay_out(place)
-        output = kernel("train_fold.py", *TINY, "--fold", "0", "--on", on, cwd=place)
-        blended = kernel("ensemble.py", *TINY, "--folds", "0", "--on", on, cwd=place)
-    assert "Kaggle would keep" in output and "Kaggle would keep" in blended
-    one, other = weights(here, 0), weights(there, 0)
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    (ours,), (theirs,) = ((place / "submissions").glob("*.csv") for place in (here, there))
-    assert ours.name == theirs.name and ours.read_bytes() == theirs.read_bytes()
-    assert "is finished" in kernel("train_fold.py", *TINY, "--fold", "0", "--on", "sandbox", cwd=there)
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 @needs_namespaces
-def test_what_fails_in_the_sandbox_is_one_line_here(tmp_path):
+def test_the_sandbox_gives_what_here_gives(trained, tmp_path, monkeypatch, capsys):
+    here, _ = trained
     lay_out(tmp_path)
-    bad = ("--fold", "0", "--on", "sandbox", "--set", "model.encoder=resnet19")
-    output = kernel("train_fold.py", *TINY, *bad, cwd=tmp_path, status=2)
-    assert "resnet19" in output and "ended with status 2" in output
-    assert not (tmp_path / "runs").exists()
+    words = (*TINY, "--on", "sandbox")
+    output = inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
+    assert "Kaggle would keep" in output and same(weights(here, 0), weights(tmp_path, 0))
+    assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
+
+
+def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path)
+    words = (*TINY, "--vary", "optimizer.lr", "1e-3", "2e-3", "--set", "epochs=1")
+    inside(monkeypatch, capsys, "compare.py", *words, cwd=tmp_path)
+    # All that the kernel is to bring is here, so that there is nothing to do.
+    assert "is finished" in inside(monkeypatch, capsys, "compare.py", *words, "--on", "sandbox", cwd=tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words, "--fold", "0,1", "--workers", "1", "--on", "sandbox"])
+    compare = load("compare.py")
+    (job,) = compare.jobs(compare.arguments().parse_args([*words, "--fold", "0,1"]))
+    left = [str(leaf.relative_to("runs/tiny")) for leaf in job.leaves]
+    assert left[:2] == ["recipe-lr-1e_3/fold-0/metrics.json", "recipe-lr-1e_3/fold-1/metrics.json"]
+    assert job.arguments[-2:] == ["--fold", "0,1"] and slug_fits(job) and len(left) == 5
+
+
+def slug_fits(job):
+    return 6 <= len(elsewhere.slug(job.name)) <= 50
+
+
+def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypatch):
+    tiny, mars = (config.Competition(name=name, classes=("a", "b")) for name in ("tiny", "mars"))
+    (tmp_path / "tiny-sample_submission.csv").write_text("id\n")
+    monkeypatch.setattr(arrays, "KAGGLE_INPUT", tmp_path / "kaggle")
+    assert arrays.sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
+    assert arrays.sample_submission(mars, tmp_path) is None
+    there = tmp_path / "kaggle/competitions/mars/sample_submission.csv"  # as a kernel finds it
+    there.parent.mkdir(parents=True)
+    there.write_text("id\n")
+    assert arrays.sample_submission(mars, tmp_path) == there
+
+
+@pytest.mark.parametrize("on", ["sandbox", "kaggle"])
+def test_prepare_says_where_it_runs(tmp_path, monkeypatch, capsys, on):
+    line = inside(monkeypatch, capsys, "prepare.py", "--source", "x", "--on", on, cwd=tmp_path, status=2)
+    assert "folders of this machine" in line and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -79,12 +101,13 @@ def kaggle(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
         for name, value in server.environment(tmp_path / "home").items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "home"))
         (tmp_path / ".env").write_text(f"KAGGLE_KEY={KEY}\n")
-        data = tmp_path / "data"
-        data.mkdir()
-        server.competitions = {"tiny-on-kaggle": Competition(data)}
+        (tmp_path / "data").mkdir()
+        server.competitions = {name: Competition(tmp_path / "data") for name in ("tiny-on-kaggle", "tiny-code")}
+        client.forget()
         yield server
-        client._PROCESS.stop()
+        client.forget()
 
 
 def load(script):
@@ -105,41 +128,46 @@ def on_kaggle(monkeypatch, script, *arguments):
 
 
 @needs_namespaces
-@pytest.mark.parametrize("code", [False, True])
-def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys, code):
+def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys):
     place = tmp_path / "place"
-    about = f'kaggle = "tiny-on-kaggle"\ncode_competition = {str(code).lower()}\n'
-    lay_out(place, about + COMPETITION)
+    lay_out(place, competition=ON_KAGGLE)
     shutil.copy(place / "input/tiny.npz", tmp_path / "data/tiny.npz")
     monkeypatch.chdir(place)
 
-    folds = "0" if code else "all"
-    on_kaggle(monkeypatch, "train_fold.py", "--fold", folds)
-    for fold in range(1 if code else 3):
+    on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
+    for fold in (0, 1):
         folder = place / f"runs/tiny/recipe/fold-{fold}"
         assert json.loads((folder / "kernel.json").read_text())["version"] == 1
         assert (folder / "model.safetensors").exists() and (folder / "curves.png").exists()
-    pushes = kaggle.count("SaveKernel")
-    assert [len(versions) for versions in kaggle.kernels.values()] == [1] * (1 if code else 3)
-    on_kaggle(monkeypatch, "train_fold.py", "--fold", folds)
-    assert kaggle.count("SaveKernel") == pushes  # all are finished: nothing is pushed again
-
-    on_kaggle(monkeypatch, "ensemble.py", "--folds", folds)
+    assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
+    on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
     assert not kaggle.datasets  # the folds' kernels are the ensemble's inputs
-    (csv_file,) = (place / "submissions").glob("tiny-recipe-*.csv")
+    inside(monkeypatch, capsys, "ensemble.py", *TINY, "--folds", "0,1", "--submissions", "here", cwd=place)
+    (made,), (ours,) = (place / "submissions").glob("tiny-recipe-*.csv"), (place / "here").glob("*.csv")
+    before = made.read_bytes()
+    assert ours.name == made.name and ours.read_bytes() == before
+    # As if the user had been away when it ended: it is picked up, not run again.
+    made.unlink()
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
+    assert made.read_bytes() == before and [len(versions) for versions in kaggle.kernels.values()] == [1, 1, 1]
+
     submit = load("submit.py")
-    arguments = [str(csv_file), "--competition", "tiny.toml"]
     wait = remote.wait_score
     monkeypatch.setattr(
         submit.remote, "wait_score", lambda competition, ref, poll, patience: wait(competition, ref, POLL)
     )
-    assert submit.main(submit.arguments().parse_args(arguments)) == 0
+    code = ON_KAGGLE.replace("tiny-on-kaggle", "tiny-code").replace("classes", "code_competition = true\nclasses", 1)
+    (place / "code.toml").write_text(code)
+    for toml, call in (("tiny.toml", "CreateSubmission"), ("code.toml", "CreateCodeSubmission")):
+        arguments = submit.arguments().parse_args([str(made), "--competition", toml])
+        assert submit.main(arguments) == 0 and kaggle.count(call) == 1
+        with pytest.raises(Refused, match="was submitted on"):
+            submit.main(arguments)
     with open(place / "submissions/ledger.csv") as file:
-        (row,) = csv.DictReader(file)
-    assert row["public"] == "0.5" and row["status"] == "COMPLETE" and row["file"] == csv_file.name
-    assert kaggle.count("CreateCodeSubmission" if code else "CreateSubmission") == 1
-    with pytest.raises(Refused, match="was submitted on"):
-        submit.main(submit.arguments().parse_args(arguments))
+        rows = list(csv.DictReader(file))
+    assert [row["competition"] for row in rows] == ["tiny-on-kaggle", "tiny-code"]
+    assert all((row["public"], row["status"], row["file"]) == ("0.5", "COMPLETE", made.name) for row in rows)
     assert "public" in capsys.readouterr().out
 
     planted = (KEY, TOKEN)
@@ -149,38 +177,142 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
         assert not any(secret.encode() in path.read_bytes() for secret in planted), path
 
 
-@needs_namespaces
-def test_folds_trained_here_travel_as_a_dataset(tmp_path, kaggle, monkeypatch):
+# What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
+
+ENTRY = """
+import json, sys
+from pathlib import Path
+
+assert "fail" not in sys.argv, "as asked"
+place = Path("runs/tiny/listed/fold-0")
+place.mkdir(parents=True)
+(place / "metrics.json").write_text("{}")
+(place.parent / "config.json").write_text(sys.argv[1])
+found = sorted(str(path.relative_to("/kaggle/input")) for path in Path("/kaggle/input").rglob("*") if path.is_file())
+(place / "found.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Makes a job of the stand-in; its pictures and page are left out."""
     place = tmp_path / "place"
-    lay_out(place)  # no competition on Kaggle: the arrays travel as a dataset, too
-    kernel("train_fold.py", *TINY, "--fold", "0", cwd=place)
-    kernel("ensemble.py", *TINY, "--folds", "0", "--submissions", "here", cwd=place)
-    monkeypatch.chdir(place)
-    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0")
-    assert len(kaggle.datasets) == 2
-    (ours,), (theirs,) = (place / "here").glob("*.csv"), (place / "submissions").glob("*.csv")
-    assert ours.read_bytes() == theirs.read_bytes()
+    monkeypatch.setattr(elsewhere.page, "run_page", lambda run: run / "report.html")
+
+    def make(*arguments, competition=COMPETITION, overrides=(), **more):
+        if not place.exists():
+            lay_out(place, competition=competition)
+        monkeypatch.chdir(place)
+        (place / "entry.py").write_text(ENTRY)
+        settings = config.load("tiny.toml", "recipe.toml", overrides)
+        paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
+        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights], "config": settings}
+        leaves = [place / "runs/tiny/listed/fold-0/metrics.json"]
+        return elsewhere.Job(arguments=arguments or ("x",), **{**paths, **about, "leaves": leaves, **more})
+
+    return make
+
+
+def found(job):
+    return json.loads(job.leaves[0].with_name("found.json").read_text())
 
 
 @needs_namespaces
-def test_a_kernel_that_fails_leaves_nothing_here(tmp_path, kaggle, monkeypatch):
-    place = tmp_path / "place"
-    lay_out(place, 'kaggle = "tiny-on-kaggle"\n' + COMPETITION)  # but its data lack the npz
-    monkeypatch.chdir(place)
-    with pytest.raises(Refused, match="ended on Kaggle as ERROR"):
-        on_kaggle(monkeypatch, "train_fold.py", "--fold", "0")
-    assert not (place / "runs").exists()
+def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path, kaggle, job, capsys):
+    elsewhere.kaggle([job()], POLL)  # no competition on Kaggle
+    assert found(job()) == ["datasets/tester/comp-tiny-arrays/tiny.npz"]
+    for words in ("1", "2"):  # the same arrays do not go up again; others do, as a version
+        shutil.rmtree(job().runs / "tiny/listed")
+        elsewhere.kaggle([job(words)], POLL)
+        assert len(kaggle.datasets["tester/comp-tiny-arrays"].versions) == int(words)
+        lay_out(tmp_path / words, train_groups=draw(24, 0)[1][:, 0, 0].astype(str))
+        shutil.copy(tmp_path / words / "input/tiny.npz", job().input / "tiny.npz")
+    assert "dataset tester/comp-tiny-arrays: a new version, 1 files" in capsys.readouterr().out
 
 
-def test_no_credentials_is_one_line(tmp_path, monkeypatch):
-    lay_out(tmp_path, 'kaggle = "tiny-on-kaggle"\n' + COMPETITION)
+@needs_namespaces
+def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_path, kaggle, job):
+    (tmp_path / "data/sample_submission.csv").write_text("id\n")
+    own = job(competition=ON_KAGGLE)
+    elsewhere.kaggle([own], POLL)
+    competition = "competitions/tiny-on-kaggle"
+    assert found(own) == [f"{competition}/sample_submission.csv", "datasets/tester/comp-tiny-arrays/tiny.npz"]
+    shutil.rmtree(own.runs)
+    shutil.copy(own.input / "tiny.npz", tmp_path / "data")
+    elsewhere.kaggle([own], POLL)
+    assert found(own) == [f"{competition}/sample_submission.csv", f"{competition}/tiny.npz"]
+
+
+@needs_namespaces
+def test_local_weights_travel(trained, tmp_path, kaggle, job):
+    (tmp_path / "b3.safetensors").write_bytes(b"weights")
+    words = [f"model.encoder_weights={tmp_path}/b3.safetensors"]
+    elsewhere.rehearse([job(overrides=words)])
+    assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
+    shutil.rmtree(job().runs)
+    elsewhere.kaggle([job(overrides=words)], POLL)
+    assert found(job())[-1] == "datasets/tester/comp-tiny-b3/b3.safetensors"
+    for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
+        with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
+            elsewhere.rehearse([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
+
+
+@needs_namespaces
+def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
+    folds = runs.find_folds("tiny", "recipe", trained[0] / "runs")[:1]
+    place = "runs/tiny/recipe/fold-0"
+    names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
+    elsewhere.rehearse([job(folds=folds)])
+    assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
+    shutil.rmtree(job().runs)
+    elsewhere.kaggle([job(folds=folds)], POLL)
+    assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
+
+
+@needs_namespaces
+def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
+    kaggle.places = 1
+    elsewhere.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)], POLL)
+    assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
+    assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out
+
+
+@needs_namespaces
+def test_a_kernel_that_fails_leaves_nothing_here_and_keeps_no_other_from_coming(kaggle, job, capsys):
+    bad, good = job("fail", name="tiny-listed-bad", leaves=[job().runs / "tiny/bad/fold-0/metrics.json"]), job()
+    with pytest.raises(Refused, match="tiny-listed-bad: ended on Kaggle as ERROR"):
+        elsewhere.kaggle([bad, good], POLL)
+    assert "AssertionError: as asked" in capsys.readouterr().out
+    assert found(good) and not (good.runs / "tiny/bad").exists()
+
+
+@needs_namespaces
+def test_what_fails_in_the_sandbox_is_one_line_here(job):
+    with pytest.raises(Refused, match="tiny-listed-fold-0: the script ended with status 1 in the sandbox"):
+        elsewhere.rehearse([job("fail")])
+    assert not job().runs.exists()
+
+
+@needs_namespaces
+def test_what_is_here_of_the_run_stays(job):
+    listed = job().runs / "tiny/listed"
+    (listed / "fold-0").mkdir(parents=True)
+    (listed / "config.json").write_text("here")
+    (listed / "fold-0/found.json").write_text("of an interrupted run")
+    elsewhere.rehearse([job()])
+    assert (listed / "config.json").read_text() == "here" and found(job())
+
+
+def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path, competition=ON_KAGGLE)
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    output = kernel("train_fold.py", *TINY, "--fold", "0", "--on", "kaggle", cwd=tmp_path, status=2)
-    line = output.strip().splitlines()[-1]
-    assert "credentials" in line and "Traceback" not in output
+    client.forget()
+    words = (*TINY, "--fold", "0", "--on", "kaggle")
+    output = inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path, status=2)
+    assert len(output.strip().splitlines()) == 1 and "no Kaggle credentials" in output
 
 
 def test_the_real_pack_is_small_and_the_same_each_time():

@@ -1,9 +1,11 @@
 """The whole road on a competition of the user's own: train, blend, check; stop and go on; refuse."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,28 +13,9 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, RECIPE, ROOT, TINY, draw, inside, kernel
+from conftest import RECIPE, ROOT, TINY, draw, inside, lay_out
 
 from comp import config, metrics, namespaces, runlength
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Every fold of a tiny competition, trained once for the tests that look at it."""
-    place = tmp_path_factory.mktemp("trained")
-    _lay_out(place)
-    output = kernel("train_fold.py", *TINY, "--fold", "all", "--workers", "1", cwd=place)
-    return place, output
-
-
-def _lay_out(place, recipe=RECIPE, **more):
-    images, masks = draw(24, 0)
-    test_images, test_masks = draw(7, 1)
-    (place / "input").mkdir()
-    arrays = {"train_images": images, "train_masks": masks, "test_images": test_images, "test_masks": test_masks}
-    np.savez(place / "input/tiny.npz", **(arrays | more))
-    (place / "tiny.toml").write_text(COMPETITION)
-    (place / "recipe.toml").write_text(recipe)
 
 
 def test_a_fold_leaves_its_files(trained):
@@ -123,36 +106,55 @@ def _equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_workers_do_not_change_a_bit(trained, tmp_path, workers):
+def test_workers_do_not_change_a_bit(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
-    _lay_out(tmp_path)
-    kernel("train_fold.py", *TINY, "--fold", "0", "--workers", workers, cwd=tmp_path)
+    lay_out(tmp_path)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--workers", "1", cwd=tmp_path)
     assert _equal(_weights(place), _weights(tmp_path))
 
 
-LONG = RECIPE.replace("epochs = 2", "epochs = 40")
+LONG = RECIPE.replace("epochs = 2", "epochs = 8")
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
-    disturbed, calm = tmp_path_factory.mktemp("disturbed"), tmp_path_factory.mktemp("calm")
-    for place in (disturbed, calm):
-        _lay_out(place, LONG)
-    command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=disturbed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    folder = disturbed / "runs/tiny/recipe/fold-0"
-    while not (folder / "history.csv").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(blow)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in output, output
-    assert not (folder / "metrics.json").exists()
-    assert "goes on from" in kernel("train_fold.py", *TINY, "--fold", "0", cwd=disturbed)
-    kernel("train_fold.py", *TINY, "--fold", "0", cwd=calm)
-    assert _equal(_weights(disturbed), _weights(calm))
-    films = [place / "runs/tiny/recipe/fold-0/filmstrip.png" for place in (disturbed, calm)]
-    assert films[0].read_bytes() == films[1].read_bytes()
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    def train(place, status=0):
+        return inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place, status=status)
+
+    def strike(blow, sign):
+        while not sign.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), blow)
+
+    calm = tmp_path / "calm"
+    lay_out(calm, LONG)
+    train(calm)
+    for blow in (signal.SIGINT, signal.SIGTERM):
+        disturbed = tmp_path / blow.name
+        lay_out(disturbed, LONG)
+        folder = disturbed / "runs/tiny/recipe/fold-0"
+        threading.Thread(target=strike, args=(blow, folder / "history.csv"), daemon=True).start()
+        assert "the same command goes on" in train(disturbed, status=130)
+        assert not (folder / "metrics.json").exists()
+        assert "goes on from" in train(disturbed)
+        assert _equal(_weights(calm), _weights(disturbed))
+        films = [place / "runs/tiny/recipe/fold-0/filmstrip.png" for place in (calm, disturbed)]
+        assert films[0].read_bytes() == films[1].read_bytes()
+
+
+def test_what_a_killed_script_was_writing_does_not_stay(tmp_path):
+    script = (
+        "import argparse, time\nfrom comp import cli, files\n"
+        "def main(args):\n"
+        "    with files.whole('submissions/a.csv') as beside:\n"
+        "        beside.write_text('id')\n"
+        "        print('half', flush=True)\n"
+        "        time.sleep(60)\n"
+        "cli.entry(argparse.ArgumentParser(), main)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n" and len(list((tmp_path / "submissions").iterdir())) == 1
+    process.terminate()
+    assert process.wait(timeout=30) == 143 and not list((tmp_path / "submissions").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path_factory, blow):
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says, monkeypatch, capsys):
-    _lay_out(tmp_path, **arrays)
+    lay_out(tmp_path, **arrays)
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, *arguments, cwd=tmp_path, status=2)
     line = output.strip().splitlines()[-1]
     assert says in line and "Traceback" not in output, output
@@ -181,7 +183,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says,
 
 @pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
-    _lay_out(tmp_path)
+    lay_out(tmp_path)
     (tmp_path / "small").mkdir()
     command = [sys.executable, str(ROOT / "kernels/train_fold.py"), *TINY, "--fold", "0", "--runs", "small/runs"]
     script = (
@@ -197,7 +199,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
 
 
 def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys):
-    _lay_out(tmp_path)
+    lay_out(tmp_path)
     inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--on", "notebook", cwd=tmp_path)
     (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
     cells = json.loads(path.read_text())["cells"]

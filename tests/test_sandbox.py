@@ -155,7 +155,8 @@ def test_only_the_images_packages_can_be_imported(run, form):
     result = run(
         """
 import importlib.metadata, importlib.util
-for name in ("comp", "segmentation_models_pytorch", "kaggle", "kagglesdk", "pytest", "_pytest", "hypothesis", "ruff"):
+hidden = "comp segmentation_models_pytorch kaggle kagglesdk pytest _pytest hypothesis ruff"
+for name in (hidden + " slugify dotenv nbformat jsonschema sortedcontainers").split():
     assert importlib.util.find_spec(name) is None, name
 for name in ("comp", "segmentation-models-pytorch", "kaggle"):
     try:
@@ -164,8 +165,8 @@ for name in ("comp", "segmentation-models-pytorch", "kaggle"):
         pass
 for name in ("torch", "torchvision", "timm", "albumentations", "pandas", "sklearn", "safetensors", "pydantic"):
     assert importlib.util.find_spec(name), name
-import numpy
-print("numpy", numpy.__version__, numpy.ones(3).sum())
+import cv2, numpy
+print("numpy", importlib.metadata.version("numpy"), numpy.ones(3).sum())
 """,
         form=form,
     )
@@ -215,13 +216,6 @@ def processes():
             continue
 
 
-@needs_namespaces
-def test_the_hidden_test_sets_run_is_told(run):
-    script = "import os\nprint('rerun', os.getenv('KAGGLE_IS_COMPETITION_RERUN'), os.getenv('KAGGLE_KERNEL_RUN_TYPE'))"
-    assert "rerun None Batch" in run(script).log
-    assert "rerun 1 Batch" in run(script, rerun=True).log
-
-
 def test_guard_finds_its_inputs_by_variable(run, tmp_path):
     (tmp_path / "mars").mkdir()
     (tmp_path / "mars/mars.npz").write_text("arrays")
@@ -244,20 +238,6 @@ def test_without_namespaces_it_refuses_and_says_why(monkeypatch):
 def test_a_system_without_unshare_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert namespaces.command() == ([], "there is no unshare, of util-linux")
-
-
-@pytest.mark.parametrize(
-    ("inputs", "line"),
-    [
-        ({"../mars": "."}, "must be a name below /kaggle/input"),
-        ({"/mars": "."}, "must be a name below /kaggle/input"),
-        ({"mars": "nowhere.npz"}, "nowhere.npz does not exist"),
-        ({"mars": ".", "mars/a.npz": "."}, "lies inside input 'mars'"),
-    ],
-)
-def test_inputs_that_do_not_fit_are_refused(inputs, line):
-    with pytest.raises(Refused, match=line):
-        sandbox.rehearse("", inputs)
 
 
 def test_output_is_shown_as_it_comes(capfd, request):
