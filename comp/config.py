@@ -170,7 +170,8 @@ class Augment(Section):
 
 class Predict(Section):
     tta: Literal["none", "hflip", "flips", "d4", "scales"] = "hflip"
-    batch_size: Positive = 64
+    batch_size: Positive = 64  # pictures at a time, or tiles
+    tile: Annotated[int, Field(ge=0)] = 0  # side of overlapping tiles for larger pictures; 0: pictures are taken whole
 
 
 class Folds(Section):

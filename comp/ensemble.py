@@ -105,7 +105,9 @@ def blended(
                 chunk = max(1, min(count, CHUNK_BYTES // (4 * classes * height * width)))
                 total = torch.zeros(chunk, classes, height, width, device=device.device)
             rows = np.arange(start, min(count, start + chunk))
-            for batch, probabilities in predict.over(loaded.model, test.images, rows, settings, device):
+            # Tiles belong to the model, which was validated so; augmentation and batches to this prediction.
+            own = settings.model_copy(update={"tile": loaded.config.predict.tile})
+            for batch, probabilities in predict.over(loaded.model, test.images, rows, own, device):
                 total[batch[0] - start : batch[-1] + 1 - start].add_(probabilities, alpha=weight)
                 bar.update(len(batch))
         for batch in np.array_split(rows, -(-len(rows) // settings.batch_size)):

@@ -259,10 +259,9 @@ def evaluate(
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
     model.eval()
     total, confusions = 0.0, []
-    for start in range(0, len(rows), config.predict.batch_size):
-        batch = rows[start : start + config.predict.batch_size]
+    for batch in predict.batches(rows, split.images.shape[1:3], config.predict):
         images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
-        logits = predict.logits(model, images, device)
+        logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
         masks = np.ascontiguousarray(split.masks[batch])
         total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
         labels = logits.argmax(1).to(torch.uint8).cpu().numpy()
