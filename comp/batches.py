@@ -35,15 +35,16 @@ def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str
 def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[Key]]:
     """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
 
-    Even batches leave no runt at the end, which batch normalisation could not bear. A fraction of
-    `times` is drawn anew each epoch.
+    Even batches leave no runt at the end, which batch normalisation could not bear; rather than one of a
+    single sample there is one too large by one. A fraction of `times` is drawn anew each epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
     drawn = np.repeat(rows, whole + (generator.random(len(rows)) < times - whole))
     drawn = generator.permutation(drawn)
     keys = [(epoch, place, int(row)) for place, row in enumerate(drawn)]
-    cuts = np.linspace(0, len(keys), -(-len(keys) // batch_size) + 1).round().astype(int)
+    batches = max(1, min(-(-len(keys) // batch_size), len(keys) // min(batch_size, 2)))
+    cuts = np.linspace(0, len(keys), batches + 1).round().astype(int)
     return [keys[start:end] for start, end in itertools.pairwise(cuts)]
 
 

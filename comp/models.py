@@ -38,7 +38,8 @@ class Segmenter(nn.Module):
     """A network that takes pictures as they are stored.
 
     Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
-    Normalisation happens here, and so does padding to what the decoder can take.
+    Normalisation happens here, and so does padding to what the decoder can take. Raises Refused for
+    batches that the network cannot take, such as a single picture where it normalises over pooled ones.
     """
 
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, frozen: nn.Module | None = None):
@@ -63,7 +64,16 @@ class Segmenter(nn.Module):
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             x = F.pad(x, (0, pad[0], 0, pad[1]), mode=mode)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.net(x)[..., :height, :width]
+        try:
+            return self.net(x)[..., :height, :width]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        # What a network asks of sizes and batches it says in its own words, and only when it meets them.
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "×".join(map(str, x.shape[2:]))
+            more = "; raise batch_size" if "more than 1 value per channel" in str(error) else ""
+            problem = " ".join(str(error).split())[:200]
+            raise Refused(f"model: this network cannot take {len(x)} × {shape} pixels: {problem}{more}") from error
 
 
 def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
@@ -87,7 +97,8 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
     frozen = net.encoder if model.freeze_encoder else None
-    multiple = max(32, int(getattr(getattr(net, "encoder", None), "output_stride", 32)))
+    stride = net.encoder.output_stride if hasattr(net, "encoder") else 2 ** len(model.options.get("widths", ()))
+    multiple = max(32, stride)
     return Segmenter(net, mean, std, multiple, frozen).to(memory_format=torch.channels_last), note
 
 
@@ -109,11 +120,14 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
             encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
             return kind(encoder, classes, **model.options)
         arguments = {"in_channels": channels, "classes": classes} | model.options
+        if kind is smp.DPT:
+            arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
         return kind(model.encoder, encoder_weights=hub, **arguments)
     except Refused:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Refused(f"model: {model.architecture} with {model.encoder}: {reason}") from None
     except OSError as error:  # also what the hub raises when there is no network
         raise Refused(
             f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
