@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,6 +62,7 @@ class Arrays(Section):
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of pictures that were resized
     fit: Literal["stretch", "letterbox"] = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
+    labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Annotated[int, Field(ge=0)] = 0  # leave out pictures whose mask this many others share
@@ -148,7 +150,7 @@ class Schedule(Section):
     patience: Positive = 3  # plateau: epochs without a better score before it is
 
 
-LossName = Literal["cross_entropy", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
+LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
 
 
 class Loss(Section):
@@ -227,13 +229,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         config = Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise Refused(_one_line(error)) from None
-    weights = config.loss.class_weights
-    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
-    for key, names in by_class.items():
-        for name in names:
-            if name not in config.competition.classes:
-                known = list(config.competition.classes)
-                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, known)}")
+    _check_together(config)
     return config
 
 
@@ -244,6 +240,32 @@ def first_difference(old: Config, new: Config) -> str | None:
         if before.get(key) != after.get(key) and not key.startswith(UNTOUCHED):
             return f"{key}: {before.get(key)}, now {after.get(key)}"
     return None
+
+
+def _check_together(config: Config) -> None:
+    """Refuse values that are sound alone but not beside one another."""
+    competition = config.competition
+    classes, labels, ignore = competition.classes, competition.arrays.labels, competition.arrays.ignore
+    for key, values in (("classes", classes), ("arrays.labels", labels)):
+        for value, times in Counter(values).items():
+            if times > 1:
+                raise Refused(f"competition.{key}: {value!r} is there {times} times")
+    if labels and (len(labels) != len(classes) or ignore in labels):
+        raise Refused(f"competition.arrays.labels: one value for each of {len(classes)} classes, none of them ignored")
+    if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
+        raise Refused(
+            f'competition.submission.rows: "image" is one mask a picture, and there are {len(classes) - 1} classes '
+            'beside the background; "image_class" writes a row for each'
+        )
+    weights = config.loss.class_weights
+    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
+    for key, names in by_class.items():
+        for name in names:
+            if name not in classes:
+                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, list(classes))}")
+    for k, transform in enumerate(config.augment.transforms):
+        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignore):
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor competition.arrays.ignore")
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:

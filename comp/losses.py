@@ -5,6 +5,7 @@ not count, and gives a scalar. `build` makes what a recipe names out of them. A 
 single pixel that counts gives 0, with a gradient of 0.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -17,6 +18,7 @@ from comp import config
 from comp.errors import Refused
 
 IGNORED = -1
+NEAR = 3  # pixels on either side of a label edge that the boundary loss looks at
 
 
 def build(
@@ -27,11 +29,12 @@ def build(
     `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
     logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
     and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
-    cross_entropy and focal: the others count every class alike already. Raises Refused.
+    cross_entropy, boundary and focal: the others count every class alike already. Raises Refused.
     """
     weights = class_weights(loss.class_weights, classes, counts)
     known = {
         "cross_entropy": lambda z, y: cross_entropy(z, y, on(z.device), loss.label_smoothing),
+        "boundary": lambda z, y: cross_entropy(z, near_edges(y), on(z.device), loss.label_smoothing),
         "focal": lambda z, y: focal(z, y, on(z.device), loss.gamma),
         "dice": dice,
         "bce_dice": bce_dice,
@@ -95,6 +98,18 @@ def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tens
     miss = -torch.expm1(-entropy).clamp_max(-1e-6)
     weight = _pixel_weights(labels, weights)
     return _over((weight * miss**gamma * entropy).sum(), weight.sum())
+
+
+def near_edges(labels: Tensor) -> Tensor:
+    """Labels int64 (N, H, W), IGNORED but where a square of 2 `NEAR` + 1 pixels around holds two different ones.
+
+    An ignored pixel is no label: a void outline between two classes hides no edge, and makes none.
+    """
+    counted, side = labels != IGNORED, 2 * NEAR + 1
+    highest = labels.float()  # of ignored pixels -1, lower than any
+    lowest = torch.where(counted, -highest, -math.inf)
+    pooled = F.max_pool2d(torch.stack([highest, lowest], 1), side, stride=1, padding=NEAR)
+    return labels.masked_fill(pooled.sum(1) <= 0, IGNORED)
 
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
