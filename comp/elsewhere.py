@@ -13,7 +13,7 @@ from typing import Literal
 from comp import arrays, bundle, files, page, remote, sandbox, submission
 from comp.config import Competition
 from comp.errors import Refused
-from comp.runs import METRICS, MODEL, OOF, Fold
+from comp.runs import FULL, METRICS, MODEL, OOF, Fold
 
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
 
@@ -120,7 +120,8 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
             if not source.name.startswith(".") and (source.is_relative_to(came) or not target.exists()):
                 with files.whole(target) as beside:
                     shutil.copyfile(source, beside)
-        page.run_page(job.fold.parent)
+        if job.fold.name != FULL:
+            page.run_page(job.fold.parent)
         print(f"{job.fold}: {', '.join(sorted(path.name for path in job.fold.iterdir() if path.name[0] != '.'))}")
         return
     came = folder / "submission.csv"
@@ -191,6 +192,7 @@ def _datasets(job: Job, poll: float) -> list[str]:
         for fold in job.folds
         if not _kernel_of(fold)
         for name in (MODEL, OOF, METRICS)
+        if (fold.folder / name).exists()
     }
     if files_of:
         refs.append(_upload(job, slug(f"{job.name}-folds"), files_of, poll))

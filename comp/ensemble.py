@@ -59,6 +59,11 @@ def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[l
     return [[next(fold for fold in folds if fold.number == number) for number in numbers] for folds in runs]
 
 
+def equal(runs: int, classes: int) -> Blend:
+    """All runs and classes weighted the same, and no score: for models without out-of-fold predictions."""
+    return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
+
+
 def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 

@@ -73,6 +73,8 @@ def fit(
 ) -> tuple[Segmenter, State]:
     """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
 
+    Without a row to validate on it is the last epoch's.
+
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
     the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
     left of it, with time to spare for what comes after training.
@@ -160,8 +162,10 @@ def fit(
             state.skipped += int(bad)
             if config.ema and state.updates < EMA_EVERY:
                 _average(averaged, model, 0.0, state.updates)
-            valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
-            score = metrics.score(confusions, config.competition.metric)
+            valid_loss = score = math.nan
+            if len(valid):
+                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+                score = metrics.score(confusions, config.competition.metric)
             row = {
                 "epoch": state.epoch + 1,
                 "seconds": round(seconds_before + time.monotonic() - started, 2),
@@ -171,7 +175,7 @@ def fit(
                 "score": score,
             }
             state.history.append(row)
-            better = score > state.best_score and bad <= steps / 2
+            better = (score > state.best_score or not len(valid)) and bad <= steps / 2
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
                 models.save(averaged, folder / "model.safetensors", config)

@@ -19,6 +19,7 @@ from comp.device import Device
 from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
+FULL = "full"  # the folder of a model that all pictures trained and none validated, beside those of the folds
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,30 @@ def train_fold(
         return Fold(folder, number, facts)
 
 
+def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
+    """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
+
+    Leaves model.safetensors, history.csv and metrics.json, in which there is no score. Raises as train_fold.
+    """
+    folder = run_folder / FULL
+    with files.lock(folder):
+        check_configuration(run_folder, config)
+        files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
+        if not (folder / METRICS).exists():
+            train = np.flatnonzero(data.folds >= 0)
+            print(f"{len(train)} pictures to train on, none to validate on")
+            _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
+            facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
+            files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
+            checkpoint.remove(folder / checkpoint.NAME)
+        print(f"the model of all pictures is finished (in {folder})")
+        return read_fold(folder)
+
+
 def check_configuration(run_folder: Path, config: Config) -> None:
     """Refused where folds that were trained with another configuration lie in the run's folder."""
     path = run_folder / "config.json"
-    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"fold-*/{name}")]
+    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"*/{name}")]
     if not kept or not path.exists():
         return
     try:
@@ -140,16 +161,17 @@ def read_fold(folder: Path) -> Fold:
         raise Refused(f"{folder}: not a finished fold; train it with kernels/train_fold.py") from None
 
 
-def find_folds(competition: str, run: str, runs_folder: Path) -> list[Fold]:
-    """The finished folds of a run, here or among a kernel's inputs, by number. Raises Refused for none."""
+def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fold-*") -> list[Fold]:
+    """The finished folds of a run, or `FULL`, here or among a kernel's inputs, by number. Raises Refused for none."""
     places = [runs_folder, *sorted(path for path in arrays.KAGGLE_INPUT.rglob("runs") if path.is_dir())]
     found: dict[int, Fold] = {}
     for place in places:
-        for metrics_file in sorted((place / competition / run).glob(f"fold-*/{METRICS}")):
+        for metrics_file in sorted((place / competition / run).glob(f"{pattern}/{METRICS}")):
             fold = read_fold(metrics_file.parent)
             found.setdefault(fold.number, fold)
     if not found:
-        raise Refused(f"{runs_folder / competition / run}: no finished fold; train one with kernels/train_fold.py")
+        place = runs_folder / competition / run / pattern
+        raise Refused(f"{place}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
 
 

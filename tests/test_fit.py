@@ -86,6 +86,16 @@ def test_crops_are_trained_on_and_whole_pictures_validated(tmp_path):
     assert np.array_equal(confusions.sum(2), index.counts[valid])
 
 
+def test_without_pictures_to_validate_on_the_last_weights_are_kept(tmp_path):
+    loaded = settings("epochs=5", "patience=1", "ema=0.0", "optimizer.lr=1e-3")
+    split, index = prepare(loaded)
+    model, state = fit.fit(loaded, split, index, np.arange(16), np.arange(0), tmp_path, CPU)
+    assert (state.best_epoch, len(state.history), state.ended) == (4, 5, "all epochs")
+    loss_of = losses.build(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
+    loss, _ = fit.evaluate(model, split, np.arange(16), loss_of, loaded, CPU)
+    assert loss < state.history[0]["train_loss"]
+
+
 def test_plateau_lowers_the_rate(tmp_path):
     _, state = train(
         tmp_path,
