@@ -7,7 +7,6 @@ where there is one. `comp.findings` makes the table and the sheet of pictures.
 """
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from comp.arrays import Index, Split, release
 from comp.config import Competition
 from comp.errors import Refused
-from comp.files import write_text
+from comp.files import write_csv
 
 HEADER = ("id", "finding", "detail", "group")
 BLOCK = 8 << 20  # bytes of pictures looked at together
@@ -67,11 +66,7 @@ def audit(
 
 def save(found: Sequence[Finding], path: Path) -> None:
     """Write findings as CSV: id, finding, detail, group."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(HEADER)
-    rows.writerows(astuple(finding) for finding in found)
-    write_text(path, text.getvalue())
+    write_csv(path, [HEADER, *map(astuple, found)])
 
 
 def read(path: Path) -> list[Finding]:

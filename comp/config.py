@@ -262,7 +262,7 @@ def _check_together(config: Config) -> None:
     for key, names in by_class.items():
         for name in names:
             if name not in classes:
-                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, list(classes))}")
+                raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
     for k, transform in enumerate(config.augment.transforms):
         if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignore):
             raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor competition.arrays.ignore")
@@ -272,7 +272,7 @@ def _read(kind: str, name: str) -> dict[str, Any]:
     own = name.endswith(".toml")
     path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
     if not own and name not in shipped(kind):
-        raise Refused(f"no {kind[:-1]} named {name!r}{_did_you_mean(name, shipped(kind))}, or the path of a .toml file")
+        raise Refused(f"no {kind[:-1]} named {name!r}{did_you_mean(name, shipped(kind))}, or the path of a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -327,7 +327,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
-        return f"{key}: no such key{_did_you_mean(str(first['loc'][-1]), known)}"
+        return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), known)}"
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "missing":
         return f"{key}: missing"
@@ -341,9 +341,11 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of a refusal: the known name that is meant, or the first of those that there are."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    shown = ", ".join(known[:32]) + (", …" if len(known) > 32 else "")
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {shown}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -150,8 +150,7 @@ def _convert(targets: list[tuple[Source, Path]], ids: np.ndarray) -> None:
 
 def _output(stack: ExitStack, source: Source, file: Path) -> BinaryIO:
     output = stack.enter_context(open(stack.enter_context(whole(file)), "wb"))
-    header = {"descr": "|u1", "fortran_order": False, "shape": source.shape}
-    np.lib.format.write_array_header_1_0(output, header)
+    npz.write_header(output, source.shape, np.uint8)
     return output
 
 

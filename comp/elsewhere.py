@@ -130,13 +130,13 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
     made_by = json.loads(came.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
     test = arrays.load_test(job.competition, job.input)
-    found = submission.check(
+    rows = submission.check(
         came, job.competition, test.ids, test.shapes, arrays.sample_submission(job.competition, job.input)
     )
     with files.whole(target) as beside:
         shutil.copyfile(came, beside)
-    submission.side_file(target, made_by | ({"kernel": about} if about else {}))
-    print(f"{target}: {found.rows} rows, as Kaggle wants it")
+    files.write_json(target.with_suffix(".json"), made_by | ({"kernel": about} if about else {}))
+    print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
 def _metrics_last(path: Path) -> tuple[bool, Path]:

@@ -1,8 +1,6 @@
 """The training loop, whole: one fold from arrays to weights."""
 
 import copy
-import csv
-import io
 import math
 import signal
 import sys
@@ -180,7 +178,7 @@ def fit(
                 state.best_score, state.best_epoch = score, state.epoch
                 models.save(averaged, folder / "model.safetensors", config)
             print(_line(row, config.epochs, better), flush=True)
-            _write_history(folder / "history.csv", state.history)
+            files.write_csv(folder / "history.csv", [row, *(each.values() for each in state.history)])
             if bad > steps / 2:
                 raise Refused(
                     f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
@@ -395,11 +393,3 @@ def _line(row: dict[str, float], epochs: int, better: bool) -> str:
         f"epoch {row['epoch']:>3}/{epochs}  {row['seconds']:7.1f} s  lr {row['lr']:.1e}  "
         f"loss {row['train_loss']:.4f}  valid {row['valid_loss']:.4f}  score {row['score']:.4f}{' *' if better else ''}"
     )
-
-
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, history[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    files.write_text(path, text.getvalue())

@@ -8,7 +8,6 @@ the samples' content: the same on every machine, and whatever the order of the s
 
 import csv
 import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from comp import config
 from comp.arrays import Index, Split
 from comp.errors import Refused
-from comp.files import write_text
+from comp.files import write_csv
 
 EXCLUDED = -1
 
@@ -69,11 +68,8 @@ def load_or_make(path: Path, split: Split, index: Index, config: config.Config) 
             assigned = make(index, split.ids, split.groups, config.folds, config.competition.arrays)
         else:
             assigned = _given(split, index, config)
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("id", "fold", "content"))
-        rows.writerows(zip(split.ids.tolist(), assigned.tolist(), contents, strict=True))
-        write_text(path, text.getvalue())
+        rows = zip(split.ids.tolist(), assigned.tolist(), contents, strict=True)
+        write_csv(path, [("id", "fold", "content"), *rows])
         return assigned
     saved = _read(path, config.folds.count)
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"

@@ -1,7 +1,6 @@
 """submissions/ledger.csv: what was sent to Kaggle, and how it scored."""
 
 import csv
-import io
 from pathlib import Path
 
 from comp import files
@@ -21,11 +20,7 @@ def record(path: Path, row: dict[str, object]) -> None:
     """Add a row, or replace the one with the same ref; values that are None stay blank."""
     new = {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
     rows = [old for old in read(path) if not new["ref"] or old["ref"] != new["ref"]]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows([*rows, new])
-    files.write_text(path, text.getvalue())
+    files.write_csv(path, [COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in [*rows, new])])
 
 
 def table(rows: list[dict[str, str]]) -> str:

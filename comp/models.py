@@ -3,7 +3,6 @@
 The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights.
 """
 
-import difflib
 import inspect
 import json
 import math
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from comp import config as configs
 from comp import files, networks
-from comp.config import Config, Model
+from comp.config import Config, Model, did_you_mean
 from comp.errors import Refused
 
 # What the library itself says to an architecture.
@@ -106,12 +105,12 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
     kind = known.get(model.architecture.lower())
     if kind is None:
-        names = ", ".join(kind.__name__ for kind in known.values())
-        raise Refused(f"model.architecture: no {model.architecture!r}; there are {names}")
+        names = [kind.__name__ for kind in known.values()]
+        raise Refused(f"model.architecture: no {model.architecture!r}{did_you_mean(model.architecture, names)}")
     options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
     for name in model.options:
         if name not in options or name in SETTLED:
-            raise Refused(f"model.options.{name}: {kind.__name__} has no such option; {_closest(name, options)}")
+            raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
     try:
         if kind in networks.WITHOUT_ENCODER:
             return kind(channels, classes, **model.options)
@@ -144,15 +143,9 @@ def _check_encoder(smp: Any, encoder: str) -> None:
         name = encoder[3:].partition(".")[0]
         if timm.is_model(name):
             return
-        raise Refused(f"model.encoder: timm has no {name!r}; {_closest(name, timm.list_models())}")
-    raise Refused(
-        f"model.encoder: no {encoder!r}; {_closest(encoder, list(smp.encoders.encoders))}, or tu-<timm model>"
-    )
-
-
-def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3) or sorted(known)[:12]
-    return f"there are {', '.join(close)}{', …' if len(known) > len(close) else ''}"
+        raise Refused(f"model.encoder: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
+    names = [*smp.encoders.encoders, "tu-<any of timm's>"]
+    raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, names)}")
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from comp.batches import to_device
 from comp.config import Predict
+from comp.decode import fitted
 from comp.device import Device
 from comp.errors import Refused
 from comp.models import Segmenter
@@ -155,9 +156,6 @@ def original(probabilities: Tensor, size: tuple[int, int], fit: str) -> Tensor:
 
     `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.
     """
-    height, width = probabilities.shape[1:]
-    if fit == "letterbox":
-        scale = min(height / size[0], width / size[1])
-        height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    height, width = fitted(size, tuple(probabilities.shape[1:]), fit)
     inside = probabilities[None, :, :height, :width]
     return F.interpolate(inside, size=tuple(size), mode="bilinear", align_corners=False)[0]

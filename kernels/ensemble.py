@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
                     for one, size in zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 ]
             write(test.ids[rows], labels)
-    found = submission.check(path, competition, test.ids, test.shapes, sample)
+    count = submission.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {
         "score": {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)},
         "sha256": files.sha256(path),
@@ -100,8 +100,8 @@ def main(args: argparse.Namespace) -> int:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
         about["score"]["leaderboard"] = scores["score"]
         print(f"\nleaderboard, since the test labels are known here\n{metrics.table(scores)}\n")
-    submission.side_file(path, about)
-    print(f"{path}: {found.rows} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
+    files.write_json(path.with_suffix(".json"), about)
+    print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
     return 0
 
 

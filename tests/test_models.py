@@ -148,8 +148,8 @@ def _file(folder, tensors):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ({"architecture": "Unt"}, "model.architecture: no 'Unt'; there are Unet, "),
-        ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; there are resnet"),
+        ({"architecture": "Unt"}, "model.architecture: no 'Unt'; did you mean 'Unet'?"),
+        ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; did you mean 'resnet1"),
         ({"encoder": "tu-resnet19"}, "timm has no 'resnet19'"),
         ({"options": {"decoder_chanels": [8]}}, "model.options.decoder_chanels: Unet has no such option"),
         ({"options": {"decoder_channels": [8]}}, "model: Unet with resnet18"),
