@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from comp import cache, convert, npz
-from comp.cache import cache_folder
 from comp.config import Arrays, Competition
 from comp.errors import Refused
 from comp.files import whole
-
-__all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load_train", "release"]
 
 KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 LONGEST_TEXT = 1000  # characters of an id or group
@@ -63,7 +60,7 @@ def find(file: str, folder: Path) -> Path:
         return path
     below = [Path(place) / path.name for place, _, names in os.walk(KAGGLE_INPUT) if path.name in names]
     below.sort(key=lambda found: (len(found.parts), found))
-    made = cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
+    made = cache.cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
     for found in (*below, made):
         if found.is_file():
             return found
@@ -121,7 +118,7 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
         return _index(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
     name = f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
-    stored = cache_folder(folder) / name
+    stored = cache.cache_folder(folder) / name
     if stored.is_file():
         with suppress(Refused):
             return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))

@@ -155,8 +155,8 @@ LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "ja
 
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
-    # computed on the fold's training part ("inverse", "sqrt"), or by class name
-    class_weights: Literal["none", "inverse", "sqrt"] | dict[str, float] = "none"
+    # computed on the fold's training part ("inverse", "sqrt"), anew on every batch ("batch"), or by class name
+    class_weights: Literal["none", "inverse", "sqrt", "batch"] | dict[str, float] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 

@@ -33,9 +33,9 @@ def build(
     """
     weights = class_weights(loss.class_weights, classes, counts)
     known = {
-        "cross_entropy": lambda z, y: cross_entropy(z, y, on(z.device), loss.label_smoothing),
-        "boundary": lambda z, y: cross_entropy(z, near_edges(y), on(z.device), loss.label_smoothing),
-        "focal": lambda z, y: focal(z, y, on(z.device), loss.gamma),
+        "cross_entropy": lambda z, y: cross_entropy(z, y, weigh(y), loss.label_smoothing),
+        "boundary": lambda z, y: cross_entropy(z, near_edges(y), weigh(y), loss.label_smoothing),
+        "focal": lambda z, y: focal(z, y, weigh(y), loss.gamma),
         "dice": dice,
         "bce_dice": bce_dice,
         "jaccard": jaccard,
@@ -46,6 +46,12 @@ def build(
     @cache
     def on(device: torch.device) -> Tensor:
         return weights.to(device)
+
+    def weigh(labels: Tensor) -> Tensor:
+        if loss.class_weights != "batch":
+            return on(labels.device)
+        pixels = _one_hot(labels, len(classes)).sum((0, 2, 3))
+        return torch.where(pixels > 0, pixels.float().rsqrt(), 0.0)
 
     def compute(logits: Tensor, labels: Tensor) -> Tensor:
         # Half precision overflows in sums over pixels; autocast must not bring it back.
@@ -64,6 +70,7 @@ def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], c
     "inverse" and "sqrt" are the inverse of a class's frequency and of its root, scaled so that the
     mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
     no label names it, a weight could act only through label smoothing, towards a class never seen.
+    "batch" weighs by the root, too, but by each batch's own frequencies, so here every class weighs 1.
     By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
     """
     if isinstance(choice, Mapping):
@@ -74,7 +81,7 @@ def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], c
         if not weights.any():
             raise Refused("loss.class_weights: all are 0; at least one class must count")
         return torch.tensor(weights, dtype=torch.float32)
-    if choice == "none":
+    if choice in ("none", "batch"):
         return torch.ones(len(classes))
     if not counts.any():
         raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")

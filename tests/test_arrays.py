@@ -411,8 +411,8 @@ def test_with_no_place_at_all_the_cache_is_temporary(folder, tmp_path, monkeypat
     for path in (folder / ".cache", tmp_path / "xdg", tmp_path / "home"):
         path.write_text("in the way")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    place = arrays.cache_folder(folder)
-    assert place.is_dir() and place == arrays.cache_folder(folder)
+    place = cache.cache_folder(folder)
+    assert place.is_dir() and place == cache.cache_folder(folder)
     assert place.stat().st_mode & 0o077 == 0
 
 

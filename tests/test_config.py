@@ -48,7 +48,7 @@ def test_the_first_difference_names_its_key():
         ("epochs=2.5", "epochs: input should be a valid integer"),
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
         ("loss.terms={dise=1.0}", "loss.terms.dise: input should be 'cross_entropy'"),
-        ("loss.class_weights=sqr", "loss.class_weights: input should be 'none', 'inverse' or 'sqrt'"),
+        ("loss.class_weights=sqr", "loss.class_weights: input should be 'none', 'inverse', 'sqrt' or 'batch'"),
         ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
         ('competition.classes=["a", "b", "a"]', "competition.classes: 'a' is there 2 times"),
         ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask a picture'),

@@ -277,6 +277,18 @@ def test_computed_weights_follow_the_frequency_and_a_pixel_weighs_1_on_average(c
     assert (counts * weights).sum() / counts.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "boundary", "focal"])
+def test_batch_weights_follow_each_batch(name):
+    loss = build(name, ignore=VOID, class_weights="batch", counts=[1, 2, 3, 4])
+    for seed in (0, 1):
+        logits, labels = batch(seed, absent=2, void=True)
+        weights = {c: float((labels == k).sum()) ** -0.5 for k, c in enumerate("abcd") if (labels == k).any()}
+        assert len(set(weights.values())) > 1
+        torch.testing.assert_close(
+            loss(logits, labels), build(name, ignore=VOID, class_weights=weights)(logits, labels)
+        )
+
+
 def test_weights_by_name_are_taken_as_given():
     assert losses.class_weights({"c": 5.0}, tuple("abcd"), np.ones(4)).tolist() == [1, 1, 5, 1]
     assert losses.class_weights("none", tuple("ab"), np.ones(2)).tolist() == [1, 1]
