@@ -15,12 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from comp import cache, convert, npz
-from comp.cache import cache_folder
 from comp.config import Arrays, Competition
 from comp.errors import Refused
 from comp.files import whole
-
-__all__ = ["Index", "Split", "cache_folder", "find", "index", "load_test", "load_train", "release"]
 
 KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
@@ -66,7 +63,7 @@ def find(file: str, folder: Path) -> Path:
         return path
     if found := next(below_input(path.name), None):
         return found
-    made = cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
+    made = cache.cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
     if made.is_file():
         return made
     raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
@@ -83,8 +80,8 @@ def load_train(competition: Competition, folder: Path) -> Split:
     arrays, path = competition.arrays, find(competition.file, folder)
     fields = ("train_ids", "train_groups", "train_sizes", "train_folds")
     ids, groups, sizes, folds = (_optional(path, arrays, field) for field in fields)
-    images = _source(path, arrays.train_images, "images", arrays.scale)
-    split = _split(images, _source(path, arrays.train_masks, "masks"), ids, groups, sizes, folder)
+    images, masks = _images(path, arrays.train_images, arrays), _masks(path, arrays.train_masks, arrays)
+    split = _split(images, masks, ids, groups, sizes, folder)
     if folds is None:
         return split
     return replace(split, folds=_values(path, folds, (len(split.ids),), "iu", "integers").astype(np.int16))
@@ -94,8 +91,14 @@ def load_test(competition: Competition, folder: Path) -> Split:
     """The test samples; with masks only where the npz has them, as practice competitions do."""
     arrays, path = competition.arrays, find(competition.file, folder)
     masks, ids, sizes = (_optional(path, arrays, field) for field in ("test_masks", "test_ids", "test_sizes"))
-    images = _source(path, arrays.test_images, "images", arrays.scale)
-    return _split(images, None if masks is None else _source(path, masks, "masks"), ids, None, sizes, folder)
+    images = _images(path, arrays.test_images, arrays)
+    return _split(images, None if masks is None else _masks(path, masks, arrays), ids, None, sizes, folder)
+
+
+def has_test(competition: Competition, folder: Path) -> bool:
+    """Whether the npz holds the test pictures that the competition names."""
+    path, selector = find(competition.file, folder), competition.arrays.test_images
+    return bool({selector, selector.partition("[")[0]} & set(npz.keys(path)))
 
 
 def release(array: np.ndarray) -> None:
@@ -123,7 +126,7 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
         return _index(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
     name = f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
-    stored = cache_folder(folder) / name
+    stored = cache.cache_folder(folder) / name
     if stored.is_file():
         with suppress(Refused):
             return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
@@ -151,7 +154,10 @@ def _index(split: Split, competition: Competition) -> Index:
                 label = flat[at][~np.isin(flat[at], labels)][0]
                 known = f"0 to {classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
                 sample = f"sample {str(split.ids[first + at])!r}"
-                raise Refused(f"{competition.file}: {sample} has label {label}; there are {known}")
+                cure = (
+                    "" if competition.arrays.labels else "; other values are named as competition.arrays.labels=[0,255]"
+                )
+                raise Refused(f"{competition.file}: {sample} has label {label}; there are {known}{cure}")
 
     step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
     # Hashing and numpy release the interpreter's lock, so threads share the work.
@@ -234,8 +240,15 @@ def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     return member, part
 
 
-def _source(path: Path, selector: str, role: str, scale: float = 1.0) -> convert.Source:
-    return convert.source(*_selected(path, selector), role, scale)
+def _images(path: Path, selector: str, arrays: Arrays) -> convert.Source:
+    return convert.checked(convert.Source(*_selected(path, selector), "images", arrays.scale))
+
+
+def _masks(path: Path, selector: str, arrays: Arrays) -> convert.Source:
+    labels = tuple((value, label) for label, value in enumerate(arrays.labels))
+    if labels and arrays.ignore is not None:
+        labels += ((arrays.ignore, arrays.ignore),)
+    return convert.checked(convert.Source(*_selected(path, selector), "masks", labels=labels))
 
 
 def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:

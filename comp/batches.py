@@ -33,16 +33,16 @@ def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch:
     """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
 
     A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
-
-    Even batches leave no runt at the end, which batch normalisation could not bear. A fraction of
-    `times` is drawn anew each epoch.
+    Even batches leave no runt at the end, which batch normalisation could not bear; rather than one of a
+    single sample there is one too large by one. A fraction of `times` is drawn anew each epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
     drawn = np.repeat(rows, whole + (generator.random(len(rows)) < times - whole))
     drawn = generator.permutation(drawn)
     keys = np.stack([np.full(len(drawn), epoch), np.arange(len(drawn)), drawn], axis=1)
-    cuts = np.linspace(0, len(keys), -(-len(keys) // batch_size) + 1).round().astype(int)
+    batches = max(1, min(-(-len(keys) // batch_size), len(keys) // min(batch_size, 2)))
+    cuts = np.linspace(0, len(keys), batches + 1).round().astype(int)
     return np.split(keys, cuts[1:-1])
 
 

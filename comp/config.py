@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,6 +63,7 @@ class Arrays(Section):
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of pictures that were resized
     fit: Literal["stretch", "letterbox"] = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
+    labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Count = 0  # leave out pictures whose mask this many others share
@@ -149,13 +151,13 @@ class Schedule(Section):
     patience: Positive = 3  # plateau: epochs without a better score before it is
 
 
-LossName = Literal["cross_entropy", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
+LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
 
 
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
-    # computed on the fold's training part ("inverse", "sqrt"), or by class name
-    class_weights: Literal["none", "inverse", "sqrt"] | dict[str, float] = "none"
+    # computed on the fold's training part ("inverse", "sqrt"), anew on every batch ("batch"), or by class name
+    class_weights: Literal["none", "inverse", "sqrt", "batch"] | dict[str, float] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 
@@ -171,7 +173,8 @@ class Augment(Section):
 
 class Predict(Section):
     tta: Literal["none", "hflip", "flips", "d4", "scales"] = "hflip"
-    batch_size: Positive = 64
+    batch_size: Positive = 64  # pictures at a time, or tiles
+    tile: Annotated[int, Field(ge=0)] = 0  # side of overlapping tiles for larger pictures; 0: pictures are taken whole
 
 
 class Folds(Section):
@@ -227,14 +230,7 @@ def from_dict(values: dict[str, Any]) -> Config:
         config = Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise Refused(_one_line(error)) from None
-    classes, weights = config.competition.classes, config.loss.class_weights
-    if twice := [name for name in classes if classes.count(name) > 1]:
-        raise Refused(f"competition.classes: {twice[0]!r} is there twice")
-    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
-    for key, names in by_class.items():
-        for name in names:
-            if name not in classes:
-                raise Refused(f"{key}.{name}: no such class{_did_you_mean(name, list(classes))}")
+    _check_together(config)
     return config
 
 
@@ -247,11 +243,37 @@ def first_difference(old: Config, new: Config) -> str | None:
     return None
 
 
+def _check_together(config: Config) -> None:
+    """Refuse values that are sound alone but not beside one another."""
+    competition = config.competition
+    classes, labels, ignore = competition.classes, competition.arrays.labels, competition.arrays.ignore
+    for key, values in (("classes", classes), ("arrays.labels", labels)):
+        for value, times in Counter(values).items():
+            if times > 1:
+                raise Refused(f"competition.{key}: {value!r} is there {times} times")
+    if labels and (len(labels) != len(classes) or ignore in labels):
+        raise Refused(f"competition.arrays.labels: one value for each of {len(classes)} classes, none of them ignored")
+    if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
+        raise Refused(
+            f'competition.submission.rows: "image" is one mask a picture, and there are {len(classes) - 1} classes '
+            'beside the background; "image_class" writes a row for each'
+        )
+    weights = config.loss.class_weights
+    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
+    for key, names in by_class.items():
+        for name in names:
+            if name not in classes:
+                raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
+    for k, transform in enumerate(config.augment.transforms):
+        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignore):
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor competition.arrays.ignore")
+
+
 def _read(kind: str, name: str) -> dict[str, Any]:
     own = name.endswith(".toml")
     path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
     if not own and name not in shipped(kind):
-        raise Refused(f"no {kind[:-1]} named {name!r}{_did_you_mean(name, shipped(kind))}, or the path of a .toml file")
+        raise Refused(f"no {kind[:-1]} named {name!r}{did_you_mean(name, shipped(kind))}, or the path of a .toml file")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also what is no UTF-8, and a number of 5,000 digits
@@ -304,7 +326,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
-        return f"{key}: no such key{_did_you_mean(str(first['loc'][-1]), known)}"
+        return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), known)}"
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "missing":
         return f"{key}: missing"
@@ -318,9 +340,11 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of a refusal: the known name that is meant, or the first of those that there are."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    shown = ", ".join(known[:32]) + (", …" if len(known) > 32 else "")
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {shown}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Source:
     member: npz.Member
     part: int | None  # index on the second axis; None: all of it
     role: Literal["images", "masks"]
-    scale: float  # images are multiplied by it
+    scale: float = 1.0  # images are multiplied by it
+    labels: tuple[tuple[int, int], ...] = ()  # masks: pairs of a value and the label that it becomes; empty: as it is
 
     def __str__(self) -> str:
         return str(self.member) if self.part is None else f"{self.member}[:, {self.part}]"
@@ -41,12 +42,12 @@ class Source:
     @property
     def mappable(self) -> bool:
         plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1
-        return plain and self.member.offset is not None
+        return plain and not self.labels and self.member.offset is not None
 
     @property
     def key(self) -> str:
         """What, beside the file's state, decides the uint8 array."""
-        return cache.digest([VERSION, self.member.key, self.part, self.role, self.scale])
+        return cache.digest([VERSION, self.member.key, self.part, self.role, self.scale, *self.labels])
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Rows of the member as images (n, H, W, C) or masks (n, H, W)."""
@@ -59,14 +60,14 @@ class Source:
         return arranged
 
 
-def source(member: npz.Member, part: int | None, role: Literal["images", "masks"], scale: float = 1.0) -> Source:
-    """A checked source. Raises Refused for a dtype or shape that holds no pictures."""
-    made = Source(member, part, role, scale)
+def checked(source: Source) -> Source:
+    """The source itself. Raises Refused for a dtype or shape that holds no pictures."""
+    member = source.member
     if member.dtype.kind not in "buif":
-        raise Refused(f"{made}: {member.dtype} cannot be {role}; uint8 would fit")
-    if 0 in member.shape or 0 in made.shape:
-        raise Refused(f"{made}: shape {member.shape} holds no sample")
-    return made
+        raise Refused(f"{source}: {member.dtype} cannot be {source.role}; uint8 would fit")
+    if 0 in member.shape or 0 in source.shape:
+        raise Refused(f"{source}: shape {member.shape} holds no sample")
+    return source
 
 
 def uint8(sources: list[Source], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
@@ -149,8 +150,7 @@ def _convert(targets: list[tuple[Source, Path]], ids: np.ndarray) -> None:
 
 def _output(stack: ExitStack, source: Source, file: Path) -> BinaryIO:
     output = stack.enter_context(open(stack.enter_context(whole(file)), "wb"))
-    header = {"descr": "|u1", "fortran_order": False, "shape": source.shape}
-    np.lib.format.write_array_header_1_0(output, header)
+    npz.write_header(output, source.shape, np.uint8)
     return output
 
 
@@ -167,12 +167,22 @@ def _as_uint8(values: np.ndarray, source: Source, ids: np.ndarray, first: int) -
     whole_numbers = values.astype(np.uint8)
     if source.role == "masks" and floats and not np.array_equal(whole_numbers, values):
         _refuse(whole_numbers != values, raw, source, ids[first:])
+    if source.labels:
+        table = np.full(256, -1, np.int16)
+        for value, label in source.labels:
+            table[value] = label
+        labels = table[whole_numbers]
+        if labels.min() < 0:
+            _refuse(labels < 0, raw, source, ids[first:])
+        return labels.astype(np.uint8)
     return whole_numbers
 
 
 def _refuse(wrong: np.ndarray, values: np.ndarray, source: Source, ids: np.ndarray) -> NoReturn:
     at = int(wrong.reshape(len(wrong), -1).any(axis=1).argmax())
     fits = "labels are whole numbers from 0 to 255"
-    if source.role == "images":
+    if source.labels:
+        fits = f"competition.arrays.labels and ignore say {', '.join(str(value) for value, _ in source.labels)}"
+    elif source.role == "images":
         fits = "images are 0 to 255 once multiplied by competition.arrays.scale"
     raise Refused(f"{source}: sample {str(ids[at])!r} has {values[at][wrong[at]].flat[0]}; {fits}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.arrays import cache_folder
+from comp.cache import cache_folder
 from comp.files import whole
 
 HEIGHT, WIDTH = 64, 128

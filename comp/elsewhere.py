@@ -145,10 +145,10 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
     competition = job.config.competition
     test, sample = arrays.load_test(competition, job.input), arrays.sample_submission(competition, job.input)
-    found = submission.check(came, competition, test.ids, test.shapes, sample)
+    rows = submission.check(came, competition, test.ids, test.shapes, sample)
     _place(came, target)
-    submission.side_file(target, made_by | ({"kernel": about} if about else {}))
-    print(f"{target}: {found.rows} rows, as Kaggle wants it")
+    files.write_json(target.with_suffix(".json"), made_by | ({"kernel": about} if about else {}))
+    print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
 def _place(source: Path, target: Path) -> None:

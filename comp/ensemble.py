@@ -59,6 +59,11 @@ def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[l
     return [[next(fold for fold in folds if fold.number == number) for number in numbers] for folds in runs]
 
 
+def equal(runs: int, classes: int) -> Blend:
+    """All runs and classes weighted the same, and no score: for models without out-of-fold predictions."""
+    return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
+
+
 def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
@@ -82,44 +87,56 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
+def batches(test: Split, classes: int, settings: Predict) -> list[np.ndarray]:
+    """The rows of a test split in batches of up to `settings.batch_size`, fewer where pictures are large."""
+    size = max(1, min(settings.batch_size, CHUNK_BYTES // _bytes(test, classes)))
+    rows = np.arange(len(test.ids))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 def blended(
     runs: Sequence[Sequence[Fold]],
     weights: Sequence[float],
     test: Split,
-    rows: np.ndarray,
+    batches: Sequence[np.ndarray],
     settings: Predict,
     device: Device,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Blend rows of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)) a batch at a time.
+    """Blend batches of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)) for each.
 
     Models take turns on chunks of pictures, so memory grows neither with their number nor with the
     number of pictures.
     """
     paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
-    (height, width), size = test.images.shape[1:3], settings.batch_size
-    loaded: models.Loaded | None = None
-    chunk, total = 0, torch.empty(0)
-    bar = tqdm(total=len(rows) * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
-    start = 0
-    while start < len(rows):
+    at, loaded = paths[0][0], models.load(paths[0][0], device.device)
+    classes = len(loaded.config.competition.classes)
+    pictures = sum(map(len, batches))
+    bar = tqdm(total=pictures * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
+    largest = max(map(len, batches), default=1)
+    chunk = min(len(batches), max(1, CHUNK_BYTES // _bytes(test, classes) // largest))
+    buffer = torch.empty(chunk * largest, classes, *test.images.shape[1:3], device=device.device)
+    for start in range(0, len(batches), chunk or 1):
+        some = batches[start : start + chunk]
+        rows = np.concatenate(some)
+        total = buffer[: len(rows)].zero_()
         for path, weight in paths:
-            if len(paths) > 1 or loaded is None:
-                loaded = models.load(path, device.device, loaded)
-            if not chunk:
-                classes = len(loaded.config.competition.classes)
-                chunk = size * max(1, CHUNK_BYTES // (4 * classes * height * width * size))
-                total = torch.zeros(min(chunk, len(rows)), classes, height, width, device=device.device)
-            some, place = rows[start : start + chunk], 0
-            for batch, probabilities in predict.over(loaded.model, test.images, some, settings, device):
-                total[place : place + len(batch)].add_(probabilities, alpha=weight)
-                place += len(batch)
+            if path != at:
+                at, loaded = path, models.load(path, device.device, loaded)
+            # Tiles belong to the model, which was validated so; augmentation and batches to this prediction.
+            own = settings.model_copy(update={"tile": loaded.config.predict.tile})
+            seen = 0
+            for batch, probabilities in predict.over(loaded.model, test.images, rows, own, device):
+                total[seen : seen + len(batch)].add_(probabilities, alpha=weight)
+                seen += len(batch)
                 bar.update(len(batch))
-        for place in range(0, len(some), size):
-            batch = some[place : place + size]
-            yield batch, total[place : place + len(batch)].clone()
-        total.zero_()
-        start += chunk
+        for batch, part in zip(some, total.split([len(batch) for batch in some]), strict=True):
+            yield batch, part.clone()
     bar.close()
+
+
+def _bytes(test: Split, classes: int) -> int:
+    """Of one picture's probabilities."""
+    return 4 * classes * test.images.shape[1] * test.images.shape[2]
 
 
 def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:

@@ -44,15 +44,15 @@ def write_text(path: str | Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows, the header first, as CSV with line feeds, whole or not at all."""
+    with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON for people: indented, keys in their order, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows, the header first, as CSV, whole or not at all."""
-    with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:

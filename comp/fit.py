@@ -74,6 +74,8 @@ def fit(
 ) -> tuple[Segmenter, State]:
     """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
 
+    Without a row to validate on it is the last epoch's.
+
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
     the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
     left of it, with time to spare for what comes after training. `watch` is shown each epoch's number, from 1,
@@ -176,10 +178,12 @@ def fit(
             settle()
             if config.ema and state.updates < EMA_EVERY:
                 _average(averaged, model, 0.0, state.updates)
-            valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+            valid_loss = score = math.nan
+            if len(valid):
+                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+                score = metrics.score(confusions, config.competition.metric)
             if watch:
                 watch(state.epoch + 1, averaged)
-            score = metrics.score(confusions, config.competition.metric)
             row = {
                 "epoch": state.epoch + 1,
                 "seconds": round(seconds_before + time.monotonic() - started, 2),
@@ -189,7 +193,7 @@ def fit(
                 "score": score,
             }
             state.history.append(row)
-            better = score > state.best_score and state.bad <= steps / 2
+            better = (score > state.best_score or not len(valid)) and state.bad <= steps / 2
             if better:
                 state.best_score, state.best_epoch = score, state.epoch
                 if not ranks.rank():
@@ -281,10 +285,9 @@ def evaluate(
     model.eval()
     classes, mine = len(config.competition.classes), rows[ranks.share()]
     total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
-    for start in range(0, len(mine), config.predict.batch_size):
-        batch = mine[start : start + config.predict.batch_size]
+    for batch in predict.batches(mine, split.images.shape[1:3], config.predict):
         images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
-        logits = predict.logits(model, images, device)
+        logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
         masks = np.ascontiguousarray(split.masks[batch])
         total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
         confusions.append(metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignore))

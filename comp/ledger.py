@@ -20,7 +20,7 @@ def record(path: Path, row: dict[str, object]) -> None:
     """Add a row, or replace the one with the same ref; values that are None stay blank."""
     new = {column: "" if row.get(column) is None else str(row[column]) for column in COLUMNS}
     rows = [old for old in read(path) if not new["ref"] or old["ref"] != new["ref"]]
-    files.write_csv(path, [COLUMNS, *([old.get(column) for column in COLUMNS] for old in [*rows, new])])
+    files.write_csv(path, [COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in [*rows, new])])
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -5,6 +5,7 @@ not count, and gives a scalar. `build` makes what a recipe names out of them. A 
 single pixel that counts gives 0, with a gradient of 0.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -17,6 +18,7 @@ from comp import config
 from comp.errors import Refused
 
 IGNORED = -1
+NEAR = 3  # pixels on either side of a label edge that the boundary loss looks at
 
 
 def build(
@@ -27,12 +29,13 @@ def build(
     `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
     logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
     and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
-    cross_entropy and focal: the others count every class alike already. Raises Refused.
+    cross_entropy, boundary and focal: the others count every class alike already. Raises Refused.
     """
     weights = class_weights(loss.class_weights, classes, counts)
     known = {
-        "cross_entropy": lambda z, y: cross_entropy(z, y, on(z.device), loss.label_smoothing),
-        "focal": lambda z, y: focal(z, y, on(z.device), loss.gamma),
+        "cross_entropy": lambda z, y: cross_entropy(z, y, weigh(y), loss.label_smoothing),
+        "boundary": lambda z, y: cross_entropy(z, near_edges(y), weigh(y), loss.label_smoothing),
+        "focal": lambda z, y: focal(z, y, weigh(y), loss.gamma),
         "dice": dice,
         "bce_dice": bce_dice,
         "jaccard": jaccard,
@@ -43,6 +46,12 @@ def build(
     @cache
     def on(device: torch.device) -> Tensor:
         return weights.to(device)
+
+    def weigh(labels: Tensor) -> Tensor:
+        if loss.class_weights != "batch":
+            return on(labels.device)
+        pixels = _one_hot(labels, len(classes)).sum((0, 2, 3))
+        return torch.where(pixels > 0, pixels.float().rsqrt(), 0.0)
 
     def compute(logits: Tensor, labels: Tensor) -> Tensor:
         # Half precision overflows in sums over pixels; autocast must not bring it back.
@@ -61,6 +70,7 @@ def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], c
     "inverse" and "sqrt" are the inverse of a class's frequency and of its root, scaled so that the
     mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
     no label names it, a weight could act only through label smoothing, towards a class never seen.
+    "batch" weighs by the root, too, but by each batch's own frequencies, so here every class weighs 1.
     By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
     """
     if isinstance(choice, Mapping):
@@ -71,7 +81,7 @@ def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], c
         if not weights.any():
             raise Refused("loss.class_weights: all are 0; at least one class must count")
         return torch.tensor(weights, dtype=torch.float32)
-    if choice == "none":
+    if choice in ("none", "batch"):
         return torch.ones(len(classes))
     if not counts.any():
         raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")
@@ -95,6 +105,18 @@ def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tens
     miss = -torch.expm1(-entropy).clamp_max(-1e-6)
     weight = _pixel_weights(labels, weights)
     return _over((weight * miss**gamma * entropy).sum(), weight.sum())
+
+
+def near_edges(labels: Tensor) -> Tensor:
+    """Labels int64 (N, H, W), IGNORED but where a square of 2 `NEAR` + 1 pixels around holds two different ones.
+
+    An ignored pixel is no label: a void outline between two classes hides no edge, and makes none.
+    """
+    counted, side = labels != IGNORED, 2 * NEAR + 1
+    highest = labels.float()  # of ignored pixels -1, lower than any
+    lowest = torch.where(counted, -highest, -math.inf)
+    pooled = F.max_pool2d(torch.stack([highest, lowest], 1), side, stride=1, padding=NEAR)
+    return labels.masked_fill(pooled.sum(1) <= 0, IGNORED)
 
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights.
 """
 
-import difflib
 import inspect
 import json
 import math
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from comp import arrays, files, networks
 from comp import config as configs
-from comp.config import Config, Model
+from comp.config import Config, Model, did_you_mean
 from comp.errors import Refused
 
 # What the library itself says to an architecture.
@@ -38,7 +37,8 @@ class Segmenter(nn.Module):
     """A network that takes pictures as they are stored.
 
     Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
-    Normalisation happens here, and so does padding to what the decoder can take.
+    Normalisation happens here, and so does padding to what the decoder can take. Raises Refused for
+    batches that the network cannot take, such as a single picture where it normalises over pooled ones.
     """
 
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, frozen: nn.Module | None = None):
@@ -63,7 +63,16 @@ class Segmenter(nn.Module):
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             x = F.pad(x, (0, pad[0], 0, pad[1]), mode=mode)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.net(x)[..., :height, :width]
+        try:
+            return self.net(x)[..., :height, :width]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        # What a network asks of sizes and batches it says in its own words, and only when it meets them.
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "×".join(map(str, x.shape[2:]))
+            more = "; raise batch_size" if "more than 1 value per channel" in str(error) else ""
+            problem = " ".join(str(error).split())[:200]
+            raise Refused(f"model: this network cannot take {len(x)} × {shape} pixels: {problem}{more}") from error
 
 
 def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
@@ -88,7 +97,8 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
     frozen = net.encoder if model.freeze_encoder else None
-    multiple = max(32, int(getattr(getattr(net, "encoder", None), "output_stride", 32)))
+    stride = net.encoder.output_stride if hasattr(net, "encoder") else 2 ** len(model.options.get("widths", ()))
+    multiple = max(32, stride)
     return Segmenter(net, mean, std, multiple, frozen).to(memory_format=torch.channels_last), note
 
 
@@ -96,12 +106,12 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
     kind = known.get(model.architecture.lower())
     if kind is None:
-        names = ", ".join(kind.__name__ for kind in known.values())
-        raise Refused(f"model.architecture: no {model.architecture!r}; there are {names}")
+        names = [kind.__name__ for kind in known.values()]
+        raise Refused(f"model.architecture: no {model.architecture!r}{did_you_mean(model.architecture, names)}")
     options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
     for name in model.options:
         if name not in options or name in SETTLED:
-            raise Refused(f"model.options.{name}: {kind.__name__} has no such option; {_closest(name, options)}")
+            raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
     try:
         if kind in networks.WITHOUT_ENCODER:
             return kind(channels, classes, **model.options)
@@ -110,6 +120,8 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
             encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
             return kind(encoder, classes, **model.options)
         arguments = {"in_channels": channels, "classes": classes} | model.options
+        if kind is smp.DPT:
+            arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
         return kind(model.encoder, encoder_weights=hub, **arguments)
     except Refused:
         raise
@@ -131,15 +143,9 @@ def _check_encoder(smp: Any, encoder: str) -> None:
         name = encoder[3:].partition(".")[0]
         if timm.is_model(name):
             return
-        raise Refused(f"model.encoder: timm has no {name!r}; {_closest(name, timm.list_models())}")
-    raise Refused(
-        f"model.encoder: no {encoder!r}; {_closest(encoder, list(smp.encoders.encoders))}, or tu-<timm model>"
-    )
-
-
-def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3) or sorted(known)[:12]
-    return f"there are {', '.join(close)}{', …' if len(known) > len(close) else ''}"
+        raise Refused(f"model.encoder: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
+    names = [*smp.encoders.encoders, "tu-<any of timm's>"]
+    raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, names)}")
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:

@@ -152,6 +152,8 @@ class EncoderDeconvolution(nn.Module):
 
     def __init__(self, encoder: nn.Module, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
         super().__init__()
+        if len(widths) != len(encoder.out_channels) - 1:
+            raise ValueError(f"widths: one for each time that the encoder halves, {len(encoder.out_channels) - 1}")
         self.encoder = encoder
         self.decoder = _rising([encoder.out_channels[-1], *widths[1:]])
         self.head = nn.Conv2d(widths[-1], classes, 1)

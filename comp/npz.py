@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -113,17 +114,21 @@ def read(member: Member) -> np.ndarray:
         return _array(data, member, member.shape, "F" if member.fortran else "C")
 
 
+def write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype | type) -> None:
+    """Begin an npy file of a C-ordered array."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
 def write(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
-    """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory."""
+    """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory.
+
+    The same members always give the same bytes.
+    """
     with whole(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for key, shape, dtype, blocks in members:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-                "fortran_order": False,
-                "shape": shape,
-            }
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, header)
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
+                write_header(file, shape, dtype)
                 for block in blocks:
                     file.write(np.ascontiguousarray(block, dtype).data.cast("B"))
 

@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +27,12 @@ from comp.audit import Finding
 from comp.config import Competition
 from comp.decode import Fit, Size
 from comp.errors import Refused
-from comp.files import lock, whole, write_json
+from comp.files import lock, write_json
 
 BLOCK = 32 << 20  # bytes of rows between two notes of progress
 VERSION = 1  # raised when the same files would give other rows
 
 Say = Callable[[str], None]
-Member = np.ndarray | tuple[Path, tuple[int, ...]]  # an array, or a file of uint8 and its shape
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ def prepare(
             made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
             members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
-            _write(path, members | {"prepared": np.array(json.dumps(made))})
+            members["prepared"] = np.array(json.dumps(made))
+            npz.write(path, ((key, array.shape, array.dtype, [array]) for key, array in members.items()))
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
@@ -211,39 +210,25 @@ def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
     return digest.hexdigest()
 
 
-def _members(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> dict[str, Member]:
+def _members(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> dict[str, np.ndarray]:
     if not rows:
         return {}
     ids = np.array([row.sample.id for row in rows])
     shape = (len(rows), *plan.size)
-    members: dict[str, Member] = {
-        f"{name}_images": (parts / f"{name}_images", (*shape, 3)),
+    images = np.memmap(parts / f"{name}_images", np.uint8, "r", shape=(*shape, 3))
+    members = {
+        f"{name}_images": images,
         f"{name}_ids": ids,
         f"{name}_sizes": np.array([row.size for row in rows], np.int32),
     }
     if all(row.sample.mask for row in rows):
-        members[f"{name}_masks"] = (parts / f"{name}_masks", shape)
+        members[f"{name}_masks"] = np.memmap(parts / f"{name}_masks", np.uint8, "r", shape=shape)
     if name == "train":
-        images = np.memmap(parts / "train_images", np.uint8, "r", shape=(*shape, 3))
         groups = audit.near_groups(audit.thumbnails(images), ids)
         folds = np.array([row.sample.fold for row in rows], np.int16)
         members |= {"train_groups": groups} if (groups != "").any() else {}
         members |= {"train_folds": folds} if (folds >= 0).all() else {}
     return members
-
-
-def _write(path: Path, members: Mapping[str, Member]) -> None:
-    """Write a stored npz, streaming the part files; the same members always give the same bytes."""
-    with whole(path) as beside, zipfile.ZipFile(beside, "w") as archive:
-        for key, value in members.items():
-            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
-                if isinstance(value, np.ndarray):
-                    np.lib.format.write_array(member, value, allow_pickle=False)
-                    continue
-                header = {"descr": "|u1", "fortran_order": False, "shape": value[1]}
-                np.lib.format.write_array_header_1_0(member, header)
-                with open(value[0], "rb") as part:
-                    shutil.copyfileobj(part, member, 1 << 20)
 
 
 def _workers() -> int:

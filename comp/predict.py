@@ -1,5 +1,7 @@
-"""Probabilities for pictures: test-time augmentation, averaged after softmax."""
+"""Probabilities for pictures: test-time augmentation, averaged after softmax; large pictures in tiles."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from comp.batches import to_device
 from comp.config import Predict
+from comp.decode import fitted
 from comp.device import Device
 from comp.errors import Refused
 from comp.models import Segmenter
@@ -76,19 +79,68 @@ def logits(model: Segmenter, images: Tensor, device: Device) -> Tensor:
             return model(images)
     except torch.OutOfMemoryError:
         if len(images) == 1:
-            raise Refused("out of memory with a single picture; use a smaller model") from None
+            raise Refused("out of memory with a single picture; use a smaller model or predict.tile") from None
     return torch.cat([logits(model, half, device) for half in images.chunk(2)])
 
 
 @torch.inference_mode()
-def probabilities(model: Segmenter, images: Tensor, tta: str, device: Device) -> Tensor:
+def probabilities(model: Segmenter, images: Tensor, predict: Predict, device: Device) -> Tensor:
     """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
-    total, looks = None, views(tta, tuple(images.shape[2:]))
-    with device.autocast():  # around all views, which then share one cast of the weights
-        for look in looks:
-            seen = look.undo(logits(model, look.do(images), device).float().softmax(1))
-            total = seen if total is None else total.add_(seen)
-    return total.div_(len(looks))
+
+    def look_at(images: Tensor) -> Tensor:
+        total, looks = None, views(predict.tta, tuple(images.shape[2:]))
+        with device.autocast():  # around all views, which then share one cast of the weights
+            for look in looks:
+                seen = look.undo(logits(model, look.do(images), device).float().softmax(1))
+                total = seen if total is None else total.add_(seen)
+        return total.div_(len(looks))
+
+    return tiled(look_at, images, predict)
+
+
+def tiled(look_at: Callable[[Tensor], Tensor], images: Tensor, predict: Predict) -> Tensor:
+    """What `look_at` gives for images (n, C, H, W), tile by tile where they are larger than `predict.tile`.
+
+    `look_at` is given about `predict.batch_size` tiles at a time, all of one size, and gives (m, classes, h, w).
+    Tiles overlap by a quarter or more and fade into one another, as a network sees least at their rims.
+    """
+    size = tuple(images.shape[2:])
+    places = _tiles(size, predict.tile)
+    if len(places) == 1:
+        return look_at(images)
+    fade = torch.outer(*(_hann(place.stop - place.start) for place in places[0])).to(images.device)
+    cover, total = torch.zeros(size, device=images.device), None
+    step = max(1, predict.batch_size // len(images))
+    for start in range(0, len(places), step):
+        some = places[start : start + step]
+        seen = look_at(torch.cat([images[:, :, y, x] for y, x in some])).float()
+        total = torch.zeros(len(images), seen.shape[1], *size, device=images.device) if total is None else total
+        for (y, x), part in zip(some, seen.split(len(images)), strict=True):
+            total[:, :, y, x] += part * fade
+            cover[y, x] += fade
+    return total.div_(cover)
+
+
+def _tiles(size: tuple[int, int], tile: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles that cover a picture of (height, width); all lie inside it, all are of one size."""
+
+    def along(side: int) -> list[slice]:
+        spare = max(0, side - tile) if tile else 0
+        starts = np.linspace(0, spare, 1 + math.ceil(spare / (0.75 * tile or 1))).round().astype(int).tolist()
+        return [slice(start, start + side - spare) for start in starts]
+
+    return list(itertools.product(*map(along, size)))
+
+
+def _hann(length: int) -> Tensor:
+    # Taken at the pixels' centres it is nowhere 0: a picture's own rim is in one tile alone.
+    return torch.hann_window(2 * length + 1, periodic=False)[1::2]
+
+
+def batches(rows: np.ndarray, size: tuple[int, int], predict: Predict) -> list[np.ndarray]:
+    """Rows of pictures of (height, width) in batches of up to `predict.batch_size` pictures, or of so many tiles."""
+    step = max(1, predict.batch_size // len(_tiles(size, predict.tile)))
+    return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def labels(scores: Tensor) -> np.ndarray:
@@ -101,10 +153,9 @@ def over(
     model: Segmenter, images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
-    for start in range(0, len(rows), predict.batch_size):
-        batch = rows[start : start + predict.batch_size]
+    for batch in batches(rows, images.shape[1:3], predict):
         pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
-        yield batch, probabilities(model, to_device(pixels, device.device), predict.tta, device)
+        yield batch, probabilities(model, to_device(pixels, device.device), predict, device)
 
 
 def original(probabilities: Tensor, size: tuple[int, int], fit: str) -> Tensor:
@@ -112,9 +163,6 @@ def original(probabilities: Tensor, size: tuple[int, int], fit: str) -> Tensor:
 
     `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.
     """
-    height, width = probabilities.shape[1:]
-    if fit == "letterbox":
-        scale = min(height / size[0], width / size[1])
-        height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    height, width = fitted(size, tuple(probabilities.shape[1:]), fit)
     inside = probabilities[None, :, :height, :width]
     return F.interpolate(inside, size=tuple(size), mode="bilinear", align_corners=False)[0]

@@ -130,11 +130,6 @@ class _BatchNorm(nn.BatchNorm2d):
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
 
 
-def deal(rows: np.ndarray, size: int) -> np.ndarray:
-    """This process's rows: every `count()`-th batch of `size`, for `in_order` to bring together again."""
-    return np.concatenate([rows[:0], *[rows[at : at + size] for at in range(0, len(rows), size)][share()]])
-
-
 def in_order(items: Iterable[Arrays]) -> Iterator[Arrays]:
     """On rank 0 the items of all ranks, one of each in turn; on the others none, though all must go through.
 

@@ -18,6 +18,7 @@ from comp.device import Device
 from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
+FULL = "full"  # the folder of a model that all pictures trained and none validated, beside those of the folds
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,7 @@ def train_fold(
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = run_folder / f"fold-{number}"
-    with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
-        with ranks.first():
-            check_configuration(run_folder, config)
-            if not ranks.rank():
-                files.sweep(folder)
-                files.write_text(run_folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    with _held(folder, config):
         if (folder / METRICS).exists():
             fold = read_fold(folder)
             if not ranks.rank():
@@ -132,10 +128,42 @@ def train_fold(
         return Fold(folder, number, facts)
 
 
+def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
+    """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
+
+    Leaves model.safetensors, history.csv and metrics.json, in which there is no score. Raises as train_fold.
+    """
+    folder = run_folder / FULL
+    with _held(folder, config):
+        if not (folder / METRICS).exists():
+            train = np.flatnonzero(data.folds >= 0)
+            print(f"{len(train)} pictures to train on, none to validate on")
+            _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
+            facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
+            if not ranks.rank():
+                files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
+                checkpoint.remove(folder / checkpoint.NAME)
+            ranks.wait()
+        print(f"the model of all pictures is finished (in {folder})")
+        return read_fold(folder)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, config: Config) -> Iterator[None]:
+    """Hold a fold's folder, which holds nothing of another configuration, for this job alone. Raises Refused."""
+    with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
+        with ranks.first():
+            check_configuration(folder.parent, config)
+            if not ranks.rank():
+                files.sweep(folder)
+                files.write_text(folder.parent / "config.json", config.model_dump_json(indent=2) + "\n")
+        yield
+
+
 def check_configuration(run_folder: Path, config: Config) -> None:
     """Refused where folds that were trained with another configuration lie in the run's folder."""
     path = run_folder / "config.json"
-    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"fold-*/{name}")]
+    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"*/{name}")]
     if not kept or not path.exists():
         return
     try:
@@ -164,16 +192,17 @@ def read_fold(folder: Path) -> Fold:
         raise Refused(f"{folder}: not a finished fold; train it with kernels/train_fold.py") from None
 
 
-def find_folds(competition: str, run: str, runs_folder: Path) -> list[Fold]:
-    """The finished folds of a run, here or among a kernel's inputs, by number. Raises Refused for none."""
+def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fold-*") -> list[Fold]:
+    """The finished folds of a run, or `FULL`, here or among a kernel's inputs, by number. Raises Refused for none."""
     places = [runs_folder, *sorted(path for path in arrays.KAGGLE_INPUT.rglob("runs") if path.is_dir())]
     found: dict[int, Fold] = {}
     for place in places:
-        for metrics_file in sorted((place / competition / run).glob(f"fold-*/{METRICS}")):
+        for metrics_file in sorted((place / competition / run).glob(f"{pattern}/{METRICS}")):
             fold = read_fold(metrics_file.parent)
             found.setdefault(fold.number, fold)
     if not found:
-        raise Refused(f"{runs_folder / competition / run}: no finished fold; train one with kernels/train_fold.py")
+        place = runs_folder / competition / run / pattern
+        raise Refused(f"{place}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
 
 
@@ -184,8 +213,9 @@ def _out_of_fold(
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
 
     def mine() -> Iterator[ranks.Arrays]:
-        dealt = ranks.deal(rows, config.predict.batch_size)
-        for batch, probabilities in predict.over(model, split.images, dealt, config.predict, device):
+        dealt = predict.batches(rows, split.images.shape[1:3], config.predict)[ranks.share()]
+        shared = np.concatenate([rows[:0], *dealt])
+        for batch, probabilities in predict.over(model, split.images, shared, config.predict, device):
             truth = np.ascontiguousarray(split.masks[batch])
             confusions = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
             yield probabilities.half().cpu().numpy(), confusions

@@ -12,7 +12,6 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,30 +45,14 @@ def writer(path: str | Path, competition: config.Competition) -> Iterator[Write]
             raise Refused(f"{path}: there is no picture to write")
 
 
-def side_file(path: str | Path, made_by: dict[str, Any]) -> Path:
-    """Write what made a submission as JSON beside it, under its name with `.json`; return that path."""
-    beside = Path(path).with_suffix(".json")
-    files.write_json(beside, made_by)
-    return beside
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a checked file holds."""
-
-    rows: int
-    columns: int
-    empty: int  # run-length rows with an empty mask
-
-
 def check(
     path: str | Path,
     competition: config.Competition,
     ids: Iterable[Any] | None = None,
     sizes: np.ndarray | tuple[int, int] | None = None,
     sample: str | Path | None = None,
-) -> Summary:
-    """Read a submission back and refuse what Kaggle would.
+) -> int:
+    """Read a submission back and refuse what Kaggle would; return how many rows it has.
 
     `ids` are the test ids, `sizes` their (N, 2) heights and widths or one (height, width); what is not
     given is not checked. With `sample`, the competition's sample_submission.csv, header and ids must be
@@ -94,7 +77,6 @@ def check(
     wanted = areas if sample is None else {key: None for _, key, _ in _rows(sample, sample_lines, len(names))}
     labels = frozenset(str(label).encode() for label in range(len(competition.classes)))
     seen: set[Key] = set()
-    empty = 0
     for row, key, value in _rows(path, lines, len(names)):
         try:
             if "" in key:
@@ -107,7 +89,7 @@ def check(
             if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, labels)
             else:
-                empty += _check_runs(value, layout.empty, areas.get(key) or common or runlength.UNKNOWN)
+                _check_runs(value, layout.empty, areas.get(key) or common or runlength.UNKNOWN)
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({_name(key)}): {problem}") from None
     missing = [key for key in wanted if key not in seen]
@@ -115,7 +97,7 @@ def check(
         raise Refused(f"{path}: {len(missing)} of {len(wanted)} rows are missing, the first is {_name(missing[0])}")
     if not seen:
         raise Refused(f"{path}: no rows below the header")
-    return Summary(len(seen), len(header), empty)
+    return len(seen)
 
 
 # Writing
@@ -319,14 +301,12 @@ def _check_labels(text: bytes, count: int, allowed: frozenset[bytes]) -> None:
     raise Refused(f"column '{column}' {problem}; whole numbers from 0 to {len(allowed) - 1} fit")
 
 
-def _check_runs(text: bytes, empty: str, pixels: int) -> bool:
-    """Whether the mask is empty. Raises Refused."""
+def _check_runs(text: bytes, empty: str, pixels: int) -> None:
     text, comma, _ = _first_field(text)
     if comma:
         raise Refused(f"more fields than columns, behind {_show(text)}")
     if text == empty.encode():
-        return True
+        return
     if not text:
         raise Refused(f"no value; an empty mask is written {empty!r}")
     runlength.parse(text.decode(errors="replace"), pixels)
-    return False

@@ -3,6 +3,7 @@
     python kernels/ensemble.py                                    # the demo; prints its leaderboard score
     python kernels/ensemble.py --competition mars --tta d4
     python kernels/ensemble.py --competition mars --run default --run segformer
+    python kernels/ensemble.py --competition mars --folds full    # the models of all pictures, weighted equally
     python kernels/ensemble.py --competition mars --on sandbox    # or: --on kaggle
 
 Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it.
@@ -23,7 +24,7 @@ from comp.config import Predict
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, runs="append")
-    parser.add_argument("--folds", default="all", help="fold numbers such as 0,1 (default: all)")
+    parser.add_argument("--folds", default="all", help="fold numbers such as 0,1, or full (default: all)")
     parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: the recipe's)")
     parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
     return parser
@@ -34,31 +35,33 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, demo, device, ensemble, files, metrics, predict, ranks, runs, submission
+    from comp import arrays, demo, device, ensemble, files, metrics, predict, ranks, submission
 
     ranks.join(args.device)
     if competition.name == "demo":
         with ranks.first():
             demo.ensure(args.input)
-    found = [runs.find_folds(competition.name, name, args.runs) for name in names]
-    numbers = cli.fold_numbers(args.folds, found[0][0].metrics["folds"])
-    chosen = ensemble.same_folds(found, numbers)
+    found = find(args, config)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
     computing = device.choose(args.device)
-
-    blend = ensemble.search(chosen, arrays.load_train(competition, args.input), competition)
     metric = metrics.describe(competition.metric)
-    print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
-    for kind, score in blend.scores.items():
-        print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
+    if args.folds == "full":
+        chosen, blend = found, ensemble.equal(len(names), len(competition.classes))
+        print("models of all pictures, which none is left to score; weighted equally")
+    else:
+        chosen = ensemble.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
+        blend = ensemble.search(chosen, arrays.load_train(competition, args.input), competition)
+        print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
+        for kind, score in blend.scores.items():
+            print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     models = {
-        f"{fold.folder.parent.name}/fold-{fold.number}": files.sha256(fold.model) for run in chosen for fold in run
+        f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run
     }
     made_of = {
         "competition": competition.name,
         "runs": names,
-        "folds": numbers,
+        "folds": [fold.number for fold in chosen[0]],
         "tta": settings.tta,
         "run_weights": blend.runs,
         "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
@@ -81,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
 
     def labelled() -> Iterator[ranks.Arrays]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
-        mine = ranks.deal(np.arange(len(test.ids)), settings.batch_size)
+        mine = ensemble.batches(test, len(blend.classes), settings)[ranks.share()]
         for rows, probabilities in ensemble.blended(chosen, blend.runs, test, mine, settings, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
@@ -100,23 +103,23 @@ def main(args: argparse.Namespace) -> int:
                 truth = np.ascontiguousarray(test.masks[rows])
                 confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignore))
             write(test.ids[rows], originals or labels)
-    found = submission.check(path, competition, test.ids, test.shapes, sample)
+    count = submission.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {
-        "score": {"metric": metric, "out_of_fold": blend.scores[blend.kind]},
+        "score": {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)},
         "sha256": files.sha256(path),
     }
     if confusions:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
         about["score"]["leaderboard"] = scores["score"]
         print(f"\nleaderboard, since the test labels are known here\n{metrics.table(scores)}\n")
-    submission.side_file(path, about)
-    print(f"{path}: {found.rows} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
+    files.write_json(path.with_suffix(".json"), about)
+    print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
     return 0
 
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel, which reads the folds' output."""
-    from comp import elsewhere, runs
+    from comp import elsewhere
 
     config = cli.config(args)
     names, competition = cli.run_names(args, config), config.competition.name
@@ -129,9 +132,17 @@ def jobs(args: argparse.Namespace) -> list:
             input=args.input,
             runs=args.runs,
             submissions=args.submissions,
-            folds=[fold for name in names for fold in runs.find_folds(competition, name, args.runs)],
+            folds=[fold for run in find(args, config) for fold in run],
         )
     ]
+
+
+def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
+    """The finished folds of each run, or the one model of all pictures. Raises Refused."""
+    from comp import runs
+
+    pattern = runs.FULL if args.folds == "full" else "fold-*"
+    return [runs.find_folds(config.competition.name, name, args.runs, pattern) for name in cli.run_names(args, config)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import re
 from pathlib import Path
 
-from comp import arrays, audit, cli, demo, findings, npz, pictures
+from comp import arrays, audit, cli, demo, findings, pictures
 from comp.config import Competition
 
 
@@ -29,10 +29,9 @@ def main(arguments: argparse.Namespace) -> None:
 def look(competition: Competition, folder: Path, out: Path) -> None:
     """Audit the arrays, print the table, and leave it with the list and the pictures in `out`."""
     path = arrays.find(competition.file, folder)
-    keys = npz.keys(path)
     train = arrays.load_train(competition, folder)
     test = test_index = None
-    if competition.arrays.test_images.split("[")[0] in keys:
+    if arrays.has_test(competition, folder):
         test = arrays.load_test(competition, folder)
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)

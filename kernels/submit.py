@@ -47,14 +47,14 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
     test = arrays.load_test(competition, args.input)
     sample = arrays.sample_submission(competition, args.input)
-    found = submission.check(args.file, competition, test.ids, test.shapes, sample)
+    rows = submission.check(args.file, competition, test.ids, test.shapes, sample)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
     for row in ledger.read(book):
         if row["sha256"] == digest and row["status"] != "ERROR" and row["competition"] == competition.kaggle:
             raise cli.Refused(f"{args.file}: was submitted on {row['when'][:16]} (submission {row['ref']}); see {book}")
-    print(f"{args.file}: {found.rows} rows, as Kaggle wants it")
+    print(f"{args.file}: {rows} rows, as Kaggle wants it")
 
     what: Path | remote.Kernel = args.file
     if competition.code_competition:

@@ -2,6 +2,7 @@
 
     python kernels/train_fold.py --fold 0                       # the demo competition; no data needed
     python kernels/train_fold.py --competition mars --fold all
+    python kernels/train_fold.py --competition mars --fold full  # one model of all pictures, validated on none
     python kernels/train_fold.py --competition mars --fold 0 --time-budget 10m --set model.encoder=resnet34
     python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
 
@@ -24,7 +25,7 @@ KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--fold", required=True, help="a fold's number, several as 0,1, or all")
+    parser.add_argument("--fold", required=True, help="a fold's number, several as 0,1, all, or full")
     parser.add_argument("--time-budget", type=cli.duration, help="such as 10m: training ends in time (per fold)")
     parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU, whose cores train)")
     return parser
@@ -32,11 +33,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     config = cli.config(args)
-    numbers = cli.fold_numbers(args.fold, config.folds.count)
+    numbers = [] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import batches, demo, device, files, fit, page, ranks, runs
+    from comp import arrays, batches, demo, device, files, fit, page, ranks, runs
 
     ranks.join(args.device)
     if config.competition.name == "demo":
@@ -44,22 +45,28 @@ def main(args: argparse.Namespace) -> int:
             demo.ensure(args.input)
     chosen = device.choose(args.device)
     data = runs.data(config, args.input, args.runs)
+    if not arrays.has_test(config.competition, args.input):
+        print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
     print(f"{config.competition.title or config.competition.name}: {len(data.split.ids)} pictures, on {chosen}")
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     limit = cli.STARTED + KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else math.inf
     done, started = [], cli.STARTED
-    for number in numbers:
-        deadline = min(started + (args.time_budget or math.inf), limit)
-        try:
+    try:
+        for number in numbers:
+            deadline = min(started + (args.time_budget or math.inf), limit)
             done.append(runs.train_fold(config, data, number, run_folder, chosen, workers, deadline))
-        except fit.Interrupted:
-            print("interrupted; the same command goes on from here")
-            return 130
-        started = time.monotonic()
+            started = time.monotonic()
+        if not numbers:
+            deadline = min(started + (args.time_budget or math.inf), limit)
+            runs.train_full(config, data, run_folder, chosen, workers, deadline)
+    except fit.Interrupted:
+        print("interrupted; the same command goes on from here")
+        return 130
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
     if not ranks.rank():
         files.write_text(run_folder / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
+    if done and not ranks.rank():
         print(page.run_page(run_folder))
     return 0
 
@@ -72,19 +79,20 @@ def jobs(args: argparse.Namespace) -> list:
     run = cli.run_names(args, config)[0]
     runs.check_configuration(args.runs / config.competition.name / run, config)
     given = cli.arguments_but("--fold", "--workers")
-    numbers = cli.fold_numbers(args.fold, config.folds.count)
+    numbers = [] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
+    folders = [f"fold-{number}" for number in numbers] or [runs.FULL]
     return [
         elsewhere.Job(
             entry=Path(__file__),
-            arguments=[*given, "--fold", str(number)],
-            name=f"{config.competition.name}-{run}-fold-{number}",
+            arguments=[*given, "--fold", folder.removeprefix("fold-")],
+            name=f"{config.competition.name}-{run}-{folder}",
             config=config,
             input=args.input,
             runs=args.runs,
-            leaves=[args.runs / config.competition.name / run / f"fold-{number}" / runs.METRICS],
+            leaves=[args.runs / config.competition.name / run / folder / runs.METRICS],
             weights=[config.model.encoder_weights],
         )
-        for number in numbers
+        for folder in folders
     ]
 
 

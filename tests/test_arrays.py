@@ -123,6 +123,25 @@ def test_boolean_masks_and_masks_with_one_channel(folder):
     np.testing.assert_array_equal(arrays.load_train(competition(), folder).masks, masks > 0)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("ignore", [None, 7])
+def test_masks_of_other_values_than_class_numbers(folder, dtype, ignore):
+    masks = np.array([0, 255, 60], dtype)[good_masks]
+    expected = good_masks.copy()
+    if ignore is not None:
+        masks[3, 1], expected[3, 1] = ignore, ignore
+    save(folder, train_images=good_images, train_masks=masks)
+    own = competition(labels=(0, 255, 60), ignore=ignore)
+    split = arrays.load_train(own, folder)
+    assert np.array_equal(split.masks, expected) and split.masks.dtype == np.uint8 and is_mapped(split.masks)
+    arrays.index(split, own, folder)
+    masks[4, 2, 3] = 1  # a class's number, but no value of the masks
+    save(folder, train_images=good_images, train_masks=masks)
+    says = r"train_masks: sample '4' has 1(\.0)?; competition.arrays.labels and ignore say 0, 255, 60"
+    with pytest.raises(Refused, match=says):
+        arrays.load_train(own, folder)
+
+
 def test_scale_is_multiplied_and_rounded(folder):
     images, masks = samples()
     save(folder, train_images=(images / 255).astype(np.float32), train_masks=masks.astype(np.int32))
@@ -392,8 +411,8 @@ def test_with_no_place_at_all_the_cache_is_temporary(folder, tmp_path, monkeypat
     for path in (folder / ".cache", tmp_path / "xdg", tmp_path / "home"):
         path.write_text("in the way")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    place = arrays.cache_folder(folder)
-    assert place.is_dir() and place == arrays.cache_folder(folder)
+    place = cache.cache_folder(folder)
+    assert place.is_dir() and place == cache.cache_folder(folder)
     assert place.stat().st_mode & 0o077 == 0
 
 
@@ -470,7 +489,9 @@ def test_a_label_that_is_no_class_is_refused(folder, ignore, known):
     masks[4, 2, 3] = masks[6] = 9
     save(folder, train_images=good_images, train_masks=masks, train_ids=np.array([*"abcdefg"]))
     own = competition(ignore=ignore)
-    with pytest.raises(Refused, match=rf"own\.npz: sample 'e' has label 9; there are {known}$"):
+    with pytest.raises(
+        Refused, match=rf"own\.npz: sample 'e' has label 9; there are {known}; other values are named as"
+    ):
         arrays.index(arrays.load_train(own, folder), own, folder)
 
 

@@ -22,6 +22,14 @@ def test_each_row_once_in_even_batches():
     assert not np.array_equal(planned, batches.plan(rows, np.ones(65), 16, seed=3, epoch=3))
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"), [(5, 2, [2, 3]), (7, 3, [2, 3, 2]), (1, 4, [1]), (3, 1, [1] * 3)]
+)
+def test_no_batch_is_a_single_sample_that_need_not_be(count, batch_size, sizes):
+    planned = batches.plan(np.arange(count), np.ones(count), batch_size, 0, 0)
+    assert [len(batch) for batch in planned] == sizes
+
+
 def test_oversampling_repeats_pictures_that_hold_the_class():
     counts = np.array([[9, 0], [5, 4], [9, 0]])
     times = batches.repeats(counts, {"rare": 2.5}, ("common", "rare"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import draw
 
-from comp import arrays, checkpoint, config, device, files, fit, models
+from comp import arrays, checkpoint, config, device, files, fit, losses, models
 from comp.arrays import Split
 from comp.errors import Refused
 
@@ -68,6 +68,32 @@ def test_a_deadline_brings_the_schedule_to_its_end_and_leaves_a_model(tmp_path):
     rates = [row["lr"] for row in state.history]
     assert rates[-1] < max(rates) / 20
     assert models.load(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
+
+
+def test_crops_are_trained_on_and_whole_pictures_validated(tmp_path):
+    loaded = settings("epochs=1", "augment.transforms=[{name='RandomCrop', height=32, width=32}]", "predict.tile=48")
+    images, masks = draw(16, 0, (81, 64))
+    split = Split(images[..., None], masks, np.arange(16).astype(str), None, None)
+    index = arrays.index(split, loaded.competition, None)
+    train, valid = np.arange(12), np.arange(12, 16)
+    model, _ = fit.fit(loaded, split, index, train, valid, tmp_path, CPU)
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
+    loss_of = losses.build(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
+    loss, confusions = fit.evaluate(model, split, valid, loss_of, loaded, CPU)
+    assert set(seen) == {(64, 64)}  # tiles of 48, padded to what the network takes
+    assert np.isfinite(loss) and (confusions.sum((1, 2)) == 81 * 64).all()
+    assert np.array_equal(confusions.sum(2), index.counts[valid])
+
+
+def test_without_pictures_to_validate_on_the_last_weights_are_kept(tmp_path):
+    loaded = settings("epochs=5", "patience=1", "ema=0.0", "optimizer.lr=1e-3")
+    split, index = prepare(loaded)
+    model, state = fit.fit(loaded, split, index, np.arange(16), np.arange(0), tmp_path, CPU)
+    assert (state.best_epoch, len(state.history), state.ended) == (4, 5, "all epochs")
+    loss_of = losses.build(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
+    loss, _ = fit.evaluate(model, split, np.arange(16), loss_of, loaded, CPU)
+    assert loss < state.history[0]["train_loss"]
 
 
 def test_plateau_lowers_the_rate(tmp_path):

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import maximum_filter
+from scipy.special import log_softmax
 from segmentation_models_pytorch import losses as smp
 
 from comp import config, losses
 from comp.errors import Refused
 
-NAMES = ("cross_entropy", "focal", "dice", "bce_dice", "jaccard", "lovasz")
+NAMES = ("cross_entropy", "boundary", "focal", "dice", "bce_dice", "jaccard", "lovasz")
 VOID = 255
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
@@ -44,6 +46,29 @@ def test_cross_entropy_is_pytorchs_weighted_mean(smoothing, void):
         logits, labels.long(), torch.tensor([1, 3, 1, 0.5]), ignore_index=VOID, label_smoothing=smoothing
     )
     torch.testing.assert_close(ours(logits, labels), theirs)
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_boundary_is_cross_entropy_near_the_edges_of_labels(void):
+    labels = np.zeros((2, 40, 50), np.uint8)
+    labels[0, 10:25, 12:40], labels[1, :, 45:] = 1, 2
+    if void:
+        labels[0, 9:11], labels[1, 30:] = VOID, VOID
+    near = np.zeros(labels.shape, bool)
+    for label in range(3):
+        near |= (labels != label) & (labels != VOID) & maximum_filter(labels == label, (1, 7, 7))
+    assert 0.1 < near.mean() < 0.5
+    logits = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
+    picture, row, column = near.nonzero()
+    entropy = -log_softmax(logits.numpy(), 1)[picture, labels[near], row, column]
+    expected = np.average(entropy, weights=np.array([1, 3, 0.5])[labels[near]])
+    loss = build("boundary", classes=3, ignore=VOID if void else None, class_weights={"b": 3.0, "c": 0.5})
+    assert loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected, 1e-5)
+
+
+def test_boundary_of_a_picture_without_an_edge_is_0():
+    logits, _ = batch()
+    assert build("boundary")(logits, torch.ones(3, 8, 6, dtype=torch.uint8)) == 0
 
 
 def test_focal_is_its_formula_and_without_gamma_cross_entropy():
@@ -213,6 +238,7 @@ def test_gradients_are_those_of_finite_differences(name, classes):
     weights = torch.arange(1, classes + 1).double()
     term = {
         "cross_entropy": lambda z: losses.cross_entropy(z, labels.long(), weights, 0.1),
+        "boundary": lambda z: losses.cross_entropy(z, losses.near_edges(labels.long()), weights),
         "focal": lambda z: losses.focal(z, labels.long(), weights, 1.5),
     }.get(name, lambda z: getattr(losses, name)(z, labels.long()))
     if name == "lovasz":  # sorts the bits of float32: its slope along one direction, by hand
@@ -249,6 +275,18 @@ def test_computed_weights_follow_the_frequency_and_a_pixel_weighs_1_on_average(c
     assert weights[2] == 0
     assert weights[3] / weights[0] == pytest.approx((100 / 9000) ** power)
     assert (counts * weights).sum() / counts.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "boundary", "focal"])
+def test_batch_weights_follow_each_batch(name):
+    loss = build(name, ignore=VOID, class_weights="batch", counts=[1, 2, 3, 4])
+    for seed in (0, 1):
+        logits, labels = batch(seed, absent=2, void=True)
+        weights = {c: float((labels == k).sum()) ** -0.5 for k, c in enumerate("abcd") if (labels == k).any()}
+        assert len(set(weights.values())) > 1
+        torch.testing.assert_close(
+            loss(logits, labels), build(name, ignore=VOID, class_weights=weights)(logits, labels)
+        )
 
 
 def test_weights_by_name_are_taken_as_given():

@@ -30,6 +30,48 @@ def test_architectures_by_name_for_any_number_of_channels(architecture, channels
 
 
 @pytest.mark.parametrize(
+    "model",
+    [
+        {"architecture": "Unet", "encoder": "tu-hrnet_w18_small"},  # hrnet_w18 is four times as slow to build
+        {"architecture": "FPN", "encoder": "tu-hrnet_w18_small"},
+        {"architecture": "PSPNet", "encoder": "resnet18"},
+        {"architecture": "UPerNet", "encoder": "resnet18"},
+        {"architecture": "Unet", "encoder": "resnet18", "options": {"decoder_attention_type": "scse"}},
+        {"architecture": "Segformer", "encoder": "mit_b0"},
+        {"architecture": "DPT", "encoder": "tu-vit_tiny_patch16_224", "options": {"decoder_fusion_channels": 16}},
+        {"architecture": "PlainUnet", "options": {"widths": [4] * 8}},
+        {"architecture": "Deconvolution", "options": {"widths": [4] * 7, "pool": True}},
+    ],
+)
+def test_a_step_and_a_prediction_at_odd_sizes(model):
+    torch.manual_seed(0)
+    network, _ = build(3, **model)
+    images = torch.randint(0, 256, (2, 3, 50, 71), dtype=torch.uint8)
+    logits = network.train()(images)
+    logits.square().mean().backward()
+    assert logits.shape == (2, 3, 50, 71)
+    assert sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None) > 0
+    with torch.no_grad():
+        assert network.eval()(images[:1, :, :49]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures", "says"),
+    [
+        ({"architecture": "DeepLabV3Plus"}, 1, "cannot take 1 × 64×96 pixels: Expected more than 1 value"),
+        ({"architecture": "UPerNet"}, 1, "; raise batch_size"),
+        ({"architecture": "PAN"}, 2, "cannot take 2 × 64×96 pixels: "),
+        ({"architecture": "DPT", "encoder": "tu-vit_small_patch14_dinov2"}, 2, "cannot take 2 × 64×96 pixels: "),
+        ({"encoder": "tu-swin_tiny_patch4_window7_224"}, 2, "cannot take 2 × 64×96 pixels: "),
+    ],
+)
+def test_a_batch_that_a_network_cannot_take_is_refused_in_one_line(model, pictures, says):
+    with pytest.raises(Refused) as refused:
+        build(3, **model)[0].train()(torch.zeros(pictures, 3, 50, 70))
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("architecture", "options"),
     [
         ("PlainUnet", {"block": "residual", "dropout": 0.1, "widths": [8, 16]}),
@@ -108,14 +150,15 @@ def _file(folder, tensors):
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ({"architecture": "Unt"}, "model.architecture: no 'Unt'; there are Unet, "),
-        ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; there are resnet"),
+        ({"architecture": "Unt"}, "model.architecture: no 'Unt'; did you mean 'Unet'?"),
+        ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; did you mean 'resnet1"),
         ({"encoder": "tu-resnet19"}, "timm has no 'resnet19'"),
         ({"options": {"decoder_chanels": [8]}}, "model.options.decoder_chanels: Unet has no such option"),
         ({"options": {"decoder_channels": [8]}}, "model: Unet with resnet18"),
         ({"encoder_weights": "imagent"}, "imagent"),
         ({"architecture": "PlainUnet", "options": {"block": "quadruple"}}, "block: no 'quadruple'"),
         ({"architecture": "PlainUnet", "freeze_encoder": True}, "has no encoder"),
+        ({"architecture": "EncoderDeconvolution", "options": {"widths": [8, 8]}}, "widths: one for each"),
         ({"encoder_weights": "nowhere.safetensors"}, "nowhere.safetensors: no such file"),
     ],
 )

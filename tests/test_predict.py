@@ -39,7 +39,7 @@ class Brightness(nn.Module):
 @pytest.mark.parametrize("tta", ["none", "hflip", "flips", "d4"])
 def test_a_network_that_flips_do_not_matter_to_predicts_the_same(tta):
     images = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
-    got = predict.probabilities(Brightness(), images, tta, CPU)
+    got = predict.probabilities(Brightness(), images, predict.Predict(tta=tta), CPU)
     torch.testing.assert_close(got, Brightness()(images).softmax(1))
 
 
@@ -54,7 +54,9 @@ class Position(nn.Module):
 def test_probabilities_are_averaged_and_not_logits():
     images = torch.zeros(1, 1, 4, 6, dtype=torch.uint8)
     plain = Position()(images).softmax(1)
-    torch.testing.assert_close(predict.probabilities(Position(), images, "hflip", CPU), (plain + plain.flip(3)) / 2)
+    torch.testing.assert_close(
+        predict.probabilities(Position(), images, predict.Predict(tta="hflip"), CPU), (plain + plain.flip(3)) / 2
+    )
 
 
 @pytest.mark.parametrize(("fit", "size"), [("stretch", (30, 20)), ("letterbox", (30, 20)), ("letterbox", (9, 40))])
@@ -83,8 +85,58 @@ class Starved(Brightness):
 
 def test_a_batch_that_does_not_fit_is_halved():
     images = torch.randint(0, 256, (7, 1, 8, 12), dtype=torch.uint8)
-    got = predict.probabilities(Starved(), images, "d4", CPU)
+    got = predict.probabilities(Starved(), images, predict.Predict(tta="d4"), CPU)
     torch.testing.assert_close(got, Brightness()(images).softmax(1))
+
+
+@pytest.mark.parametrize("size", [(100, 77), (33, 64), (32, 150), (65, 64), (31, 20)])
+@pytest.mark.parametrize("tta", ["none", "d4"])
+def test_tiles_cover_every_pixel_once_blended(size, tta):
+    images = torch.randint(0, 256, (3, 1, *size), dtype=torch.uint8)
+    settings = predict.Predict(tta=tta, tile=32, batch_size=4)
+    got = predict.probabilities(Brightness(), images, settings, CPU)
+    torch.testing.assert_close(got, Brightness()(images).softmax(1))
+
+
+class Surroundings(nn.Module):
+    """Logits from a pixel's neighbours, zeros beyond the rim: the same wherever a picture is cut, but at the cuts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        return self.net(images.float() / 64)
+
+
+def test_tiles_agree_with_the_whole_picture_and_are_never_larger():
+    network, images = Surroundings(), torch.randint(0, 256, (2, 1, 101, 83), dtype=torch.uint8)
+    whole = predict.logits(network, images, CPU)
+    network.seen.clear()
+    settings = predict.Predict(tta="none", tile=32, batch_size=6)
+    got = predict.tiled(lambda x: predict.logits(network, x, CPU), images, settings)
+    assert {shape[2:] for shape in network.seen} == {(32, 32)}
+    assert max(shape[0] for shape in network.seen) == 6
+    assert sum(shape[0] for shape in network.seen) == 2 * 4 * 4
+    # A cut shows two pixels deep, and there its tile counts least.
+    difference, largest = (got - whole).abs().amax((0, 1)), whole.abs().max()
+    assert difference.max() < 0.02 * largest
+    for axis, starts in enumerate([(0, 23, 46, 69), (0, 17, 34, 51)]):
+        cuts = torch.tensor([*starts[1:], *(start + 32 for start in starts[:-1])])
+        pixels = torch.arange(difference.shape[axis]) + 0.5
+        away = (pixels[:, None] - cuts).abs().amin(1) > 2
+        difference = difference[away] if axis == 0 else difference[:, away]
+    assert difference.numel() > 1500 and difference.max() < 1e-5
+
+
+def test_batches_count_tiles():
+    rows = np.arange(10)
+    assert [len(batch) for batch in predict.batches(rows, (64, 64), predict.Predict(batch_size=4))] == [4, 4, 2]
+    tiles = predict.Predict(batch_size=8, tile=40)  # 2 × 2 a picture
+    assert [len(batch) for batch in predict.batches(rows, (64, 64), tiles)] == [2, 2, 2, 2, 2]
 
 
 def test_batches_cover_the_rows_in_order():

@@ -94,25 +94,6 @@ def test_a_lost_rank_ends_the_job_and_the_same_command_goes_on(place):
     assert "Traceback" not in said.partition("closing signal")[0], said
 
 
-class Ranks:
-    """Three ranks in one process: what each of them is given, one after the other."""
-
-    def __init__(self, monkeypatch, rank):
-        monkeypatch.setattr(ranks, "rank", lambda: rank)
-        monkeypatch.setattr(ranks, "count", lambda: 3)
-
-
-def test_rows_are_dealt_in_batches_and_each_once(monkeypatch):
-    rows = np.arange(100, 123)
-    dealt = []
-    for rank in range(3):
-        Ranks(monkeypatch, rank)
-        dealt.append(ranks.deal(rows, 4))
-    assert dealt[0].tolist() == [100, 101, 102, 103, 112, 113, 114, 115]
-    assert sorted(np.concatenate(dealt).tolist()) == rows.tolist()
-    assert ranks.deal(rows[:2], 4).tolist() == []
-
-
 def test_two_gpus_start_the_same_command_again_under_torchrun(monkeypatch, tmp_path):
     script = tmp_path / "train_fold.py"
     script.touch()

@@ -98,6 +98,34 @@ def test_fewer_folds_must_be_asked_for(trained, tmp_path, monkeypatch, capsys):
     inside(monkeypatch, capsys, "ensemble.py", *arguments, "--folds", "1", "--tta", "none", cwd=place)
 
 
+def test_a_model_of_all_pictures_makes_a_submission(trained, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
+    assert "24 pictures to train on, none to validate on" in output
+    folder = place / "runs/tiny/recipe/full"
+    assert {path.name for path in folder.glob("[!.]*")} == {"model.safetensors", "history.csv", "metrics.json"}
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    arguments = ("--folds", "full", "--submissions", str(tmp_path))
+    assert "leaderboard" in inside(monkeypatch, capsys, "ensemble.py", *TINY, *arguments, cwd=place)
+    (side,) = tmp_path.glob("*.json")
+    about = json.loads(side.read_text())
+    assert list(about["models"]) == ["recipe/full"] and about["score"]["out_of_fold"] is None
+    missing = ("--run", "other", *arguments)
+    assert "other/full: no finished fold" in inside(
+        monkeypatch, capsys, "ensemble.py", *TINY, *missing, cwd=place, status=2
+    )
+
+
+def test_arrays_without_test_pictures_say_so_before_training(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path)
+    images, masks = draw(24, 0)
+    np.savez(tmp_path / "input/tiny.npz", train_images=images, train_masks=masks)
+    output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
+    assert output.index("there are no test_images to make a submission of") < output.index("epoch")
+
+
 def _weights(place):
     return safetensors.torch.load_file(place / "runs/tiny/recipe/fold-0/model.safetensors")
 

@@ -1,5 +1,4 @@
 import csv
-import json
 
 import numpy as np
 import pandas as pd
@@ -81,9 +80,9 @@ def test_what_is_written_passes_the_check(tmp_path_factory, data, ids, format, c
     layout = competition(13, format=format, rows="image_class", class_column=class_column, class_label="name")
     labels = data.draw(arrays.arrays(np.uint8, (len(ids), 2, 3), elements=st.integers(0, 12)))
     path = write(tmp_path_factory.mktemp("both") / "s.csv", layout, ids, labels)
-    summary = submission.check(path, layout, ids, (2, 3))
-    assert summary.rows == len(ids) * (1 if format == "pixels" else 12)
-    assert submission.check(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == summary
+    rows = submission.check(path, layout, ids, (2, 3))
+    assert rows == len(ids) * (1 if format == "pixels" else 12)
+    assert submission.check(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
 
 
 def test_batches_follow_one_another(tmp_path):
@@ -133,7 +132,7 @@ def test_pictures_of_different_sizes(tmp_path):
     path = write(tmp_path / "s.csv", layout, ["a", "b", "c"], pictures)
     assert rows_of(path)[1:] == [["a", "1 6"], ["b", ""], ["c", "1 2000"]]
     sizes = np.array([picture.shape for picture in pictures])
-    assert submission.check(path, layout, ["a", "b", "c"], sizes) == submission.Summary(3, 2, 1)
+    assert submission.check(path, layout, ["a", "b", "c"], sizes) == 3
     with pytest.raises(Refused, match=r"row 3 \('c'\): run 1, '1 2000', ends outside the picture of 6 pixels"):
         submission.check(path, layout, ["c", "b", "a"], sizes)
 
@@ -171,12 +170,6 @@ def test_as_many_ids_as_pictures(tmp_path, format):
             write(tmp_path / "s.csv", competition(format=format), ids, LABELS)
 
 
-def test_side_file(tmp_path):
-    path = submission.side_file(tmp_path / "mars-hflip.csv", {"run": "default", "score": 0.5})
-    assert path == tmp_path / "mars-hflip.json"
-    assert json.loads(path.read_text()) == {"run": "default", "score": 0.5}
-
-
 # Checking
 
 
@@ -209,7 +202,7 @@ KNOWN = {"ids": ["a", "b"], "sizes": (1, 3)}
     ],
 )
 def test_accepts(tmp_path, layout, text):
-    assert check(tmp_path, text, layout, **KNOWN).rows >= 2
+    assert check(tmp_path, text, layout, **KNOWN) >= 2
     check(tmp_path, text, layout)
     (tmp_path / "sample_submission.csv").write_text(text)
     check(tmp_path, text, layout, sample=tmp_path / "sample_submission.csv")
@@ -273,7 +266,7 @@ def test_refuses(tmp_path, layout, text, problem):
 def test_the_sample_decides(tmp_path):
     sample = tmp_path / "sample_submission.csv"
     sample.write_text("id,rle_mask\n7.png,1 1\n8.png,1 1\n")
-    assert check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=sample).empty == 2
+    assert check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=sample) == 2
     for text, problem in (
         ("img,rle_mask\n7.png,\n8.png,\n", "column 1 is 'img'; sample_submission.csv has 'id' there"),
         ("id,rle_mask\n7,\n8,\n", r"row 1 \('7'\): no such id in sample_submission.csv; .* like '7.png'"),

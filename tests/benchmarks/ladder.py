@@ -28,6 +28,8 @@ BEFORE = [  # the default recipe with every choice taken back
     "ema=0.0",
     'loss.class_weights="none"',
     "loss.label_smoothing=0.0",
+    "loss.terms={cross_entropy=1.0}",
+    "oversample={}",
     "model.options={}",
     'predict.tta="none"',
 ]
@@ -41,6 +43,8 @@ RUNGS = {
     ],
     "averaged weights": ["ema=0.99"],
     "root class weights, smoothed labels": ['loss.class_weights="sqrt"', "loss.label_smoothing=0.05"],
+    "a Lovász term": ["loss.terms={cross_entropy=1.0, lovasz=0.5}"],
+    "pictures with big rocks three times": ['oversample={"big rock"=3.0}'],
     "a thinner decoder": ["model.options={decoder_channels=[128, 64, 48, 32, 16]}"],
     "prediction with the mirrored picture": ['predict.tta="hflip"'],
 }
@@ -54,11 +58,11 @@ def main() -> None:
     chosen, overrides = device.choose(), list(BEFORE)
     print(f"{chosen}, {args.time_budget:.0f} s each\n{'':44}{'IoU of 1 to 4':>15}{'course':>9}{'images/s':>10}")
     with tempfile.TemporaryDirectory() as folder:
-        data = runs.data(config.load("mars", "default"), args.input, Path(folder))
+        data = runs.data(config.load("mars", "mars"), args.input, Path(folder))
         show("the plain recipe", *plain(data, args.time_budget))
         for number, (name, added) in enumerate(RUNGS.items()):
             overrides += added
-            settings = config.load("mars", "default", overrides)
+            settings = config.load("mars", "mars", overrides)
             deadline = time.monotonic() + args.time_budget
             with contextlib.redirect_stdout(io.StringIO()):
                 fold = runs.train_fold(settings, data, 0, Path(folder) / str(number), chosen, 0, deadline)

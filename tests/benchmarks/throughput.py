@@ -183,10 +183,18 @@ def disk_to_csv(
     test = arrays.Split(split.images[rows], None, np.arange(len(rows)).astype(str), None, None)
     predict = settings.predict.model_copy(update={"tta": "d4"})
     started = time.perf_counter()
+    classes = len(settings.competition.classes)
     with submission.writer(place / "s.csv", settings.competition) as write:
-        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, np.arange(len(rows)), predict, chosen
+        blending = (
+            [[runs.Fold(path.parent, 0, {})]],
+            [1.0],
+            test,
+            ensemble.batches(test, classes, predict),
+            predict,
+            chosen,
+        )
         for batch, probabilities in ensemble.blended(*blending):
-            write(test.ids[batch], ensemble.label(probabilities, [1.0] * len(settings.competition.classes)))
+            write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
     return len(rows) / (time.perf_counter() - started)
 
 
