@@ -173,7 +173,7 @@ def _unpack(packed: Tensor) -> list[np.ndarray]:
 
 def lost(error: RuntimeError) -> bool:
     """Whether an error, from wherever in a step, says that another process of the job is gone."""
-    return count() > 1 and (isinstance(error, dist.DistBackendError) or "by peer" in str(error))
+    return count() > 1 and (isinstance(error, dist.DistBackendError) or "gloo" in str(error))
 
 
 def _start_again(processes: int) -> None:

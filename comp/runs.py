@@ -282,7 +282,9 @@ def _pictures(
     sheets.draw(rows, classes, folder / "examples.png", ignore)
 
     at = _watched(data.index, valid)
-    frames = {int(path.stem[6:]): np.load(path) for path in folder.glob("frame-*.npy")} | {best: predicted(at)}
+    frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")} | {
+        best: predicted(at)
+    }
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
     rows = sheets.filmstrip(*shown(valid[at]), film, split.ids[valid[at]].tolist(), ignore)
     sheets.draw(rows, classes, folder / "filmstrip.png", ignore, columns=len(film) + 2)

@@ -134,6 +134,7 @@ def everything_is_whole(place):
     readers = {
         ".json": lambda path: json.loads(path.read_text()),
         ".safetensors": lambda path: [tensor.sum() for tensor in safetensors.torch.load_file(path).values()],
+        ".npy": lambda path: np.load(path, allow_pickle=False),
         ".npz": lambda path: [npz.read(npz.member(path, key)) for key in npz.keys(path)],
         ".csv": pd.read_csv,
         ".png": lambda path: Image.open(path).load(),
