@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comp import arrays, files, networks
+from comp import arrays, files, networks, ranks
 from comp import config as configs
 from comp.config import Config, Model, did_you_mean
 from comp.errors import Refused
@@ -69,6 +69,8 @@ class Segmenter(nn.Module):
             raise
         # What a network asks of sizes and batches it says in its own words, and only when it meets them.
         except (RuntimeError, ValueError, AssertionError) as error:
+            if ranks.lost(error):
+                raise
             shape = "×".join(map(str, x.shape[2:]))
             more = "; raise batch_size" if "more than 1 value per channel" in str(error) else ""
             problem = " ".join(str(error).split())[:200]

@@ -171,7 +171,7 @@ def _unpack(packed: Tensor) -> list[np.ndarray]:
         return [file[f"arr_{i}"] for i in range(len(file.files))]
 
 
-def lost(error: RuntimeError) -> bool:
+def lost(error: Exception) -> bool:
     """Whether an error, from wherever in a step, says that another process of the job is gone."""
     return count() > 1 and (isinstance(error, dist.DistBackendError) or "gloo" in str(error))
 

@@ -72,8 +72,7 @@ def train_fold(
     with _held(folder, config):
         if (folder / METRICS).exists():
             fold = read_fold(folder)
-            if not ranks.rank():
-                checkpoint.remove(folder / checkpoint.NAME)  # if the process died before it could
+            _tidy(folder)  # if the process died before it could
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
         valid = np.flatnonzero(data.folds == number)
@@ -120,12 +119,18 @@ def train_fold(
         _pictures(folder, config, data, train, valid, state, confusions)
         files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
         ranks.wait()
-        checkpoint.remove(folder / checkpoint.NAME)
-        for frame in folder.glob("frame-*.npy"):
-            frame.unlink()
+        _tidy(folder)
         print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
         print(f"{metrics.table(facts)}\n\n{folder} ({seconds:.0f} s, {facts['images_per_second']} images/s)")
         return Fold(folder, number, facts)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only an unfinished fold needs."""
+    if not ranks.rank():
+        checkpoint.remove(folder / checkpoint.NAME)
+        for frame in folder.glob("frame-*.npy"):
+            frame.unlink()
 
 
 def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:

@@ -347,16 +347,11 @@ def test_a_complete_kernel_is_not_waited_for(kaggle, monkeypatch):
 def test_ctrl_c_leaves_the_kernel_running(kaggle, capsys):
     _run.hold = threading.Event()
     kernel = _push()
-    done = threading.Event()
-
-    def press():
-        while not done.wait(1):  # again where the first fell into somebody's destructor, as a person would
-            os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press, daemon=True).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         remote.follow(kernel.ref, POLL)
-    done.set()
+    signal.signal(signal.SIGINT, before)
     assert f"{kernel.ref} keeps running on Kaggle; the same command picks it up again" in capsys.readouterr().out
     assert _push() == kernel
     _run.hold.set()
