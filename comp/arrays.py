@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import cache, convert, npz
+from comp import cache, convert, demo, npz
 from comp.config import Arrays, Competition
 from comp.errors import Refused
 from comp.files import whole
@@ -57,15 +57,14 @@ class Index:
 
 
 def find(file: str, folder: Path) -> Path:
-    """Where an npz lies: in `folder`, else by its name below /kaggle/input, else in the cache folder."""
+    """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
     path = Path(folder) / file
     if path.is_file():
         return path
     if found := next(below_input(path.name), None):
         return found
-    made = cache.cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
-    if made.is_file():
-        return made
+    if file == demo.NAME:
+        return demo.ensure(folder)
     raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
 
 

@@ -11,7 +11,7 @@ import argparse
 import re
 from pathlib import Path
 
-from comp import arrays, audit, cli, demo, findings, pictures
+from comp import arrays, audit, cli, findings, pictures
 from comp.config import Competition
 
 
@@ -21,8 +21,6 @@ def main(arguments: argparse.Namespace) -> None:
         path = arguments.input / competition.file
         size, labels = arguments.size or competition.source.size, competition.source.labels
         pictures.prepare(competition, arguments.source, path, size, labels)
-    elif competition.name == "demo":
-        demo.ensure(arguments.input)
     look(competition, arguments.input, arguments.runs / competition.name / "audit")
 
 
