@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
+from comp import decode
 from comp.errors import Refused
 
 TOLERANCE = 48.0  # largest distance to a code, in grey levels or in RGB space
@@ -170,7 +170,7 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
     palette: dict[int, bytes] = {}
     for path in paths:
-        image = _open(path)
+        image = decode.load(path, "mask")
         if image.mode == "P":
             entries = image.convert("RGB").tobytes()
             values, first = np.unique(np.asarray(image), return_index=True)
@@ -187,7 +187,7 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
 
 def _codes(path: Path, kind: Kind) -> np.ndarray:
     """int32 (H, W)."""
-    image = _open(path)
+    image = decode.load(path, "mask")
     if kind == "colours":
         rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
@@ -200,15 +200,6 @@ def _codes(path: Path, kind: Kind) -> np.ndarray:
     if codes.max() > 255:
         raise Refused(f"{path}: holds the value {codes.max()}; masks go to 255")
     return codes
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Refused(f"{path}: cannot be read as a mask: {error}") from None
-    return image
 
 
 def _count(codes: np.ndarray) -> dict[int, int]:
