@@ -16,7 +16,7 @@ from comp import metrics, report
 from comp.config import Config, from_dict
 from comp.errors import Refused
 from comp.files import write_text
-from comp.runs import Fold, read_fold
+from comp.runs import METRICS, Fold, read_fold
 from comp.text import duration, number
 
 PICTURES = {
@@ -79,7 +79,7 @@ def run_page(run_folder: Path) -> Path:
     Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
     """
     config = _config(run_folder / "config.json")
-    folds = sorted((read_fold(path.parent) for path in run_folder.glob("fold-*/metrics.json")), key=lambda f: f.number)
+    folds = sorted((read_fold(path.parent) for path in run_folder.glob(f"fold-*/{METRICS}")), key=lambda f: f.number)
     if not folds:
         raise Refused(f"{run_folder}: no finished fold; train one with kernels/train_fold.py")
     names = config.competition.classes

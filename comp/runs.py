@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, ranks, report, sheets
+from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, npz, predict, ranks, report, sheets
 from comp import config as configs
 from comp.arrays import Index, Split
 from comp.config import Config
@@ -36,9 +36,9 @@ class Fold:
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
         ids, probabilities, confusions = (
-            arrays.npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
+            npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
         )
-        return arrays.npz.read(ids), arrays.npz.mapped(probabilities), arrays.npz.read(confusions)
+        return npz.read(ids), npz.mapped(probabilities), npz.read(confusions)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np
         yield "probabilities", (n, classes, *split.images.shape[1:3]), np.float16, blocks()
         yield "confusions", (n, classes, classes), np.int64, confusions
 
-    arrays.npz.write(path, members())
+    npz.write(path, members())
     return np.concatenate(confusions)
 
 
@@ -258,7 +258,7 @@ def _pictures(
     confusions: np.ndarray,
 ) -> None:
     split, metric, classes = data.split, config.competition.metric, config.competition.classes
-    probabilities = arrays.npz.mapped(arrays.npz.member(folder / OOF, "probabilities"))
+    probabilities = npz.mapped(npz.member(folder / OOF, "probabilities"))
 
     def shown(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(split.masks[rows])
