@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from comp.config import Fit
 from comp.errors import Refused
 
-Fit = Literal["stretch", "letterbox"]
 Size = tuple[int, int]  # height, width
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)

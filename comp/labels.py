@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from comp import decode
+from comp.config import did_you_mean
 from comp.errors import Refused
 
 TOLERANCE = 48.0  # largest distance to a code, in grey levels or in RGB space
@@ -95,7 +96,7 @@ def _given(given: Mapping[str, str], classes: tuple[str, ...], ignore: int | Non
         if not 0 <= value < (2**24 if kind == "colours" else 256):
             raise Refused(f"source.labels: {code!r} is neither a value 0–255 nor a colour such as '#3c1098'")
         if name != "ignore" and name not in classes:
-            raise Refused(f"source.labels.{code}: no class {name!r}; there are {', '.join(classes)}, and ignore")
+            raise Refused(f"source.labels.{code}: no class {name!r}{did_you_mean(name, [*classes, 'ignore'])}")
         if name == "ignore" and ignore is None:
             raise Refused(f"source.labels.{code}: is to be ignored, but arrays.ignore is not set (255 would fit)")
         meaning[value] = ignore if name == "ignore" and ignore is not None else classes.index(name)

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from comp import audit, decode, labels, layouts, npz
 from comp.audit import Finding
-from comp.config import Competition
-from comp.decode import Fit, Size
+from comp.config import Competition, Fit
+from comp.decode import Size
 from comp.errors import Refused
 from comp.files import lock, write_json
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.batches import to_device
-from comp.config import Predict
+from comp.config import Fit, Predict
 from comp.decode import fitted
 from comp.device import Device
 from comp.errors import Refused
@@ -158,7 +158,7 @@ def over(
         yield batch, probabilities(model, to_device(pixels, device.device), predict, device)
 
 
-def original(probabilities: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+def original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
     """Bring one picture's probabilities (C, H, W) back to its own (height, width).
 
     `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.
