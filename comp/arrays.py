@@ -199,13 +199,13 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         return selector
 
     images = convert.Source(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
-    sources = [convert.checked(images)]
+    sources = [images]
     masks = arrays.train_masks if part == "train" else given("masks")
     if masks is not None:
         labels = tuple((value, label) for label, value in enumerate(arrays.labels))
         if labels and arrays.ignore is not None:
             labels += ((arrays.ignore, arrays.ignore),)
-        sources.append(convert.checked(convert.Source(*_selected(path, masks), "masks", labels=labels)))
+        sources.append(convert.Source(*_selected(path, masks), "masks", labels=labels))
     count = images.shape[0]
     if count > MOST_SAMPLES:
         raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")

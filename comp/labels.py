@@ -144,10 +144,7 @@ def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int 
     told = {code: label for code, label in meaning.items() if not numbers or label == ignore}
     names = [f"{_name(code, kind)} {'ignored' if k == ignore else classes[k]}" for code, k in told.items()]
     text = ", ".join([f"mask {kind}, {why}", *names])
-    coding = Coding(kind, meaning, ignore, tolerance, text, np.empty(0, np.int16))
-    size, filled = (256, np.arange(256)) if kind == "values" else (2**24, np.array(list(meaning)))
-    table = np.full(size, _UNSEEN, np.int16)
-    table[filled] = _nearest(filled, coding)
+    table = np.full(256 if kind == "values" else 2**24, _UNSEEN, np.int16)
     return Coding(kind, meaning, ignore, tolerance, text, table)
 
 
