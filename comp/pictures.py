@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -52,12 +52,12 @@ class _Plan:
     coding: labels.Coding
 
 
-def prepare(competition: Competition, source: Path, path: Path, size: Size, given: Mapping[str, str]) -> None:
+def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
     """Make the npz `path` from the pictures and masks below `source`.
 
-    size: height and width of the arrays. given: what mask values or colours mean, as labels.detect
-    takes it. Raises Refused for a file that cannot be read, a mask that does not fit its picture or
-    the classes, and a `path` that was made otherwise; what is done so far is kept for the next run.
+    size: height and width of the arrays. Raises Refused for a file that cannot be read, a mask that does
+    not fit its picture or the classes, and a `path` that was made otherwise; what is done so far is kept
+    for the next run.
     """
     fit, ignore = competition.arrays.fit, competition.arrays.ignore
     if fit == "letterbox" and ignore is None:
@@ -66,7 +66,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size, give
     rows, odd = _look(layout)
     train, test = rows[: len(layout.train)], rows[len(layout.train) :]
     masks = [row.sample.mask for row in rows if row.sample.mask]
-    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, given))
+    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, competition.source.labels))
     print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
     digest = _digest(plan, rows)
     if path.exists():

@@ -54,7 +54,8 @@ def made(path: Path) -> dict[str, np.ndarray]:
 
 
 def make(folder: Path, out: Path, own: config.Competition, size=(16, 16), given=None) -> dict[str, np.ndarray]:
-    pictures.prepare(own, folder, out, size, given or {})
+    own = own.model_copy(update={"source": config.Source(labels=given or {})})
+    pictures.prepare(own, folder, out, size)
     return made(out)
 
 
