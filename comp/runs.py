@@ -92,13 +92,10 @@ def train_fold(
 
         model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
         trained = time.monotonic()
-        found = _out_of_fold(model, data.split, valid, config, device)
+        confusions = _out_of_fold(folder / OOF, model, data.split, valid, config, device)
         if ranks.rank():
-            for _ in found:
-                pass
             ranks.wait()  # for the files
             return read_fold(folder)
-        confusions = _write_oof(folder / OOF, found, data.split, valid, config)
         seconds = state.seconds + time.monotonic() - trained
         facts = {
             "fold": number,
@@ -207,29 +204,22 @@ def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fo
 
 
 def _out_of_fold(
-    model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
-) -> Iterator[ranks.Arrays]:
-    """Probabilities float16 (n, C, H, W) and confusions int64 (n, C, C), batch by batch, on rank 0."""
+    path: Path, model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
+) -> np.ndarray:
+    """Predict `rows`; rank 0 writes probabilities as they come, and returns confusions int64 (n, C, C)."""
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
+    confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[ranks.Arrays]:
         dealt = predict.batches(rows, split.images.shape[1:3], config.predict)[ranks.share()]
         shared = np.concatenate([rows[:0], *dealt])
         for batch, probabilities in predict.over(model, split.images, shared, config.predict, device):
             truth = np.ascontiguousarray(split.masks[batch])
-            confusions = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
-            yield probabilities.half().cpu().numpy(), confusions
-
-    return ranks.in_order(mine())
-
-
-def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np.ndarray, config: Config) -> np.ndarray:
-    """Write out-of-fold probabilities as they come; return confusions int64 (n, C, C)."""
-    classes = len(config.competition.classes)
-    confusions: list[np.ndarray] = []
+            confusion = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
+            yield probabilities.half().cpu().numpy(), confusion
 
     def blocks() -> Iterator[np.ndarray]:
-        for probabilities, confusion in found:
+        for probabilities, confusion in ranks.in_order(mine()):
             confusions.append(confusion)
             yield probabilities
 
@@ -239,6 +229,9 @@ def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np
         yield "probabilities", (n, classes, *split.images.shape[1:3]), np.float16, blocks()
         yield "confusions", (n, classes, classes), np.int64, confusions
 
+    if ranks.rank():
+        list(blocks())  # which all go to rank 0
+        return np.zeros((0, classes, classes), np.int64)
     npz.write(path, members())
     return np.concatenate(confusions)
 
