@@ -95,8 +95,8 @@ def fit(
     times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
-    state, parts = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
-    if restored := checkpoint.load(folder / checkpoint.NAME, parts, optimizer):
+    state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
+    if restored := checkpoint.load(folder / checkpoint.NAME, modules, optimizer):
         facts, note = restored
         if scaling := facts.pop("scaler", None):  # empty from a CPU
             scaler.load_state_dict(scaling)
@@ -122,7 +122,7 @@ def fit(
             return
         state.seconds = time.monotonic() - began
         facts = asdict(state) | {"scaler": scaler.state_dict()}
-        checkpoint.save(folder / checkpoint.NAME, parts, optimizer, facts)
+        checkpoint.save(folder / checkpoint.NAME, modules, optimizer, facts)
 
     with _stop_requests() as stop:
         while not state.ended:
