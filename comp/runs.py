@@ -18,6 +18,7 @@ from comp.device import Device
 from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
+CONFIG = "config.json"  # beside the folds
 FULL = "full"  # the folder of a model that all pictures trained and none validated, beside those of the folds
 
 
@@ -153,24 +154,29 @@ def _held(folder: Path, config: Config) -> Iterator[None]:
             check_configuration(folder.parent, config)
             if not ranks.rank():
                 files.sweep(folder)
-                files.write_text(folder.parent / "config.json", config.model_dump_json(indent=2) + "\n")
+                files.write_text(folder.parent / CONFIG, config.model_dump_json(indent=2) + "\n")
         yield
 
 
 def check_configuration(run_folder: Path, config: Config) -> None:
     """Refused where folds that were trained with another configuration lie in the run's folder."""
-    path = run_folder / "config.json"
     kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"*/{name}")]
-    if not kept or not path.exists():
+    if not kept or not (run_folder / CONFIG).exists():
         return
-    try:
-        before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
-    if difference := configs.first_difference(before, config):
+    if difference := configs.first_difference(read_config(run_folder), config):
         raise Refused(
             f"{run_folder} holds a run of another configuration ({difference}); name another --run, or delete it"
         )
+
+
+def read_config(run_folder: Path) -> Config:
+    """The configuration that a run was made with. Raises Refused."""
+    path = run_folder / CONFIG
+    try:
+        return configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{path}: {reason}; name another --run, or delete {run_folder}") from None
 
 
 def summary(done: list[Fold], config: Config) -> str:
