@@ -74,7 +74,7 @@ def train_fold(
         if (folder / METRICS).exists():
             fold = read_fold(folder)
             if not ranks.rank():
-                checkpoint.remove(folder / checkpoint.NAME)  # if the process died before it could
+                _tidy(folder)  # if the process died before it could
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
         valid = np.flatnonzero(data.folds == number)
@@ -118,9 +118,7 @@ def train_fold(
         _pictures(folder, config, data, train, valid, state, confusions)
         files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
         ranks.wait()
-        checkpoint.remove(folder / checkpoint.NAME)
-        for frame in folder.glob("frame-*.npy"):
-            frame.unlink()
+        _tidy(folder)
         print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
         print(f"{metrics.table(facts)}\n\n{folder} ({seconds:.0f} s, {facts['images_per_second']} images/s)")
         return Fold(folder, number, facts)
@@ -140,10 +138,18 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
             facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
             if not ranks.rank():
                 files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
-                checkpoint.remove(folder / checkpoint.NAME)
             ranks.wait()
+        if not ranks.rank():
+            _tidy(folder)
         print(f"the model of all pictures is finished (in {folder})")
         return read_fold(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only a fold that is not finished needs."""
+    checkpoint.remove(folder / checkpoint.NAME)
+    for frame in folder.glob("frame-*.npy"):
+        frame.unlink()
 
 
 @contextlib.contextmanager
