@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from comp import cache, convert, npz
+from comp import cache, convert, demo, npz
 from comp.config import Arrays, Competition
 from comp.errors import Refused
 from comp.files import whole
@@ -57,15 +58,14 @@ class Index:
 
 
 def find(file: str, folder: Path) -> Path:
-    """Where an npz lies: in `folder`, else by its name below /kaggle/input, else in the cache folder."""
+    """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
     path = Path(folder) / file
     if path.is_file():
         return path
     if found := next(below_input(path.name), None):
         return found
-    made = cache.cache_folder(folder) / path.name  # where the demo lies if its folder cannot be written
-    if made.is_file():
-        return made
+    if file == demo.NAME:
+        return demo.ensure(folder)
     raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
 
 
@@ -77,22 +77,12 @@ def below_input(name: str) -> Iterator[Path]:
 
 def load_train(competition: Competition, folder: Path) -> Split:
     """The training samples of a competition. Raises Refused, naming file, key and sample."""
-    arrays, path = competition.arrays, find(competition.file, folder)
-    fields = ("train_ids", "train_groups", "train_sizes", "train_folds")
-    ids, groups, sizes, folds = (_optional(path, arrays, field) for field in fields)
-    images, masks = _images(path, arrays.train_images, arrays), _masks(path, arrays.train_masks, arrays)
-    split = _split(images, masks, ids, groups, sizes, folder)
-    if folds is None:
-        return split
-    return replace(split, folds=_values(path, folds, (len(split.ids),), "iu", "integers").astype(np.int16))
+    return _load("train", competition, folder)
 
 
 def load_test(competition: Competition, folder: Path) -> Split:
     """The test samples; with masks only where the npz has them, as practice competitions do."""
-    arrays, path = competition.arrays, find(competition.file, folder)
-    masks, ids, sizes = (_optional(path, arrays, field) for field in ("test_masks", "test_ids", "test_sizes"))
-    images = _images(path, arrays.test_images, arrays)
-    return _split(images, None if masks is None else _masks(path, masks, arrays), ids, None, sizes, folder)
+    return _load("test", competition, folder)
 
 
 def has_test(competition: Competition, folder: Path) -> bool:
@@ -196,35 +186,39 @@ def _count(flat: np.ndarray, labels: list[int]) -> np.ndarray:
     return counts
 
 
-def _split(
-    images: convert.Source,
-    masks: convert.Source | None,
-    ids_selector: str | None,
-    groups_selector: str | None,
-    sizes_selector: str | None,
-    folder: Path,
-) -> Split:
-    path, count = images.member.path, images.shape[0]
+def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
+    arrays, path = competition.arrays, find(competition.file, folder)
+    there = npz.keys(path)
+
+    def given(field: str) -> str | None:
+        """The selector of what need not be there: None where it is empty, or the default and the file lacks it."""
+        name = f"{part}_{field}"
+        selector = getattr(arrays, name, "")
+        if not selector or (selector == Arrays.model_fields[name].default and selector not in there):
+            return None
+        return selector
+
+    images = convert.Source(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
+    sources = [images]
+    masks = arrays.train_masks if part == "train" else given("masks")
+    if masks is not None:
+        labels = tuple((value, label) for label, value in enumerate(arrays.labels))
+        if labels and arrays.ignore is not None:
+            labels += ((arrays.ignore, arrays.ignore),)
+        sources.append(convert.Source(*_selected(path, masks), "masks", labels=labels))
+    count = images.shape[0]
     if count > MOST_SAMPLES:
         raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
-    if masks and masks.shape != images.shape[:3]:
-        raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
-    ids = _ids(path, ids_selector, count)
-    groups = None if groups_selector is None else _texts(path, groups_selector, count)
-    sizes = None if sizes_selector is None else _sizes(path, sizes_selector, count)
-    sources = [images, masks] if masks else [images]
-    pixels = convert.uint8(sources, ids, folder)
+    for source in sources[1:]:
+        if source.shape != images.shape[:3]:
+            raise Refused(f"{source}: masks of shape {source.shape} do not fit images of shape {images.shape}")
+    ids = _ids(path, given("ids"), count)
+    groups = _texts(path, selector, count) if (selector := given("groups")) else None
+    sizes = _sizes(path, selector, count) if (selector := given("sizes")) else None
+    pixels, *labelled = convert.uint8(sources, ids, folder)
+    folds = _folds(path, selector, count) if (selector := given("folds")) else None
     origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
-    return Split(pixels[0], pixels[1] if masks else None, ids, groups, sizes, origin=origin)
-
-
-def _optional(path: Path, arrays: Arrays, field: str) -> str | None:
-    """The field's selector; None where it is empty, or the default and the file has no such array."""
-    selector = getattr(arrays, field)
-    if not selector:
-        return None
-    default = selector == Arrays.model_fields[field].default
-    return None if default and selector not in npz.keys(path) else selector
+    return Split(pixels, labelled[0] if labelled else None, ids, groups, sizes, folds, origin)
 
 
 def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
@@ -238,17 +232,6 @@ def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     if len(member.shape) < 2 or part >= member.shape[1]:
         raise Refused(f"{path}: {selector!r}: shape {member.shape} has no such slice")
     return member, part
-
-
-def _images(path: Path, selector: str, arrays: Arrays) -> convert.Source:
-    return convert.checked(convert.Source(*_selected(path, selector), "images", arrays.scale))
-
-
-def _masks(path: Path, selector: str, arrays: Arrays) -> convert.Source:
-    labels = tuple((value, label) for label, value in enumerate(arrays.labels))
-    if labels and arrays.ignore is not None:
-        labels += ((arrays.ignore, arrays.ignore),)
-    return convert.checked(convert.Source(*_selected(path, selector), "masks", labels=labels))
 
 
 def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
@@ -298,3 +281,8 @@ def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
     for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
         raise Refused(f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit")
     return sizes.astype(np.int32)
+
+
+def _folds(path: Path, selector: str, count: int) -> np.ndarray:
+    """The fold in which each sample validates, int16 (N,)."""
+    return _values(path, selector, (count,), "iu", "integers").astype(np.int16)

@@ -118,7 +118,7 @@ def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(alone, "", ids[label])
 
 
-def plain(mask: np.ndarray) -> bool:
+def _plain(mask: np.ndarray) -> bool:
     """Whether a mask, uint8 (H, W), tells nothing of its picture: one label, framed or cut once, as many are."""
     changes = ((mask[1:] != mask[:-1]).any(axis=1).sum(), (mask[:, 1:] != mask[:, :-1]).any(axis=0).sum())
     return min(changes) < 3
@@ -136,7 +136,7 @@ def _shared_masks(train: Split, index: Index) -> list[Finding]:
     found = []
     for group in _equal(index.mask_hash):
         pictures = len(np.unique(index.image_hash[group]))
-        if train.masks is not None and pictures >= SHARING and not plain(train.masks[group[0]]):
+        if train.masks is not None and pictures >= SHARING and not _plain(train.masks[group[0]]):
             first = str(train.ids[group[0]])
             detail = f"{pictures} different pictures share it"
             found += [Finding(str(train.ids[k]), "shared mask", detail, first) for k in group]

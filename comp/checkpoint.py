@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comp import files, models
+from comp import files
 from comp.errors import Refused
 
 NAME = "checkpoint.safetensors"
@@ -40,7 +40,7 @@ def load(
         if not candidate.exists():
             continue
         try:
-            tensors, metadata = models.read_tensors(candidate)
+            tensors, metadata = files.read_tensors(candidate)
             text = metadata.get("facts", "")
             if metadata.get("checksum") != _checksum(tensors, text):
                 raise Refused(f"{candidate}: damaged: it does not have the checksum that it was written with")

@@ -36,6 +36,7 @@ UNTOUCHED = (
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
+Fit = Literal["stretch", "letterbox"]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -61,7 +62,7 @@ class Arrays(Section):
     test_masks: str = "test_masks"  # known only for practice competitions
     test_ids: str = "test_ids"
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of pictures that were resized
-    fit: Literal["stretch", "letterbox"] = "stretch"  # how the originals were brought to one size
+    fit: Fit = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored

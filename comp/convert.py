@@ -22,13 +22,22 @@ VERSION = 1  # raised when conversion changes, so that older caches are not used
 
 @dataclass(frozen=True)
 class Source:
-    """An array the configuration asks for: a member, or one slice of it, and what it is used as."""
+    """An array the configuration asks for: a member, or one slice of it, and what it is used as.
+
+    Raises Refused for a dtype or shape that holds no pictures.
+    """
 
     member: npz.Member
     part: int | None  # index on the second axis; None: all of it
     role: Literal["images", "masks"]
     scale: float = 1.0  # images are multiplied by it
     labels: tuple[tuple[int, int], ...] = ()  # masks: pairs of a value and the label that it becomes; empty: as it is
+
+    def __post_init__(self) -> None:
+        if self.member.dtype.kind not in "buif":
+            raise Refused(f"{self}: {self.member.dtype} cannot be {self.role}; uint8 would fit")
+        if 0 in self.member.shape or 0 in self.shape:
+            raise Refused(f"{self}: shape {self.member.shape} holds no sample")
 
     def __str__(self) -> str:
         return str(self.member) if self.part is None else f"{self.member}[:, {self.part}]"
@@ -58,16 +67,6 @@ class Source:
             fits = "(N, H, W), (N, H, W, C) or (N, C, H, W)" if self.role == "images" else "(N, H, W)"
             raise Refused(f"{self}: {self.role} of shape {block.shape}; {fits} would fit")
         return arranged
-
-
-def checked(source: Source) -> Source:
-    """The source itself. Raises Refused for a dtype or shape that holds no pictures."""
-    member = source.member
-    if member.dtype.kind not in "buif":
-        raise Refused(f"{source}: {member.dtype} cannot be {source.role}; uint8 would fit")
-    if 0 in member.shape or 0 in source.shape:
-        raise Refused(f"{source}: shape {member.shape} holds no sample")
-    return source
 
 
 def uint8(sources: list[Source], ids: np.ndarray, folder: Path) -> list[np.ndarray]:

@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from comp.config import Fit
 from comp.errors import Refused
 
-Fit = Literal["stretch", "letterbox"]
 Size = tuple[int, int]  # height, width
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -70,13 +69,19 @@ def turned(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[b
     ]
 
 
-def read(path: Path, turn: bool) -> Image.Image:
-    """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused."""
+def load(path: Path, role: str) -> Image.Image:
+    """The first frame of a file, as it is. Raises Refused, saying what it was to be: a picture, or a mask."""
     try:
         image = Image.open(path)
         image.load()
     except UNREADABLE as error:
-        raise Refused(f"{path}: cannot be read as a picture: {error}") from None
+        raise Refused(f"{path}: cannot be read as a {role}: {error}") from None
+    return image
+
+
+def read(path: Path, turn: bool) -> Image.Image:
+    """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused."""
+    image = load(path, "picture")
     if turn:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":

@@ -16,6 +16,7 @@ import numpy as np
 from comp.cache import cache_folder
 from comp.files import whole
 
+NAME = "demo.npz"
 HEIGHT, WIDTH = 64, 128
 TRAIN, TEST = 480, 160
 DUPLICATES, OUTLIERS = 16, 12
@@ -28,7 +29,7 @@ def ensure(folder: Path) -> Path:
     folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    places = (folder / "demo.npz", cache_folder(folder) / "demo.npz")
+    places = (folder / NAME, cache_folder(folder) / NAME)
     for path in places:
         if path.is_file():
             return path

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from comp.errors import Refused
 
 
@@ -57,13 +59,24 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
     """Write tensors as safetensors, whole or not at all. Raises Refused where the disk does not take them."""
-    import safetensors.torch
+    from safetensors.torch import save_file  # takes torch with it, which not every script needs
 
     with whole(path) as beside:
         try:
-            safetensors.torch.save_file(tensors, beside, metadata=metadata)
+            save_file(tensors, beside, metadata=metadata)
         except safetensors.SafetensorError as error:  # which hides the system's own error, such as a full disk
             raise Refused(f"{path}: could not be written: {error}") from None
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises Refused for a missing or broken one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise Refused(f"{path}: not a readable safetensors file: {error}") from None
 
 
 def sha256(path: str | Path) -> str:

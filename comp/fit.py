@@ -95,8 +95,8 @@ def fit(
     times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
-    state, parts = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
-    if restored := checkpoint.load(folder / checkpoint.NAME, parts, optimizer):
+    state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
+    if restored := checkpoint.load(folder / checkpoint.NAME, modules, optimizer):
         facts, note = restored
         if scaling := facts.pop("scaler", None):  # empty from a CPU
             scaler.load_state_dict(scaling)
@@ -106,7 +106,7 @@ def fit(
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     looks = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
     timer = _Timer(deadline, state.progress, looks)
-    seconds_before, saved, parts_of_batch = state.seconds, time.monotonic(), 1
+    began, saved, parts_of_batch = started - state.seconds, time.monotonic(), 1
 
     sums, clock = torch.zeros(2, device=device.device), 0.0  # loss and bad steps since they were last settled
 
@@ -120,9 +120,9 @@ def fit(
     def save() -> None:
         if ranks.rank():
             return
-        state.seconds = seconds_before + time.monotonic() - started
+        state.seconds = time.monotonic() - began
         facts = asdict(state) | {"scaler": scaler.state_dict()}
-        checkpoint.save(folder / checkpoint.NAME, parts, optimizer, facts)
+        checkpoint.save(folder / checkpoint.NAME, modules, optimizer, facts)
 
     with _stop_requests() as stop:
         while not state.ended:
@@ -184,44 +184,61 @@ def fit(
                 score = metrics.score(confusions, config.competition.metric)
             if watch:
                 watch(state.epoch + 1, averaged)
-            row = {
-                "epoch": state.epoch + 1,
-                "seconds": round(seconds_before + time.monotonic() - started, 2),
-                "lr": state.lr,
-                "train_loss": state.loss / state.samples,
-                "valid_loss": valid_loss,
-                "score": score,
-            }
-            state.history.append(row)
-            better = (score > state.best_score or not len(valid)) and state.bad <= steps / 2
-            if better:
-                state.best_score, state.best_epoch = score, state.epoch
-                if not ranks.rank():
-                    models.save(averaged, folder / "model.safetensors", config)
-            print(_line(row, config.epochs, better), flush=True)
-            if not ranks.rank():
-                files.write_csv(folder / "history.csv", [row, *([past[key] for key in row] for past in state.history)])
-            if state.bad > steps / 2:
-                raise Refused(
-                    f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
-                    "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
-                )
-            waited = state.epoch - state.best_epoch
-            if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
-                state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
-            state.skipped += state.bad
-            state.epoch, state.batch, state.loss, state.samples, state.bad = state.epoch + 1, 0, 0.0, 0, 0
-            if not state.ended:
-                if state.epoch >= config.epochs:
-                    state.ended = "all epochs"
-                elif config.patience and waited >= config.patience:
-                    state.ended = "early stop"
-                elif state.progress >= 1.0:
-                    state.ended = "time budget"
+            state.seconds = time.monotonic() - began
+            _end_epoch(state, steps, averaged, valid_loss, score, config, folder)
         save()
         if ranks.agree(0.0, stop.is_set())[1]:
             raise Interrupted
     return models.load(folder / "model.safetensors", device.device).model, state
+
+
+def _end_epoch(
+    state: State, steps: int, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path
+) -> None:
+    """Enter an epoch of so many steps into the history, keep its model if it is the best, settle how training goes on.
+
+    A `score` that is not a number says that nothing was validated: then the last epoch is the best. Raises Refused
+    where most steps were not finite.
+    """
+    row = {
+        "epoch": state.epoch + 1,
+        "seconds": round(state.seconds, 2),
+        "lr": state.lr,
+        "train_loss": state.loss / state.samples,
+        "valid_loss": valid_loss,
+        "score": score,
+    }
+    state.history.append(row)
+    diverged = state.bad > steps / 2
+    better = not diverged and (score > state.best_score or math.isnan(score))
+    if better:
+        state.best_score, state.best_epoch = score, state.epoch
+        if not ranks.rank():
+            models.save(model, folder / "model.safetensors", config)
+    print(
+        f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
+        f"loss {row['train_loss']:.4f}  valid {valid_loss:.4f}  score {score:.4f}{' *' if better else ''}",
+        flush=True,
+    )
+    if not ranks.rank():
+        files.write_csv(folder / "history.csv", [row, *([past[key] for key in row] for past in state.history)])
+    if diverged:
+        raise Refused(
+            f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
+            "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
+        )
+    waited = state.epoch - state.best_epoch
+    if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
+        state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
+    state.skipped += state.bad
+    state.epoch, state.batch, state.loss, state.samples, state.bad = state.epoch + 1, 0, 0.0, 0, 0
+    if not state.ended:
+        if state.epoch >= config.epochs:
+            state.ended = "all epochs"
+        elif config.patience and waited >= config.patience:
+            state.ended = "early stop"
+        elif state.progress >= 1.0:
+            state.ended = "time budget"
 
 
 def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
@@ -420,10 +437,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _line(row: dict[str, float], epochs: int, better: bool) -> str:
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  {row['seconds']:7.1f} s  lr {row['lr']:.1e}  "
-        f"loss {row['train_loss']:.4f}  valid {row['valid_loss']:.4f}  score {row['score']:.4f}{' *' if better else ''}"
-    )

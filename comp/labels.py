@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
+from comp import decode
+from comp.config import did_you_mean
 from comp.errors import Refused
 
 TOLERANCE = 48.0  # largest distance to a code, in grey levels or in RGB space
@@ -95,7 +96,7 @@ def _given(given: Mapping[str, str], classes: tuple[str, ...], ignore: int | Non
         if not 0 <= value < (2**24 if kind == "colours" else 256):
             raise Refused(f"source.labels: {code!r} is neither a value 0–255 nor a colour such as '#3c1098'")
         if name != "ignore" and name not in classes:
-            raise Refused(f"source.labels.{code}: no class {name!r}; there are {', '.join(classes)}, and ignore")
+            raise Refused(f"source.labels.{code}: no class {name!r}{did_you_mean(name, [*classes, 'ignore'])}")
         if name == "ignore" and ignore is None:
             raise Refused(f"source.labels.{code}: is to be ignored, but arrays.ignore is not set (255 would fit)")
         meaning[value] = ignore if name == "ignore" and ignore is not None else classes.index(name)
@@ -143,10 +144,7 @@ def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int 
     told = {code: label for code, label in meaning.items() if not numbers or label == ignore}
     names = [f"{_name(code, kind)} {'ignored' if k == ignore else classes[k]}" for code, k in told.items()]
     text = ", ".join([f"mask {kind}, {why}", *names])
-    coding = Coding(kind, meaning, ignore, tolerance, text, np.empty(0, np.int16))
-    size, filled = (256, np.arange(256)) if kind == "values" else (2**24, np.array(list(meaning)))
-    table = np.full(size, _UNSEEN, np.int16)
-    table[filled] = _nearest(filled, coding)
+    table = np.full(256 if kind == "values" else 2**24, _UNSEEN, np.int16)
     return Coding(kind, meaning, ignore, tolerance, text, table)
 
 
@@ -170,7 +168,7 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
     palette: dict[int, bytes] = {}
     for path in paths:
-        image = _open(path)
+        image = decode.load(path, "mask")
         if image.mode == "P":
             entries = image.convert("RGB").tobytes()
             values, first = np.unique(np.asarray(image), return_index=True)
@@ -187,7 +185,7 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
 
 def _codes(path: Path, kind: Kind) -> np.ndarray:
     """int32 (H, W)."""
-    image = _open(path)
+    image = decode.load(path, "mask")
     if kind == "colours":
         rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
@@ -200,15 +198,6 @@ def _codes(path: Path, kind: Kind) -> np.ndarray:
     if codes.max() > 255:
         raise Refused(f"{path}: holds the value {codes.max()}; masks go to 255")
     return codes
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Refused(f"{path}: cannot be read as a mask: {error}") from None
-    return image
 
 
 def _count(codes: np.ndarray) -> dict[int, int]:

@@ -46,7 +46,8 @@ def find(source: Path) -> Layout:
         raise Refused(f"{source}: no such folder")
     lists = sorted(path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}ImageSets/Segmentation"))
     if len(lists) > 1:
-        raise Refused(f"{source}: holds several VOC years ({', '.join(_years(lists))}); name one of them as --source")
+        years = ", ".join(path.parts[-3] for path in lists)
+        raise Refused(f"{source}: holds several VOC years ({years}); name one of them as --source")
     layout = _voc(lists[0]) if lists else _folders(source)
     if not layout.train:
         raise Refused(
@@ -56,44 +57,34 @@ def find(source: Path) -> Layout:
     return layout
 
 
-def _years(lists: list[Path]) -> list[str]:
-    return [path.parent.parent.name for path in lists]
-
-
 def _voc(lists: Path) -> Layout:
     root = lists.parent.parent
-    pictures, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
-    odd = [Finding(path.name, "not a picture", str(path.parent.name)) for path in pictures.odd + masks.odd]
+    pictures, masks, odd = {}, {}, []
+    for name, found in (("JPEGImages", pictures), ("SegmentationClass", masks)):
+        for path in sorted(root.glob(f"{name}/*")):
+            if _is_picture(path):
+                found[path.stem] = path
+            else:
+                odd.append(Finding(path.name, "not a picture", name))
     named = {name: _read_list(lists / f"{name}.txt") for name in ("train", "val", "trainval", "test")}
     given = bool(named["train"] and named["val"])
     folds = {"train": 1, "val": 0} if given else {"train": -1, "val": -1, "trainval": -1}
 
     def sample(stem: str, of: str, fold: int) -> Sample:
-        if stem not in pictures.files:
+        if stem not in pictures:
             raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'JPEGImages'} has no such picture")
-        if of != "test" and stem not in masks.files:
+        if of != "test" and stem not in masks:
             raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'SegmentationClass'} has no such mask")
-        return Sample(stem, pictures.files[stem], masks.files.get(stem), fold)
+        return Sample(stem, pictures[stem], masks.get(stem), fold)
 
     train = {stem: sample(stem, of, fold) for of, fold in folds.items() for stem in named[of]}
     for stem in named["test"]:
         if stem in train:
             raise Refused(f"{lists}: {stem} is in the test list and in a training list")
     test = {stem: sample(stem, "test", -1) for stem in named["test"]}
-    unlisted = sorted((pictures.files.keys() | masks.files.keys()) - train.keys() - test.keys())
+    unlisted = sorted((pictures.keys() | masks.keys()) - train.keys() - test.keys())
     odd += [Finding(stem, "not listed", "in no list of ImageSets/Segmentation") for stem in unlisted]
     return Layout(_ordered(train), _ordered(test), tuple(odd))
-
-
-@dataclass(frozen=True)
-class _Folder:
-    files: dict[str, Path]
-    odd: list[Path]
-
-
-def _by_stem(folder: Path) -> _Folder:
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return _Folder({path.stem: path for path in paths if _is_picture(path)}, [p for p in paths if not _is_picture(p)])
 
 
 def _read_list(path: Path) -> list[str]:

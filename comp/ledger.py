@@ -27,7 +27,7 @@ def table(rows: list[dict[str, str]]) -> str:
     """The ledger as aligned text: out-of-fold beside public and private score, and their difference."""
     lines = [("when", "file", "out-of-fold", "public", "private", "public - oof")]
     for row in rows:
-        scores = [f"{float(row[key]):.4f}" if row[key] else "–" for key in ("out_of_fold", "public", "private")]
+        scores = [text.number(float(row[key] or "nan")) for key in ("out_of_fold", "public", "private")]
         both = row["out_of_fold"] and row["public"]
         apart = f"{float(row['public']) - float(row['out_of_fold']):+.4f}" if both else "–"
         lines.append((row["when"][:16].replace("T", " "), row["file"], *scores, apart))

@@ -6,17 +6,13 @@ nothing is 0, as in Keras.
 
 from collections.abc import Mapping
 from statistics import mean, stdev
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
 from comp import config
 from comp.errors import Refused
 from comp.text import aligned, number, short
-
-Array = np.ndarray | torch.Tensor
 
 # The scores of a run that tables show, and what the columns are headed.
 HEADLINES = {
@@ -33,38 +29,34 @@ NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accura
 CHUNK = 1 << 18  # pixels counted at once: few enough to stay in the processor's cache
 
 
-def confusion(truth: Array, prediction: Array, classes: int, ignore: int | None = None) -> Array:
-    """Count pixels by sample, true class and predicted class.
+def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None = None) -> np.ndarray:
+    """Count pixels by sample, true class and predicted class: int64 (N, C, C).
 
-    `truth` and `prediction` are whole numbers (N, H, W), uint8 at best, and both numpy (memory maps
-    too) or both tensors on one device. Pixels whose truth is `ignore` are not counted. Gives int64
-    (N, C, C), for tensors a tensor on their device. Raises Refused.
+    `truth` and `prediction` are whole numbers (N, H, W), uint8 at best; memory maps, too. Pixels whose
+    truth is `ignore` are not counted. Raises Refused.
     """
     if truth.shape != prediction.shape:
-        raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
-    if isinstance(truth, torch.Tensor):
-        sample = torch.arange(len(truth), device=truth.device)
-        return _count(truth.long(), prediction.long(), sample, classes, ignore, torch)
+        raise Refused(f"the prediction is {prediction.shape}, but the truth {truth.shape}")
     result = np.zeros((len(truth), classes, classes), np.int64)
     step = max(1, CHUNK // max(1, truth[:1].size))
     # The narrowest type that holds a chunk's codes is the fastest.
     dtype = np.min_scalar_type(step * (classes + 1) * classes)
     for start in range(0, len(truth), step):
         part = slice(start, start + step)
-        sample = np.arange(len(truth[part]), dtype=dtype)
-        result[part] = _count(truth[part].astype(dtype), prediction[part], sample, classes, ignore, np)
+        result[part] = _count(truth[part].astype(dtype), prediction[part], classes, ignore)
     return result
 
 
-def _count(truth: Array, prediction: Array, sample: Array, classes: int, ignore: int | None, xp: ModuleType) -> Array:
-    """One code per pixel, counted; `xp` is numpy or torch. Ignored pixels have a row of their own."""
+def _count(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
+    """One code per pixel, counted; ignored pixels have a row of their own."""
     bad = (truth >= classes) if ignore is None else (truth >= classes) & (truth != ignore)
     if bad.any() or (prediction >= classes).any():
         raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
     if ignore is not None:
-        truth = xp.where(truth == ignore, classes, truth)
-    code = (sample.reshape(-1, 1, 1) * (classes + 1) + truth) * classes + prediction
-    counts = xp.bincount(code.reshape(-1), minlength=len(sample) * (classes + 1) * classes)
+        truth = np.where(truth == ignore, classes, truth)
+    samples = np.arange(len(truth), dtype=truth.dtype)[:, None, None]
+    codes = (samples * (classes + 1) + truth) * classes + prediction
+    counts = np.bincount(codes.ravel(), minlength=len(truth) * (classes + 1) * classes)
     return counts.reshape(-1, classes + 1, classes)[:, :classes]
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -152,7 +151,7 @@ def _check_encoder(smp: Any, encoder: str) -> None:
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:
     """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
-    given, wanted = read_tensors(path)[0], encoder.state_dict()
+    given, wanted = files.read_tensors(path)[0], encoder.state_dict()
     # timm encoders sit one level deeper ("model."), which the file's own keys do not have.
     renamed = {f"model.{key}" if f"model.{key}" in wanted else key: value for key, value in given.items()}
     fitting = {}
@@ -225,7 +224,7 @@ def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded
 
     `like`, a model that is not needed any more, gives its network where the configuration is the same.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = files.read_tensors(path)
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
     try:
@@ -241,14 +240,3 @@ def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded
         reason = str(error).splitlines()[-1].strip()
         raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
     return Loaded(model.to(device).eval(), config)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises Refused for a missing or broken one."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise Refused(f"{path}: not a readable safetensors file: {error}") from None

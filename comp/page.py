@@ -3,7 +3,6 @@
 import base64
 import csv
 import html
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from comp import metrics, report
-from comp.config import Config, from_dict
+from comp.config import Config
 from comp.errors import Refused
 from comp.files import write_text
-from comp.runs import Fold, read_fold
+from comp.runs import METRICS, Fold, read_config, read_fold
 from comp.text import duration, number
 
 PICTURES = {
@@ -78,8 +77,8 @@ def run_page(run_folder: Path) -> Path:
 
     Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
     """
-    config = _config(run_folder / "config.json")
-    folds = sorted((read_fold(path.parent) for path in run_folder.glob("fold-*/metrics.json")), key=lambda f: f.number)
+    config = read_config(run_folder)
+    folds = sorted((read_fold(path.parent) for path in run_folder.glob(f"fold-*/{METRICS}")), key=lambda f: f.number)
     if not folds:
         raise Refused(f"{run_folder}: no finished fold; train one with kernels/train_fold.py")
     names = config.competition.classes
@@ -196,15 +195,6 @@ def _class_rows(pooled: dict, folds: list[Fold]) -> list[list[str]]:
         known = [iou for fold in folds if (iou := fold.metrics["classes"][name]["iou"]) is not None]
         row.append(f"{min(known):.3f} – {max(known):.3f}" if known else "–")
     return [[*head, "IoU over folds"], *rows]
-
-
-def _config(path: Path) -> Config:
-    try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}; a run's folder holds its configuration") from None
-    except ValueError as error:
-        raise Refused(f"{path}: {error}") from None
 
 
 def _escape(text: object) -> str:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,15 +24,13 @@ from tqdm import tqdm
 
 from comp import audit, decode, labels, layouts, npz
 from comp.audit import Finding
-from comp.config import Competition
-from comp.decode import Fit, Size
+from comp.config import Competition, Fit
+from comp.decode import Size
 from comp.errors import Refused
 from comp.files import lock, write_json
 
 BLOCK = 32 << 20  # bytes of rows between two notes of progress
 VERSION = 1  # raised when the same files would give other rows
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,12 @@ class _Plan:
     coding: labels.Coding
 
 
-def prepare(
-    competition: Competition, source: Path, path: Path, size: Size, given: Mapping[str, str], say: Say = print
-) -> None:
+def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
     """Make the npz `path` from the pictures and masks below `source`.
 
-    size: height and width of the arrays. given: what mask values or colours mean, as labels.detect
-    takes it. Raises Refused for a file that cannot be read, a mask that does not fit its picture or
-    the classes, and a `path` that was made otherwise; what is done so far is kept for the next run.
+    size: height and width of the arrays. Raises Refused for a file that cannot be read, a mask that does
+    not fit its picture or the classes, and a `path` that was made otherwise; what is done so far is kept
+    for the next run.
     """
     fit, ignore = competition.arrays.fit, competition.arrays.ignore
     if fit == "letterbox" and ignore is None:
@@ -70,13 +66,14 @@ def prepare(
     rows, odd = _look(layout)
     train, test = rows[: len(layout.train)], rows[len(layout.train) :]
     masks = [row.sample.mask for row in rows if row.sample.mask]
-    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, given))
-    say(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
+    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, competition.source.labels))
+    print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
     digest = _digest(plan, rows)
     if path.exists():
         if _made(path).get("digest") != digest:
             raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
-        return say(f"{path}: holds these pictures already")
+        print(f"{path}: holds these pictures already")
+        return
 
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = path.with_name(f".{path.stem}.parts")
@@ -85,7 +82,7 @@ def prepare(
         raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
     try:
         with lock(parts):
-            odd += _stream(train, plan, parts, "train", say) + _stream(test, plan, parts, "test", say)
+            odd += _stream(train, plan, parts, "train") + _stream(test, plan, parts, "test")
             made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
             members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
@@ -94,7 +91,7 @@ def prepare(
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
-    say(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def findings(path: Path) -> list[Finding]:
@@ -142,7 +139,7 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     return rows, odd
 
 
-def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str, say: Say) -> list[Finding]:
+def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Finding]:
     """Append what is missing of `rows` to the part files, and give what was odd in reading all of them."""
     note = parts / f"{name}.json"
     done, odd = _resume(note, plan, rows)
@@ -180,7 +177,7 @@ def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str, say: Say)
             write_json(note, state)
             if bar.disable and (time.monotonic() - said > 10 or done == len(rows)):
                 said = time.monotonic()
-                say(f"{name}: {done:,} of {len(rows):,} pictures")
+                print(f"{name}: {done:,} of {len(rows):,} pictures", flush=True)
     return odd
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.batches import to_device
-from comp.config import Predict
+from comp.config import Fit, Predict
 from comp.decode import fitted
 from comp.device import Device
 from comp.errors import Refused
@@ -27,28 +27,23 @@ class View:
 
 
 def _flips(*dims: int) -> View:
-    # An empty tuple of dims is the picture as it is.
-    return View(lambda x: x.flip(dims), lambda x: x.flip(dims)) if dims else View(_same, _same)
+    def flip(x: Tensor) -> Tensor:
+        return x.flip(dims) if dims else x  # without a dimension it is the picture as it is, and no copy
+
+    return View(flip, flip)
 
 
 def _transposed(*dims: int) -> View:
     return View(lambda x: x.transpose(2, 3).flip(dims), lambda x: x.flip(dims).transpose(2, 3))
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+def _scaled(scale: float, size: tuple[int, int]) -> View:
+    scaled = tuple(max(1, round(side * scale)) for side in size)
 
+    def resize(x: Tensor, to: tuple[int, ...]) -> Tensor:
+        return F.interpolate(x.float(), size=to, mode="bilinear", align_corners=False, antialias=scale < 1)
 
-def _scaled(scale: float) -> Callable[[tuple[int, int]], View]:
-    def view(size: tuple[int, int]) -> View:
-        smaller = [max(1, round(side * scale)) for side in size]
-
-        def resize(x: Tensor, to: tuple[int, int] | list[int]) -> Tensor:
-            return F.interpolate(x.float(), size=to, mode="bilinear", align_corners=False, antialias=scale < 1)
-
-        return View(lambda x: resize(x, smaller), lambda x: resize(x, size))
-
-    return view
+    return View(lambda x: resize(x, scaled), lambda x: resize(x, size))
 
 
 FLIPS = (_flips(), _flips(3), _flips(2), _flips(2, 3))
@@ -64,7 +59,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 def views(tta: str, size: tuple[int, int]) -> tuple[View, ...]:
     """The views of a test-time augmentation for pictures of (height, width)."""
     if tta == "scales":
-        return (VIEWS["none"][0], *(_scaled(scale)(size) for scale in (0.75, 1.25)))
+        return (VIEWS["none"][0], *(_scaled(scale, size) for scale in (0.75, 1.25)))
     return VIEWS[tta]
 
 
@@ -158,7 +153,7 @@ def over(
         yield batch, probabilities(model, to_device(pixels, device.device), predict, device)
 
 
-def original(probabilities: Tensor, size: tuple[int, int], fit: str) -> Tensor:
+def original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
     """Bring one picture's probabilities (C, H, W) back to its own (height, width).
 
     `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from comp import metrics
 from comp.drawing import FAINT, INK, LINES, plain, save
 from comp.text import number, short
 
@@ -82,10 +83,9 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
     """
     counts = np.asarray(confusion, dtype=float)
-    n, true, predicted = len(counts), counts.sum(1), counts.sum(0)
+    n, true = len(counts), counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / true[:, None]
-        iou = counts.diagonal() / (true + predicted - counts.diagonal())
     side = np.clip(0.36 * n, WIDTH - 2.6, 11.5)
     names = [plain(short(name, 22)) for name in classes]
     figure = Figure(figsize=(side + 2.6, side + 1), dpi=DPI, layout="constrained")
@@ -100,7 +100,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     axes.set_ylabel("truth", color=INK)
     right = axes.secondary_yaxis("right")
     part = 100 * true / max(true.sum(), 1)
-    notes = [f"{number(i, 3):>5} {p:5.1f} %" for i, p in zip(iou, part, strict=True)]
+    notes = [f"{number(i, 3):>5} {p:5.1f} %" for i, p in zip(metrics.iou(counts), part, strict=True)]
     right.set_yticks(range(n), notes, fontfamily="monospace")
     right.set_ylabel("IoU, and share of all pixels", color=INK)
     for each in (axes, right):

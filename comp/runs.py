@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, predict, ranks, report, sheets
+from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, npz, predict, ranks, report, sheets
 from comp import config as configs
 from comp.arrays import Index, Split
 from comp.config import Config
@@ -18,6 +18,7 @@ from comp.device import Device
 from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
+CONFIG = "config.json"  # beside the folds
 FULL = "full"  # the folder of a model that all pictures trained and none validated, beside those of the folds
 
 
@@ -36,9 +37,9 @@ class Fold:
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
         ids, probabilities, confusions = (
-            arrays.npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
+            npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
         )
-        return arrays.npz.read(ids), arrays.npz.mapped(probabilities), arrays.npz.read(confusions)
+        return npz.read(ids), npz.mapped(probabilities), npz.read(confusions)
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,10 @@ def train_fold(
 
         model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
         trained = time.monotonic()
-        found = _out_of_fold(model, data.split, valid, config, device)
+        confusions = _out_of_fold(folder / OOF, model, data.split, valid, config, device)
         if ranks.rank():
-            for _ in found:
-                pass
             ranks.wait()  # for the files
             return read_fold(folder)
-        confusions = _write_oof(folder / OOF, found, data.split, valid, config)
         seconds = state.seconds + time.monotonic() - trained
         facts = {
             "fold": number,
@@ -125,14 +123,6 @@ def train_fold(
         return Fold(folder, number, facts)
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what only an unfinished fold needs."""
-    if not ranks.rank():
-        checkpoint.remove(folder / checkpoint.NAME)
-        for frame in folder.glob("frame-*.npy"):
-            frame.unlink()
-
-
 def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
     """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
 
@@ -147,10 +137,19 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
             facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
             if not ranks.rank():
                 files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
-                checkpoint.remove(folder / checkpoint.NAME)
             ranks.wait()
+        if not ranks.rank():
+            _tidy(folder)
         print(f"the model of all pictures is finished (in {folder})")
         return read_fold(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what only an unfinished fold needs."""
+    if not ranks.rank():
+        checkpoint.remove(folder / checkpoint.NAME)
+        for frame in folder.glob("frame-*.npy"):
+            frame.unlink()
 
 
 @contextlib.contextmanager
@@ -161,24 +160,29 @@ def _held(folder: Path, config: Config) -> Iterator[None]:
             check_configuration(folder.parent, config)
             if not ranks.rank():
                 files.sweep(folder)
-                files.write_text(folder.parent / "config.json", config.model_dump_json(indent=2) + "\n")
+                files.write_text(folder.parent / CONFIG, config.model_dump_json(indent=2) + "\n")
         yield
 
 
 def check_configuration(run_folder: Path, config: Config) -> None:
     """Refused where folds that were trained with another configuration lie in the run's folder."""
-    path = run_folder / "config.json"
     kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"*/{name}")]
-    if not kept or not path.exists():
+    if not kept or not (run_folder / CONFIG).exists():
         return
-    try:
-        before = configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise Refused(f"{path}: {error}; name another --run, or delete {run_folder}") from None
-    if difference := configs.first_difference(before, config):
+    if difference := configs.first_difference(read_config(run_folder), config):
         raise Refused(
             f"{run_folder} holds a run of another configuration ({difference}); name another --run, or delete it"
         )
+
+
+def read_config(run_folder: Path) -> Config:
+    """The configuration that a run was made with. Raises Refused."""
+    path = run_folder / CONFIG
+    try:
+        return configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{path}: {reason}; name another --run, or delete {run_folder}") from None
 
 
 def summary(done: list[Fold], config: Config) -> str:
@@ -212,29 +216,22 @@ def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fo
 
 
 def _out_of_fold(
-    model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
-) -> Iterator[ranks.Arrays]:
-    """Probabilities float16 (n, C, H, W) and confusions int64 (n, C, C), batch by batch, on rank 0."""
+    path: Path, model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
+) -> np.ndarray:
+    """Predict `rows`; rank 0 writes probabilities as they come, and returns confusions int64 (n, C, C)."""
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
+    confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[ranks.Arrays]:
         dealt = predict.batches(rows, split.images.shape[1:3], config.predict)[ranks.share()]
         shared = np.concatenate([rows[:0], *dealt])
         for batch, probabilities in predict.over(model, split.images, shared, config.predict, device):
             truth = np.ascontiguousarray(split.masks[batch])
-            confusions = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
-            yield probabilities.half().cpu().numpy(), confusions
-
-    return ranks.in_order(mine())
-
-
-def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np.ndarray, config: Config) -> np.ndarray:
-    """Write out-of-fold probabilities as they come; return confusions int64 (n, C, C)."""
-    classes = len(config.competition.classes)
-    confusions: list[np.ndarray] = []
+            confusion = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
+            yield probabilities.half().cpu().numpy(), confusion
 
     def blocks() -> Iterator[np.ndarray]:
-        for probabilities, confusion in found:
+        for probabilities, confusion in ranks.in_order(mine()):
             confusions.append(confusion)
             yield probabilities
 
@@ -244,7 +241,10 @@ def _write_oof(path: Path, found: Iterator[ranks.Arrays], split: Split, rows: np
         yield "probabilities", (n, classes, *split.images.shape[1:3]), np.float16, blocks()
         yield "confusions", (n, classes, classes), np.int64, confusions
 
-    arrays.npz.write(path, members())
+    if ranks.rank():
+        list(blocks())  # which all go to rank 0
+        return np.zeros((0, classes, classes), np.int64)
+    npz.write(path, members())
     return np.concatenate(confusions)
 
 
@@ -263,7 +263,7 @@ def _pictures(
     confusions: np.ndarray,
 ) -> None:
     split, metric, classes = data.split, config.competition.metric, config.competition.classes
-    probabilities = arrays.npz.mapped(arrays.npz.member(folder / OOF, "probabilities"))
+    probabilities = npz.mapped(npz.member(folder / OOF, "probabilities"))
 
     def shown(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(split.masks[rows])

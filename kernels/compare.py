@@ -38,13 +38,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import augment, batches, demo, device, fit, models, ranks, runs, text
+    from comp import augment, batches, device, fit, models, ranks, runs, text
 
     ranks.join(args.device)
     competition = next(iter(variants.values())).competition
-    if competition.name == "demo":
-        with ranks.first():
-            demo.ensure(args.input)
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     folders = {name: args.runs / competition.name / name for name in variants}

@@ -35,12 +35,9 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, demo, device, ensemble, files, metrics, predict, ranks, submission
+    from comp import arrays, device, ensemble, files, metrics, predict, ranks, submission
 
     ranks.join(args.device)
-    if competition.name == "demo":
-        with ranks.first():
-            demo.ensure(args.input)
     found = find(args, config)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
     computing = device.choose(args.device)

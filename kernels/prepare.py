@@ -11,18 +11,15 @@ import argparse
 import re
 from pathlib import Path
 
-from comp import arrays, audit, cli, demo, findings, pictures
+from comp import arrays, audit, cli, findings, pictures
 from comp.config import Competition
 
 
 def main(arguments: argparse.Namespace) -> None:
     competition = cli.config(arguments).competition
     if arguments.source:
-        path = arguments.input / competition.file
-        size, labels = arguments.size or competition.source.size, competition.source.labels
-        pictures.prepare(competition, arguments.source, path, size, labels)
-    elif competition.name == "demo":
-        demo.ensure(arguments.input)
+        path, size = arguments.input / competition.file, arguments.size or competition.source.size
+        pictures.prepare(competition, arguments.source, path, size)
     look(competition, arguments.input, arguments.runs / competition.name / "audit")
 
 

@@ -37,12 +37,9 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, demo, device, files, fit, page, ranks, runs
+    from comp import arrays, batches, device, files, fit, page, ranks, runs
 
     ranks.join(args.device)
-    if config.competition.name == "demo":
-        with ranks.first():
-            demo.ensure(args.input)
     chosen = device.choose(args.device)
     data = runs.data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input):

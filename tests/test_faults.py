@@ -24,7 +24,7 @@ from conftest import COMPETITION, RECIPE, ROOT, TINY, draw
 from PIL import Image
 from test_fit import train
 
-from comp import checkpoint, fit, models, npz
+from comp import checkpoint, files, fit, npz
 from comp.errors import Refused
 
 SMALL = """model = { architecture = "PlainUnet", options = { widths = [4, 8] } }"""
@@ -306,7 +306,7 @@ def test_a_checkpoint_of_something_else(tmp_path):
     train(tmp_path, *network)
     with pytest.raises(Refused, match="of another network"):
         train(tmp_path, *network, "model.options={widths=[8]}")
-    tensors, metadata = models.read_tensors(tmp_path / checkpoint.NAME)
+    tensors, metadata = files.read_tensors(tmp_path / checkpoint.NAME)
     for wrong in ({"epoch": "3"}, {"history": {}}, {"speed": 1}):
         text = json.dumps(json.loads(metadata["facts"]) | wrong)
         about = {"facts": text, "checksum": checkpoint._checksum(tensors, text)}

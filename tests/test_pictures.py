@@ -54,7 +54,8 @@ def made(path: Path) -> dict[str, np.ndarray]:
 
 
 def make(folder: Path, out: Path, own: config.Competition, size=(16, 16), given=None) -> dict[str, np.ndarray]:
-    pictures.prepare(own, folder, out, size, given or {}, say=lambda line: None)
+    own = own.model_copy(update={"source": config.Source(labels=given or {})})
+    pictures.prepare(own, folder, out, size)
     return made(out)
 
 
@@ -321,12 +322,12 @@ def test_near_duplicates_become_a_group(tmp_path):
     assert make(folder, tmp_path / "own.npz", competition())["train_groups"].tolist() == ["", "p1", "", "p1"]
 
 
-def test_the_same_command_twice_changes_nothing_and_another_is_refused(tmp_path):
+def test_the_same_command_twice_changes_nothing_and_another_is_refused(tmp_path, capsys):
     folder, out = pairs(tmp_path / "source"), tmp_path / "own.npz"
     make(folder, out, competition())
-    before, said = out.read_bytes(), []
-    pictures.prepare(competition(), folder, out, (16, 16), {}, said.append)
-    assert said[-1].endswith("holds these pictures already")
+    before = out.read_bytes()
+    make(folder, out, competition())
+    assert capsys.readouterr().out.endswith("holds these pictures already\n")
     with pytest.raises(Refused, match="move it away"):
         make(folder, out, competition(), size=(8, 8))
     (folder / "images/p0.jpg").write_bytes((folder / "images/p1.jpg").read_bytes())
