@@ -138,8 +138,7 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
             if not ranks.rank():
                 files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
             ranks.wait()
-        if not ranks.rank():
-            _tidy(folder)
+        _tidy(folder)
         print(f"the model of all pictures is finished (in {folder})")
         return read_fold(folder)
 
