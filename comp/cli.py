@@ -46,6 +46,8 @@ def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise Refused(f"--run {name}: letters, digits, '.', '_' and '-' make a folder's name")
+        if names.count(name) > 1:
+            raise Refused(f"--run {name}: is named twice")
     return names
 
 

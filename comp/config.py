@@ -219,7 +219,7 @@ def load(competition: str = "demo", recipe: str | None = None, overrides: Iterab
     values = _recipe(recipe)
     values["competition"] = about
     values.setdefault("recipe", Path(recipe).stem)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: not override.startswith("model.architecture=")):
         _override(values, override)
     return from_dict(values)
 
@@ -274,7 +274,7 @@ def _read(kind: str, name: str) -> dict[str, Any]:
     own = name.endswith(".toml")
     path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
     if not own and name not in shipped(kind):
-        raise Refused(f"no {kind[:-1]} named {name!r}{did_you_mean(name, shipped(kind))}, or the path of a .toml file")
+        raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, shipped(kind))}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also what is no UTF-8, and a number of 5,000 digits
@@ -302,6 +302,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         # Sections are merged; dicts that are values of their own, such as loss.terms, are replaced.
         if isinstance(value, dict) and isinstance(below.get(key), dict) and key in Config.model_fields:
             merged[key] = below[key] | value
+            if value.get("architecture", kind := below[key].get("architecture")) != kind and "options" not in value:
+                merged[key].pop("options", None)  # they were another architecture's
     return merged
 
 
@@ -318,6 +320,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise Refused(f"--set {key}: {section} is a value, not a section")
+    if key.strip() == "model.architecture" and values.get(last) != value:
+        values.pop("options", None)  # they were another architecture's
     values[last] = value
 
 

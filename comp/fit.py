@@ -167,6 +167,8 @@ def fit(
                 state.progress = max(state.progress, spent)
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
+                    if not state.epoch:
+                        print(f"the time budget sufficed for {state.batch} of the {steps} batches of one epoch")
                     break
                 if stopping or time.monotonic() - saved > CHECKPOINT_EVERY:
                     settle()
@@ -215,9 +217,10 @@ def _end_epoch(
         state.best_score, state.best_epoch = score, state.epoch
         if not ranks.rank():
             models.save(model, folder / "model.safetensors", config)
+    validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' if better else ''}"
     print(
         f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
-        f"loss {row['train_loss']:.4f}  valid {valid_loss:.4f}  score {score:.4f}{' *' if better else ''}",
+        f"loss {row['train_loss']:.4f}{validated}",
         flush=True,
     )
     if not ranks.rank():
@@ -404,7 +407,7 @@ class _Timer:
 
     def __init__(self, deadline: float, before: float, looks: int):
         self.deadline, self.before, self.looks = deadline, before, looks
-        self.started, self.first, self.samples = time.monotonic(), 0.0, 0
+        self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
 
     def progress(self, samples: int) -> float:
         """The share of the schedule that is spent, after a step of so many samples."""
@@ -412,9 +415,11 @@ class _Timer:
         if not self.first:
             self.first = now  # the first step also pays for starting, and says nothing of the next
             return 0.0
-        self.samples += samples
+        self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
         finishing = 4.0 + 0.5 * self.looks * (now - self.first) / self.samples
+        if self.steps < 8:  # a slow start must not end the run
+            finishing = 0.0
         left = self.deadline - finishing - self.started
         return self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
 

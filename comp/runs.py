@@ -197,7 +197,7 @@ def read_fold(folder: Path) -> Fold:
         facts = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         return Fold(folder, int(facts["fold"]), facts)
     except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{folder}: not a finished fold; train it with kernels/train_fold.py") from None
+        raise Refused(f"{folder / METRICS}: damaged or missing; delete {folder} and train it again") from None
 
 
 def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fold-*") -> list[Fold]:

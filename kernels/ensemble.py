@@ -52,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
         for kind, score in blend.scores.items():
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
+    test = arrays.load_test(competition, args.input)
     models = {
         f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run
     }
@@ -63,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
         "run_weights": blend.runs,
         "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
         "models": models,
+        "pictures": hashlib.sha256(arrays.index(test, competition, args.input).image_hash.tobytes()).hexdigest(),
     }
     # Named by what made it: other models or settings never overwrite it.
     layout = competition.submission.model_dump_json()
@@ -70,7 +72,6 @@ def main(args: argparse.Namespace) -> int:
     made_of = {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")  # where a code competition collects submission.csv
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
-    test = arrays.load_test(competition, args.input)
     sample = arrays.sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
