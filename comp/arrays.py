@@ -85,10 +85,18 @@ def load_test(competition: Competition, folder: Path) -> Split:
     return _load("test", competition, folder)
 
 
-def has_test(competition: Competition, folder: Path) -> bool:
-    """Whether the npz holds the test pictures that the competition names."""
+def has_test(competition: Competition, folder: Path, train: Split) -> bool:
+    """Whether the npz holds the test pictures that the competition names.
+
+    Refused where their channels are not the training pictures', which is better known before training.
+    """
     path, selector = find(competition.file, folder), competition.arrays.test_images
-    return bool({selector, selector.partition("[")[0]} & set(npz.keys(path)))
+    if not {selector, selector.partition("[")[0]} & set(npz.keys(path)):
+        return False
+    test = convert.Source(*_selected(path, selector), "images", competition.arrays.scale)
+    if test.shape[3] != train.images.shape[3]:
+        raise Refused(f"{test}: {test.shape[3]} channels; the training pictures have {train.images.shape[3]}")
+    return True
 
 
 def release(array: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from comp.drawing import FAINT, INK, LINES, plain, save
 from comp.text import number, short
 
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
+MOST = 32  # classes in a confusion
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
 
 History = Sequence[dict[str, Any]]  # an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score
@@ -83,6 +84,13 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
     """
     counts = np.asarray(confusion, dtype=float)
+    if len(counts) > MOST:  # too many to read: the worst ones, and all others as one
+        worst = np.sort(np.argsort(np.nan_to_num(metrics.iou(counts), nan=2.0), kind="stable")[: MOST - 1])
+        place = np.full(len(counts), MOST - 1)
+        place[worst] = np.arange(MOST - 1)
+        merged = np.zeros((MOST, MOST))
+        np.add.at(merged, (place[:, None], place), counts)
+        counts, classes = merged, [*(classes[i] for i in worst), f"{len(classes) - MOST + 1} better ones"]
     n, true = len(counts), counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / true[:, None]

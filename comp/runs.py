@@ -70,15 +70,15 @@ def train_fold(
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = run_folder / f"fold-{number}"
+    folds.check_training(data.index, data.folds, number, config.competition.classes)
     with _held(folder, config):
-        if (folder / METRICS).exists():
+        if _finished(folder):
             fold = read_fold(folder)
             _tidy(folder)  # if the process died before it could
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
         valid = np.flatnonzero(data.folds == number)
         train = np.flatnonzero((data.folds >= 0) & (data.folds != number))
-        folds.check_training(data.index, data.folds, number, config.competition.classes)
         print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
         watched = valid[_watched(data.index, valid)]
 
@@ -130,7 +130,7 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
     """
     folder = run_folder / FULL
     with _held(folder, config):
-        if not (folder / METRICS).exists():
+        if not _finished(folder):
             train = np.flatnonzero(data.folds >= 0)
             print(f"{len(train)} pictures to train on, none to validate on")
             _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
@@ -141,6 +141,10 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
         _tidy(folder)
         print(f"the model of all pictures is finished (in {folder})")
         return read_fold(folder)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / METRICS).exists() and (folder / MODEL).exists()
 
 
 def _tidy(folder: Path) -> None:

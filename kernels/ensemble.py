@@ -34,6 +34,9 @@ def main(args: argparse.Namespace) -> int:
     config = cli.config(args)
     competition = config.competition
     names = cli.run_names(args, config)
+    for override in args.overrides:
+        if not override.startswith(("competition.", "predict.")):
+            print(f"--set {override}: changes nothing here, since the models are trained")
 
     from comp import arrays, device, ensemble, files, metrics, predict, ranks, submission
 
@@ -78,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         submission.check(path, competition, test.ids, test.shapes, sample)
         return 0
 
-    print(f"{len(test.ids)} pictures, {len(models)} models, {settings.tta} test-time augmentation, on {computing}")
+    print(f"{len(test.ids)} pictures; models: {len(models)}; test-time augmentation: {settings.tta}; on {computing}")
 
     def labelled() -> Iterator[ranks.Arrays]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""

@@ -28,7 +28,7 @@ def look(competition: Competition, folder: Path, out: Path) -> None:
     path = arrays.find(competition.file, folder)
     train = arrays.load_train(competition, folder)
     test = test_index = None
-    if arrays.has_test(competition, folder):
+    if arrays.has_test(competition, folder, train):
         test = arrays.load_test(competition, folder)
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)

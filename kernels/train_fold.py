@@ -42,9 +42,10 @@ def main(args: argparse.Namespace) -> int:
     ranks.join(args.device)
     chosen = device.choose(args.device)
     data = runs.data(config, args.input, args.runs)
-    if not arrays.has_test(config.competition, args.input):
+    if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
-    print(f"{config.competition.title or config.competition.name}: {len(data.split.ids)} pictures, on {chosen}")
+    left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
+    print(f"{config.competition.title or config.competition.name}: {len(data.folds)} pictures{left_out}, on {chosen}")
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     limit = cli.STARTED + KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else math.inf
     done, started = [], cli.STARTED

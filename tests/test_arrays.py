@@ -546,3 +546,15 @@ def test_mars_as_it_is(tmp_path):
     assert train.images.shape == (2615, 64, 128, 1) and train.masks.shape == (2615, 64, 128)
     assert test.images.shape == (10022, 64, 128, 1) and test.masks is None
     assert arrays.index(train, mars, tmp_path).counts.sum() == train.masks.size
+
+
+def test_test_pictures_of_other_channels_are_refused_before_training(folder):
+    images, masks = samples(channels=(3,))
+    save(folder, train_images=images, train_masks=masks)
+    train = arrays.load_train(competition(), folder)
+    assert not arrays.has_test(competition(), folder, train)
+    save(folder, train_images=images, train_masks=masks, test_images=images[:, :5])
+    assert arrays.has_test(competition(), folder, train)
+    save(folder, train_images=images, train_masks=masks, test_images=images[..., 0])
+    with pytest.raises(Refused, match="test_images.*1 channels; the training pictures have 3"):
+        arrays.has_test(competition(), folder, train)

@@ -136,6 +136,15 @@ def test_confusion_takes_classes_that_are_never_true(tmp_path, classes):
     assert pixels(tmp_path / "c.png").std() > pixels(tmp_path / "empty.png").std()
 
 
+def test_confusion_of_very_many_classes_shows_the_worst(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(report, "save", lambda figure, path: shown.update(axes=figure.axes[0]))
+    counts = np.diag(np.arange(1, 201)) * 50 + np.ones((200, 200))  # the later a class, the better
+    report.confusion(counts, [f"class {i}" for i in range(200)], tmp_path / "c.png")
+    names = [label.get_text() for label in shown["axes"].get_yticklabels()]
+    assert names == [f"class {i}" for i in range(31)] + ["169 better ones"]
+
+
 def test_choose_takes_worst_median_and_best_once_each():
     scores = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.6, 0.4, 0.8, 0.7])
     indices, labels = sheets.choose(scores)

@@ -29,7 +29,7 @@ BEFORE = [  # the default recipe with every choice taken back
     'loss.class_weights="none"',
     "loss.label_smoothing=0.0",
     "loss.terms={cross_entropy=1.0}",
-    "oversample={}",
+    "augment.cutmix=0.0",
     "model.options={}",
     'predict.tta="none"',
 ]
@@ -44,7 +44,7 @@ RUNGS = {
     "averaged weights": ["ema=0.99"],
     "root class weights, smoothed labels": ['loss.class_weights="sqrt"', "loss.label_smoothing=0.05"],
     "a Lovász term": ["loss.terms={cross_entropy=1.0, lovasz=0.5}"],
-    "pictures with big rocks three times": ['oversample={"big rock"=3.0}'],
+    "boxes of one picture in another": ["augment.cutmix=0.5"],
     "a thinner decoder": ["model.options={decoder_channels=[128, 64, 48, 32, 16]}"],
     "prediction with the mirrored picture": ['predict.tta="hflip"'],
 }
