@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from throughput import Notebook, apart
+from throughput import Notebook
 from torch.utils.data import DataLoader
 
 from comp import batches, cli, config, device, metrics, runs
@@ -59,8 +59,7 @@ def main() -> None:
     print(f"{chosen}, {args.time_budget:.0f} s each\n{'':44}{'IoU of 1 to 4':>15}{'course':>9}{'images/s':>10}")
     with tempfile.TemporaryDirectory() as folder:
         data = runs.data(config.load("mars", "mars"), args.input, Path(folder))
-        with apart() as other:
-            show("the plain recipe", *other.submit(plain, data, args.time_budget).result())
+        show("the plain recipe", *plain(data, args.time_budget))
         for number, (name, added) in enumerate(RUNGS.items()):
             overrides += added
             settings = config.load("mars", "mars", overrides)

@@ -6,18 +6,15 @@
 "Ceiling" is the same model, precision and batch shape on one batch that is on the device already:
 forward, loss, backward and step, or forward alone. "Plain" is what most public notebooks do:
 segmentation-models-pytorch, a DataLoader of albumentations, float32; for prediction ttach, and pandas for
-the CSV; it has a process of its own, since ours changes how memory is allocated. Rounds are interleaved, a warm-up
-goes before them, and the median counts.
+the CSV. Rounds are interleaved, a warm-up goes before them, and the median counts.
 """
 
 import argparse
 import contextlib
 import io
-import multiprocessing
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import albumentations
@@ -40,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = config.load("demo", "default", [*args.overrides, "epochs=1"])
     chosen = device.choose(args.device)
-    with tempfile.TemporaryDirectory() as folder, apart() as other:
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         demo.ensure(place)
         split = arrays.load_train(settings.competition, place)
@@ -50,12 +47,10 @@ def main() -> None:
         contestants = {
             "train: ceiling": lambda: ceiling(settings, split, index, chosen),
             "train: ours": lambda: ours(settings, split, index, rows, chosen, place),
-            "train: plain": lambda: other.submit(plain, settings, split, rows, chosen.device).result(),
+            "train: plain": lambda: plain(settings, split, rows, chosen),
             "predict d4: ceiling": lambda: forwards(settings, split, rows, chosen),
             "predict d4: ours": lambda: disk_to_csv(settings, split, rows, chosen, place),
-            "predict d4: plain": lambda: other.submit(
-                plain_to_csv, settings, split, rows, chosen.device, place
-            ).result(),
+            "predict d4: plain": lambda: plain_to_csv(settings, split, rows, chosen, place),
         }
         speeds = {name: [] for name in contestants}
         for turn in range(args.rounds + 1):
@@ -65,11 +60,6 @@ def main() -> None:
                 if turn:  # the first is a warm-up
                     speeds[name].append(speed)
     report(speeds)
-
-
-def apart() -> ProcessPoolExecutor:
-    """Another process, which knows nothing of this one's settings."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def report(speeds: dict[str, list[float]]) -> None:
@@ -148,21 +138,21 @@ class Notebook(Dataset):
         return image, torch.from_numpy(moved["mask"].copy()).long()
 
 
-def unmade(settings: config.Config, device: torch.device) -> torch.nn.Module:
+def unmade(settings: config.Config, chosen: device.Device) -> torch.nn.Module:
     """The network as segmentation-models-pytorch makes it."""
     kind = getattr(smp, settings.model.architecture)
     classes = len(settings.competition.classes)
     model = kind(settings.model.encoder, encoder_weights=None, in_channels=1, classes=classes, **settings.model.options)
-    return model.to(device)
+    return model.to(chosen.device)
 
 
-def plain(settings: config.Config, split: arrays.Split, rows: np.ndarray, device: torch.device) -> float:
-    model = unmade(settings, device).train()
+def plain(settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device) -> float:
+    model = unmade(settings, chosen).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     loader = DataLoader(Notebook(split, rows), settings.batch_size, shuffle=True, num_workers=2)
     started = time.perf_counter()
     for images, masks in loader:
-        loss = torch.nn.functional.cross_entropy(model(images.to(device)), masks.to(device))
+        loss = torch.nn.functional.cross_entropy(model(images.to(chosen.device)), masks.to(chosen.device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -209,18 +199,18 @@ def disk_to_csv(
 
 
 def plain_to_csv(
-    settings: config.Config, split: arrays.Split, rows: np.ndarray, device: torch.device, place: Path
+    settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device, place: Path
 ) -> float:
     path = place / "plain.pt"
-    torch.save(unmade(settings, device).state_dict(), path)
+    torch.save(unmade(settings, chosen).state_dict(), path)
     started = time.perf_counter()
-    model = unmade(settings, device)
+    model = unmade(settings, chosen)
     model.load_state_dict(torch.load(path))
     model = ttach.SegmentationTTAWrapper(model.eval(), ttach.aliases.d4_transform(), merge_mode="mean")
     labels = []
     with torch.inference_mode():
         for images, _ in DataLoader(Notebook(split, rows, augmented=False), 64, num_workers=2):
-            labels.append(model(images.to(device)).argmax(1).to(torch.uint8).cpu().numpy())
+            labels.append(model(images.to(chosen.device)).argmax(1).to(torch.uint8).cpu().numpy())
     frame = pd.DataFrame(np.concatenate(labels).reshape(len(rows), -1))
     frame.insert(0, "id", np.arange(len(rows)))
     frame.to_csv(place / "plain.csv", index=False)
