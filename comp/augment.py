@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comp.config import Augment
+from comp.config import Augment, did_you_mean
 from comp.errors import Refused
 
 Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -55,9 +55,11 @@ def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
     arguments = dict(transform)
     name = arguments.pop("name", None)
     key = f"augment.transforms.{position}"
-    kind = getattr(albumentations, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
-        raise Refused(f"{key}.name: albumentations has no transform {name!r}")
+    base = albumentations.BasicTransform
+    kinds = {n: k for n, k in vars(albumentations).items() if isinstance(k, type) and issubclass(k, base)}
+    kind = kinds.get(str(name))
+    if kind is None:
+        raise Refused(f"{key}.name: albumentations has no transform {name!r}{did_you_mean(str(name), sorted(kinds))}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # it only warns of an argument that it does not know

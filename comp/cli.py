@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import signal
 import sys
 import time
@@ -84,6 +85,12 @@ def arguments_but(*options: str) -> list[str]:
         elif not equals:
             next(words, None)
     return kept
+
+
+def command() -> str:
+    """The command line as one would type it at the repository's root, also where a pack runs in a folder of its own."""
+    root = f"{Path(__file__).parents[1]}/"
+    return shlex.join(["python", *(word.removeprefix(root) for word in sys.argv)])
 
 
 def entry(

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import augment, batches, checkpoint, files, losses, metrics, models, predict, ranks
+from comp import augment, batches, checkpoint, files, losses, metrics, models, predict, ranks, schedule
 from comp.arrays import Index, Split
-from comp.config import Config, Optimizer, Schedule
+from comp.config import Config
 from comp.device import Device
 from comp.errors import Refused
 from comp.models import Segmenter
@@ -89,9 +89,9 @@ def fit(
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
     model = ranks.synchronize(model.to(device.device), device.device)
     averaged = copy.deepcopy(model).requires_grad_(False) if config.ema else model
-    optimizer = make_optimizer(config.optimizer, model)
+    optimizer = schedule.make_optimizer(config.optimizer, model)
     loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
-    scaler = _scaler(device)
+    scaler = schedule.make_scaler(device)
     times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
@@ -105,7 +105,7 @@ def fit(
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     looks = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
-    timer = _Timer(deadline, state.progress, looks)
+    timer = schedule.Timer(deadline, state.progress, looks)
     began, saved, parts_of_batch = started - state.seconds, time.monotonic(), 1
 
     sums, clock = torch.zeros(2, device=device.device), 0.0  # loss and bad steps since they were last settled
@@ -134,7 +134,7 @@ def fit(
                 leave=False, disable=not sys.stderr.isatty(), unit="batch",
             )  # fmt: skip
             for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
-                state.lr = config.optimizer.lr * state.rate * learning_rate(config.schedule, state.progress)
+                state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = state.lr
                 mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
@@ -261,42 +261,6 @@ def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tup
     return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
 
 
-def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over what is trained; biases and norms are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, optimizer.lr, momentum=optimizer.momentum, nesterov=True, fused=True)
-    kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
-    return kind(groups, optimizer.lr, fused=True)
-
-
-def _scaler(device: Device) -> torch.amp.GradScaler:
-    """Scales the loss where fp16 needs it; on any GPU it leaves out steps that are not finite, without a stall."""
-    scale, patience = (2.0**16, 2000) if device.dtype == torch.float16 else (1.0, 2**30)
-    enabled = device.device.type == "cuda"
-    return torch.amp.GradScaler(device.device.type, init_scale=scale, growth_interval=patience, enabled=enabled)
-
-
-def learning_rate(schedule: Schedule, progress: float) -> float:
-    """The factor on `optimizer.lr` after `progress` (0..1) of the run.
-
-    one_cycle rises and falls along cosines (Smith and Topin 2018, arXiv:1708.07120); cosine rises
-    linearly; plateau and constant rise linearly and stay.
-    """
-    warmup, final = schedule.warmup, schedule.final
-    if progress < warmup:
-        rise = progress / warmup
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * rise)) / 2 if schedule.name == "one_cycle" else max(rise, 1e-3)
-    if schedule.name in ("plateau", "constant"):
-        return 1.0
-    fall = (progress - warmup) / (1 - warmup) if warmup < 1 else 1.0
-    return final + (1 - final) * (1 + math.cos(math.pi * min(fall, 1.0))) / 2
-
-
 @torch.inference_mode()
 def evaluate(
     model: Segmenter, split: Split, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
@@ -400,28 +364,6 @@ def _average(averaged: Segmenter, model: Segmenter, decay: float, updates: int) 
 def _groups(loaded: Iterator, size: int) -> Iterator[list]:
     while group := list(islice(loaded, size)):
         yield group
-
-
-class _Timer:
-    """Runs the schedule by the clock, so that a deadline meets its end and not its middle."""
-
-    def __init__(self, deadline: float, before: float, looks: int):
-        self.deadline, self.before, self.looks = deadline, before, looks
-        self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
-
-    def progress(self, samples: int) -> float:
-        """The share of the schedule that is spent, after a step of so many samples."""
-        now = time.monotonic()
-        if not self.first:
-            self.first = now  # the first step also pays for starting, and says nothing of the next
-            return 0.0
-        self.samples, self.steps = self.samples + samples, self.steps + 1
-        # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
-        finishing = 4.0 + 0.5 * self.looks * (now - self.first) / self.samples
-        if self.steps < 8:  # a slow start must not end the run
-            finishing = 0.0
-        left = self.deadline - finishing - self.started
-        return self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
 
 
 @contextmanager

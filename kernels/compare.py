@@ -11,9 +11,7 @@ stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, c
 import argparse
 import math
 import re
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -103,7 +101,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     sections = {
         "Result": page.table(cells) + (page.verbatim("\n".join(notes)) if notes else ""),
         "Scores": page.pictures(folder),
-        "Command and configuration": page.verbatim(shlex.join(["python", *sys.argv])) + "".join(values),
+        "Command and configuration": page.verbatim(cli.command()) + "".join(values),
     }
     title = f"{competition.title or competition.name}: {len(variants)} runs"
     page.write(folder / "report.html", title, metric, sections)

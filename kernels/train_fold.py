@@ -13,8 +13,6 @@ pictures; beside the folds, report.html. The same command again goes on where it
 import argparse
 import math
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -63,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
     if not ranks.rank():
-        files.write_text(run_folder / "command.txt", shlex.join(["python", *sys.argv]) + "\n")
+        files.write_text(run_folder / "command.txt", cli.command() + "\n")
     if done and not ranks.rank():
         print(page.run_page(run_folder))
     return 0

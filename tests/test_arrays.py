@@ -556,5 +556,5 @@ def test_test_pictures_of_other_channels_are_refused_before_training(folder):
     save(folder, train_images=images, train_masks=masks, test_images=images[:, :5])
     assert arrays.has_test(competition(), folder, train)
     save(folder, train_images=images, train_masks=masks, test_images=images[..., 0])
-    with pytest.raises(Refused, match="test_images.*1 channels; the training pictures have 3"):
+    with pytest.raises(Refused, match=r"test_images.*1 channels; the training pictures have 3"):
         arrays.has_test(competition(), folder, train)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import draw
 
-from comp import arrays, checkpoint, config, device, files, fit, losses, models
+from comp import arrays, checkpoint, config, device, files, fit, losses, models, schedule
 from comp.arrays import Split
 from comp.errors import Refused
 
@@ -33,8 +33,8 @@ def train(folder, *overrides: str, **arguments):
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "plateau", "constant"])
 def test_the_learning_rate_rises_and_ends_as_it_should(name):
-    schedule = config.Schedule(name=name, warmup=0.25, final=0.1)
-    rates = [fit.learning_rate(schedule, p) for p in np.linspace(0, 1, 101)]
+    moving = config.Schedule(name=name, warmup=0.25, final=0.1)
+    rates = [schedule.learning_rate(moving, p) for p in np.linspace(0, 1, 101)]
     assert max(rates) == pytest.approx(1) and rates[25] == pytest.approx(1, abs=1e-6)
     assert all(a <= b + 1e-9 for a, b in itertools.pairwise(rates[:26]))
     assert rates[-1] == pytest.approx(0.1 if name in ("one_cycle", "cosine") else 1)
@@ -163,7 +163,7 @@ def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     loaded = settings()
     model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
-    optimizer = fit.make_optimizer(loaded.optimizer, model)
+    optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
     path = tmp_path / checkpoint.NAME
@@ -184,7 +184,7 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
     # Fused optimizers walk raw memory: a moment in another layout would belong to other weights.
     loaded = settings()
     model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
-    optimizer = fit.make_optimizer(loaded.optimizer, model)
+    optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
     checkpoint.save(tmp_path / "c.safetensors", {"model": model}, optimizer, {})

@@ -26,7 +26,21 @@ import pytest
 import torch
 from conftest import ROOT
 
-from comp import arrays, augment, batches, bundle, checkpoint, cli, config, fit, folds, losses, models, runlength, runs
+from comp import (
+    arrays,
+    augment,
+    batches,
+    bundle,
+    checkpoint,
+    cli,
+    config,
+    folds,
+    losses,
+    models,
+    runlength,
+    runs,
+    schedule,
+)
 from comp import submission as submissions
 from comp.errors import Refused
 
@@ -277,7 +291,7 @@ def use_config(chance):
     # What loads can be written down and read back, and everything that is made of it is made or refused.
     assert config.from_dict(json.loads(loaded.model_dump_json())) == loaded
     assert config.first_difference(loaded, loaded) is None
-    assert all(0 <= fit.learning_rate(loaded.schedule, progress) <= 1 for progress in (0.0, 0.01, 0.5, 1.0))
+    assert all(0 <= schedule.learning_rate(loaded.schedule, progress) <= 1 for progress in (0.0, 0.01, 0.5, 1.0))
     classes = loaded.competition.classes
     logits, counts = torch.zeros(1, len(classes), 4, 4, requires_grad=True), np.arange(1, len(classes) + 1)
     loss = losses.build(loaded.loss, classes, counts, loaded.competition.arrays.ignore)
@@ -290,7 +304,7 @@ def use_config(chance):
     if loaded.model.architecture == "PlainUnet":
         local = loaded.model.model_copy(update={"encoder_weights": "none"})
         network, _ = models.build(local, 1, len(classes), torch.zeros(1), torch.ones(1))
-    optimizer = fit.make_optimizer(loaded.optimizer, network)
+    optimizer = schedule.make_optimizer(loaded.optimizer, network)
     sum(parameter.sum() for parameter in network.parameters()).backward()
     optimizer.step()
     (name,) = cli.run_names(cli.parser("").parse_args([]), loaded)
@@ -449,7 +463,7 @@ def use_model(chance):
 
 def use_checkpoint(chance):
     network = _network()
-    optimizer = fit.make_optimizer(config.Optimizer(), network)
+    optimizer = schedule.make_optimizer(config.Optimizer(), network)
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()
     path = Path("checkpoint.safetensors")

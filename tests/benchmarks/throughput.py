@@ -25,7 +25,7 @@ import torch
 import ttach
 from torch.utils.data import DataLoader, Dataset
 
-from comp import arrays, batches, config, demo, device, ensemble, fit, losses, models, runs, submission
+from comp import arrays, batches, config, demo, device, ensemble, fit, losses, models, runs, schedule, submission
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def network(settings: config.Config, split: arrays.Split, chosen: device.Device)
 def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, chosen: device.Device) -> float:
     torch.manual_seed(0)
     model = network(settings, split, chosen).train()
-    optimizer = fit.make_optimizer(settings.optimizer, model)
+    optimizer = schedule.make_optimizer(settings.optimizer, model)
     loss_of = losses.build(settings.loss, settings.competition.classes, index.counts.sum(0), None)
     size = settings.batch_size
     images = batches.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
