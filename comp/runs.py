@@ -126,7 +126,8 @@ def train_fold(
 def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
     """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
 
-    Leaves model.safetensors, history.csv and metrics.json, in which there is no score. Raises as train_fold.
+    Leaves model.safetensors, history.csv, curves.png, and metrics.json, in which there is no score.
+    Raises as train_fold.
     """
     folder = run_folder / FULL
     with _held(folder, config):
@@ -136,6 +137,7 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
             _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
             facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
             if not ranks.rank():
+                _curves(folder, config, state)
                 files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
             ranks.wait()
         _tidy(folder)
@@ -256,6 +258,12 @@ def _watched(index: Index, valid: np.ndarray) -> np.ndarray:
     return np.argsort(-(index.counts[valid] > 0).sum(1), kind="stable")[:3]
 
 
+def _curves(folder: Path, config: Config, state: fit.State) -> None:
+    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
+    title = f"{config.competition.name} {config.recipe}, {folder.name}"
+    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+
+
 def _pictures(
     folder: Path,
     config: Config,
@@ -274,9 +282,7 @@ def _pictures(
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)
 
-    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
-    title = f"{config.competition.name} {config.recipe}, {folder.name}"
-    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+    _curves(folder, config, state)
     report.confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
@@ -289,7 +295,7 @@ def _pictures(
     rows = sheets.cases(*shown(valid[at]), predicted(at), names, [scores[i] for i in at], ignore)
     sheets.draw(rows, classes, folder / "examples.png", ignore)
 
-    at = _watched(data.index, valid)
+    at, best = _watched(data.index, valid), state.best_epoch + 1
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")} | {
         best: predicted(at)
     }

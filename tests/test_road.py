@@ -105,7 +105,8 @@ def test_a_model_of_all_pictures_makes_a_submission(trained, tmp_path, monkeypat
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
     assert "24 pictures to train on, none to validate on" in output
     folder = place / "runs/tiny/recipe/full"
-    assert {path.name for path in folder.glob("[!.]*")} == {"model.safetensors", "history.csv", "metrics.json"}
+    left = {"model.safetensors", "history.csv", "metrics.json", "curves.png"}
+    assert {path.name for path in folder.glob("[!.]*")} == left
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
