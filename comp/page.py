@@ -53,9 +53,15 @@ summary { cursor: pointer; color: #0072b2; margin: 12px 0; }
 .facts div, pre { background: #f6f7f9; border-radius: 10px; padding: 10px 14px; }
 .facts b { display: block; font-size: 1.25rem; }
 .box, pre { overflow-x: auto; }
+.box { /* a shadow at the side where more is */
+  background: linear-gradient(to right, #fff 50%, #fff0) 0 / 40px 100% local,
+    linear-gradient(to left, #fff 50%, #fff0) 100% / 40px 100% local,
+    linear-gradient(to right, #0002, #0000) 0 / 12px 100%, linear-gradient(to left, #0002, #0000) 100% / 12px 100%;
+  background-repeat: no-repeat;
+}
 pre { font-size: 0.8rem; }
 pre.wrap { white-space: pre-wrap; }
-table { overflow-wrap: break-word; border-collapse: collapse; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
+table { overflow-wrap: break-word; border-spacing: 0; font-size: 0.86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid #dfe3e8; white-space: nowrap; }
 tr > :first-child {
   text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
@@ -109,7 +115,11 @@ def run_page(run_folder: Path) -> Path:
     ran = verbatim(command.read_text(encoding="utf-8")) if command.exists() else ""
     sections["Command and configuration"] = ran + values
     title = f"{config.competition.title or config.competition.name}: {run_folder.name}"
-    subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions"
+    subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions" + (
+        f" with {config.predict.tta} test-time augmentation; the curves are without"
+        if config.predict.tta != "none"
+        else ""
+    )
     return write(run_folder / "report.html", title, subtitle, sections)
 
 
@@ -169,7 +179,7 @@ def _facts(config: Config, folds: list[Fold]) -> str:
     facts = {
         f"score, mean of {len(folds)} of {config.folds.count} folds": number(mean(scores))
         + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""),
-        f"encoder {config.model.encoder}, weights {config.model.encoder_weights}": config.model.architecture,
+        f"encoder {config.model.encoder}, weights {Path(config.model.encoder_weights).name}": config.model.architecture,
         "training, all folds": duration(sum(fold.metrics["seconds"] for fold in folds)),
         f"images/s on {folds[0].metrics['device']}": number(folds[0].metrics["images_per_second"], 0),
     }
