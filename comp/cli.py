@@ -1,6 +1,8 @@
 """What the entry scripts share: their common arguments, and one line instead of a traceback."""
 
 import argparse
+import math
+import os
 import re
 import shlex
 import signal
@@ -14,6 +16,7 @@ from comp import config as configs
 from comp.errors import Refused
 
 STARTED = time.monotonic()  # a time budget counts from here
+KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
 HERE = ("--on", "--input", "--runs", "--submissions", "--device")  # a kernel has its own
 
 
@@ -75,6 +78,12 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
 
 
+def deadline(started: float, budget: float | None) -> float:
+    """When training that started then must end, a time of time.monotonic(): of its budget, or of Kaggle's limit."""
+    limit = STARTED + KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else math.inf
+    return min(started + (budget or math.inf), limit)
+
+
 def arguments_but(*options: str) -> list[str]:
     """The command line as a kernel gets it: without these options, and those that are about this machine."""
     words, kept = iter(sys.argv[1:]), []
@@ -88,9 +97,8 @@ def arguments_but(*options: str) -> list[str]:
 
 
 def command() -> str:
-    """The command line as one would type it at the repository's root, also where a pack runs in a folder of its own."""
-    root = f"{Path(__file__).parents[1]}/"
-    return shlex.join(["python", *(word.removeprefix(root) for word in sys.argv)])
+    """The command line with the script as it is at the repository's root, wherever it or a pack of it lies."""
+    return shlex.join(["python", f"kernels/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def entry(

@@ -135,7 +135,7 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
             _place(source, target)
     for place in filled:
         report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
-        print(f"{place}: brought here; {report}")
+        print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if job.submissions is None:
         return
     came = folder / "submission.csv"

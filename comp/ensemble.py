@@ -56,7 +56,7 @@ def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[l
                 f"{folds[0].folder.parent}: fold {missing[0]} is not finished; train it, "
                 f"or blend those that are with --folds {','.join(map(str, there))}"
             )
-    return [[next(fold for fold in folds if fold.number == number) for number in numbers] for folds in runs]
+    return [[fold for number in numbers for fold in folds if fold.number == number] for folds in runs]
 
 
 def equal(runs: int, classes: int) -> Blend:

@@ -353,7 +353,7 @@ def _average(averaged: Segmenter, model: Segmenter, decay: float, updates: int) 
     # A young average forgets faster, or a short run would keep its random start.
     weight = 1 - min(decay, (1 + updates) / (10 + updates))
     for old, new in ((averaged.parameters(), model.parameters()), (averaged.buffers(), model.buffers())):
-        pairs = [(a, b) for a, b in zip(old, new, strict=True)]
+        pairs = list(zip(old, new, strict=True))
         floats = [(a, b) for a, b in pairs if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
         for a, b in pairs:

@@ -1,7 +1,7 @@
 """Figures of a run: its curves, several runs' curves together, and the confusion."""
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,14 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
 def side_by_side(histories: dict[str, History], path: str | Path, title: str) -> None:
     """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
     figure, panels = _figure(title, 5.5 + 0.1 * len(histories))
-    for (name, history), colour in zip(histories.items(), cycle(LINES), strict=False):
+    styles = product(("-", "--", ":"), LINES)  # colours return with other dashes
+    for (name, history), (dashes, colour) in zip(histories.items(), cycle(styles), strict=False):
         score = _floats(history, "score")
         best = np.argsort(np.nan_to_num(score, nan=-1))[-1:]
         for axes, x in zip(panels, (_floats(history, "epoch"), _floats(history, "seconds") / 60), strict=True):
-            axes.plot(x, score, color=colour, linewidth=1.5, label=plain(short(name)))
-            axes.plot(x[best], score[best], "o", color=colour, markersize=5, clip_on=False)
+            axes.plot(x, score, dashes, color=colour, linewidth=1.5, label=plain(short(name)))
+            face = colour if dashes == "-" else "white"
+            axes.plot(x[best], score[best], "o", color=colour, mfc=face, markersize=5, clip_on=False)
     for axes, label in zip(panels, ("epoch", "minutes"), strict=True):
         _tidy(axes, "score", label)
     panels[1].set_xlim(left=0)
@@ -90,7 +92,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
         place[worst] = np.arange(MOST - 1)
         merged = np.zeros((MOST, MOST))
         np.add.at(merged, (place[:, None], place), counts)
-        counts, classes = merged, [*(classes[i] for i in worst), f"{len(classes) - MOST + 1} better ones"]
+        counts, classes = merged, [*(classes[i] for i in worst), f"{len(classes) - MOST + 1} others"]
     n, true = len(counts), counts.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / true[:, None]
@@ -108,7 +110,10 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     axes.set_ylabel("truth", color=INK)
     right = axes.secondary_yaxis("right")
     part = 100 * true / max(true.sum(), 1)
-    notes = [f"{number(i, 3):>5} {p:5.1f} %" for i, p in zip(metrics.iou(counts), part, strict=True)]
+    iou = metrics.iou(counts)
+    if len(confusion) > MOST:
+        iou[-1] = np.nan  # of many classes as one it says nothing
+    notes = [f"{number(i, 3):>5} {p:5.1f} %" for i, p in zip(iou, part, strict=True)]
     right.set_yticks(range(n), notes, fontfamily="monospace")
     right.set_ylabel("IoU, and share of all pixels", color=INK)
     for each in (axes, right):

@@ -70,15 +70,15 @@ def train_fold(
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = run_folder / f"fold-{number}"
-    folds.check_training(data.index, data.folds, number, config.competition.classes)
     with _held(folder, config):
-        if _finished(folder):
+        if finished(folder):
             fold = read_fold(folder)
             _tidy(folder)  # if the process died before it could
             print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
             return fold
         valid = np.flatnonzero(data.folds == number)
         train = np.flatnonzero((data.folds >= 0) & (data.folds != number))
+        folds.check_training(data.index, data.folds, number, config.competition.classes)
         print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
         watched = valid[_watched(data.index, valid)]
 
@@ -126,18 +126,16 @@ def train_fold(
 def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
     """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
 
-    Leaves model.safetensors, history.csv, curves.png, and metrics.json, in which there is no score.
-    Raises as train_fold.
+    Leaves model.safetensors, history.csv and metrics.json, in which there is no score. Raises as train_fold.
     """
     folder = run_folder / FULL
     with _held(folder, config):
-        if not _finished(folder):
+        if not finished(folder):
             train = np.flatnonzero(data.folds >= 0)
             print(f"{len(train)} pictures to train on, none to validate on")
             _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
             facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
             if not ranks.rank():
-                _curves(folder, config, state)
                 files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
             ranks.wait()
         _tidy(folder)
@@ -145,8 +143,9 @@ def train_full(config: Config, data: Data, run_folder: Path, device: Device, wor
         return read_fold(folder)
 
 
-def _finished(folder: Path) -> bool:
-    return (folder / METRICS).exists() and (folder / MODEL).exists()
+def finished(folder: Path) -> bool:
+    """Whether a fold's folder holds all that makes it one, or the model of all pictures."""
+    return all((folder / name).exists() for name in (METRICS, MODEL, OOF) if name != OOF or folder.name != FULL)
 
 
 def _tidy(folder: Path) -> None:
@@ -165,6 +164,8 @@ def _held(folder: Path, config: Config) -> Iterator[None]:
             check_configuration(folder.parent, config)
             if not ranks.rank():
                 files.sweep(folder)
+                if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
+                    (folder / METRICS).unlink(missing_ok=True)
                 files.write_text(folder.parent / CONFIG, config.model_dump_json(indent=2) + "\n")
         yield
 
@@ -258,12 +259,6 @@ def _watched(index: Index, valid: np.ndarray) -> np.ndarray:
     return np.argsort(-(index.counts[valid] > 0).sum(1), kind="stable")[:3]
 
 
-def _curves(folder: Path, config: Config, state: fit.State) -> None:
-    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
-    title = f"{config.competition.name} {config.recipe}, {folder.name}"
-    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
-
-
 def _pictures(
     folder: Path,
     config: Config,
@@ -282,7 +277,9 @@ def _pictures(
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)
 
-    _curves(folder, config, state)
+    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
+    title = f"{config.competition.name} {config.recipe}, {folder.name}"
+    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
     report.confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
@@ -295,7 +292,7 @@ def _pictures(
     rows = sheets.cases(*shown(valid[at]), predicted(at), names, [scores[i] for i in at], ignore)
     sheets.draw(rows, classes, folder / "examples.png", ignore)
 
-    at, best = _watched(data.index, valid), state.best_epoch + 1
+    at = _watched(data.index, valid)
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")} | {
         best: predicted(at)
     }

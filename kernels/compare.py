@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
-            before = (folders[name] / f"fold-{number}" / runs.METRICS).exists()
-            deadline = time.monotonic() + (args.time_budget or math.inf)
+            before = runs.finished(folders[name] / f"fold-{number}")
+            deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
                 fold = runs.train_fold(config, data[name], number, folders[name], chosen, workers, deadline)
             except fit.Interrupted:

@@ -21,6 +21,8 @@ import numpy as np
 from comp import cli
 from comp.config import Predict
 
+HEEDED = ("competition.", "predict.tta", "predict.batch_size", "recipe=")  # of the configuration
+
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, runs="append")
@@ -34,13 +36,13 @@ def main(args: argparse.Namespace) -> int:
     config = cli.config(args)
     competition = config.competition
     names = cli.run_names(args, config)
-    for override in args.overrides:
-        if not override.startswith(("competition.", "predict.")):
-            print(f"--set {override}: changes nothing here, since the models are trained")
 
     from comp import arrays, device, ensemble, files, metrics, predict, ranks, submission
 
     ranks.join(args.device)
+    for override in args.overrides:
+        if not override.startswith(HEEDED) and not ranks.rank():
+            print(f"--set {override}: changes nothing here, since the models are trained")
     found = find(args, config)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
     computing = device.choose(args.device)

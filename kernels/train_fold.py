@@ -11,14 +11,10 @@ pictures; beside the folds, report.html. The same command again goes on where it
 """
 
 import argparse
-import math
-import os
 import time
 from pathlib import Path
 
 from comp import cli
-
-KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, device, files, fit, page, ranks, runs
+    from comp import arrays, batches, device, files, fit, folds, page, ranks, runs
 
     ranks.join(args.device)
     chosen = device.choose(args.device)
@@ -44,16 +40,17 @@ def main(args: argparse.Namespace) -> int:
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
     print(f"{config.competition.title or config.competition.name}: {len(data.folds)} pictures{left_out}, on {chosen}")
+    for number in numbers:  # before any is trained
+        folds.check_training(data.index, data.folds, number, config.competition.classes)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
-    limit = cli.STARTED + KAGGLE_LIMIT if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") else math.inf
     done, started = [], cli.STARTED
     try:
         for number in numbers:
-            deadline = min(started + (args.time_budget or math.inf), limit)
+            deadline = cli.deadline(started, args.time_budget)
             done.append(runs.train_fold(config, data, number, run_folder, chosen, workers, deadline))
             started = time.monotonic()
         if not numbers:
-            deadline = min(started + (args.time_budget or math.inf), limit)
+            deadline = cli.deadline(started, args.time_budget)
             runs.train_full(config, data, run_folder, chosen, workers, deadline)
     except fit.Interrupted:
         print("interrupted; the same command goes on from here")
@@ -62,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"\n{runs.summary(done, config)}")
     if not ranks.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
-    if done and not ranks.rank():
-        print(page.run_page(run_folder))
+        if done:
+            print(page.run_page(run_folder))
     return 0
 
 

@@ -142,7 +142,7 @@ def test_confusion_of_very_many_classes_shows_the_worst(tmp_path, monkeypatch):
     counts = np.diag(np.arange(1, 201)) * 50 + np.ones((200, 200))  # the later a class, the better
     report.confusion(counts, [f"class {i}" for i in range(200)], tmp_path / "c.png")
     names = [label.get_text() for label in shown["axes"].get_yticklabels()]
-    assert names == [f"class {i}" for i in range(31)] + ["169 better ones"]
+    assert names == [f"class {i}" for i in range(31)] + ["169 others"]
 
 
 def test_choose_takes_worst_median_and_best_once_each():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from conftest import RECIPE, ROOT, TINY, draw, inside, lay_out
 
-from comp import config, metrics, namespaces, runlength
+from comp import config, fit, metrics, namespaces, runlength
 
 
 def test_a_fold_leaves_its_files(trained):
@@ -59,6 +60,17 @@ def test_a_finished_fold_says_so(trained, monkeypatch, capsys):
     before = model.read_bytes()
     assert "fold 0 is finished" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place)
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "oof.npz"])
+def test_a_fold_that_lacks_a_part_is_trained_again(name, trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "runs/tiny/recipe/fold-0"
+    (folder / name).unlink()
+    monkeypatch.setattr(fit, "fit", lambda *_: 1 / 0)  # killed while it trains
+    with pytest.raises(ZeroDivisionError):
+        inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
+    assert not (folder / "metrics.json").exists()  # which would vouch for half a fold
 
 
 def test_another_configuration_is_refused(trained, monkeypatch, capsys):
@@ -105,8 +117,7 @@ def test_a_model_of_all_pictures_makes_a_submission(trained, tmp_path, monkeypat
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
     assert "24 pictures to train on, none to validate on" in output
     folder = place / "runs/tiny/recipe/full"
-    left = {"model.safetensors", "history.csv", "metrics.json", "curves.png"}
-    assert {path.name for path in folder.glob("[!.]*")} == left
+    assert {path.name for path in folder.glob("[!.]*")} == {"model.safetensors", "history.csv", "metrics.json"}
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
