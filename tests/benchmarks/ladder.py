@@ -1,6 +1,6 @@
 """What each choice of the default recipe buys: validation scores on mars, fold 0, in the same time.
 
-    uv run tests/benchmarks/ladder.py --time-budget 60s
+    uv run --group peers tests/benchmarks/ladder.py --time-budget 60s
 
 The first rung is the plain recipe of most public notebooks; each next one adds one choice. Needs input/'s mars.
 """
