@@ -62,6 +62,9 @@ def main() -> None:
             print(f"{f'{value} {name}':36}{line}", flush=True)
         for axis, unit in zip(column, ("seconds", "peak"), strict=True):
             axis.loglog(values, [row[unit] for row in rows], "o-")
+            if unit == "peak":
+                axis.set_yscale("linear")
+                axis.set_ylim(bottom=0)
             axis.set_xticks(values, [str(value) for value in values])
             axis.minorticks_off()
             axis.grid(alpha=0.3)
