@@ -1,8 +1,11 @@
+"""Where to compute, in which precision, and with memory that is kept."""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from comp import device
 from comp.errors import Refused
@@ -19,6 +22,20 @@ for turn in range(30):
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+def test_precision_is_decided_with_a_reason(monkeypatch):
+    assert device.choose("cpu").reason
+    monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
+    assert device.choose("cpu").dtype == torch.bfloat16
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    assert device.choose("cpu").dtype == torch.float32
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "Tesla T4")
+    for capability, dtype in {(7, 5): torch.float16, (9, 0): torch.bfloat16, (6, 0): torch.float32}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
+        assert device._cuda(torch.device("cuda")).dtype == dtype
+    with pytest.raises(Refused):
+        device.choose("tpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
