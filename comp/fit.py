@@ -104,9 +104,9 @@ def fit(
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
-    looks = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
-    timer = schedule.Timer(deadline, state.progress, looks)
-    began, saved, parts_of_batch = started - state.seconds, time.monotonic(), 1
+    forwards = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
+    timer = schedule.Timer(deadline, state.progress, forwards)
+    began, saved, parts = started - state.seconds, time.monotonic(), 1
 
     sums, clock = torch.zeros(2, device=device.device), 0.0  # loss and bad steps since they were last settled
 
@@ -141,9 +141,7 @@ def fit(
                 torch.manual_seed(int(mixing.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
                 samples = sum(size for size, *_ in group)
                 mixed = [_on_device(images, labels, config, mixing, device) for _, images, labels in group]
-                loss, parts_of_batch = _gradients(
-                    model, optimizer, mixed, samples, loss_of, scaler, device, parts_of_batch
-                )
+                loss, parts = _gradients(model, mixed, samples, loss_of, scaler, device, parts)
                 loss = ranks.total_gradients(model, loss)
                 if config.optimizer.clip:
                     scaler.unscale_(optimizer)
@@ -296,7 +294,6 @@ def _on_device(images: Tensor, labels: Tensor, config: Config, generator: np.ran
 
 def _gradients(
     model: Segmenter,
-    optimizer: torch.optim.Optimizer,
     mixed: list[Mixed],
     samples: int,
     loss_of: Callable,
@@ -320,7 +317,7 @@ def _gradients(
             if parts >= max(len(images) for images, *_ in mixed):
                 raise Refused("out of memory with a single picture; use a smaller model or crops") from None
             parts *= 2
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             print(f"out of memory: batches are now computed in {parts} parts")
 
 
@@ -333,6 +330,7 @@ def _backward(
     device: Device,
     parts: int,
 ) -> Tensor:
+    # A function of its own: where memory runs out, what it held is let go before the next try.
     mean = torch.zeros((), device=device.device)
     for images, labels, other, share in mixed:
         others = other.chunk(parts) if other is not None else [None] * parts

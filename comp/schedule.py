@@ -46,10 +46,14 @@ def learning_rate(schedule: Schedule, progress: float) -> float:
 
 
 class Timer:
-    """Runs the schedule by the clock, so that a deadline meets its end and not its middle."""
+    """Runs the schedule by the clock, so that a deadline meets its end and not its middle.
 
-    def __init__(self, deadline: float, before: float, looks: int):
-        self.deadline, self.before, self.looks = deadline, before, looks
+    `before` is the share of the schedule that earlier starts have spent, `forwards` how many pictures are predicted
+    after the last step.
+    """
+
+    def __init__(self, deadline: float, before: float, forwards: int):
+        self.deadline, self.before, self.forwards = deadline, before, forwards
         self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
 
     def progress(self, samples: int) -> float:
@@ -60,7 +64,7 @@ class Timer:
             return 0.0
         self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
-        finishing = 4.0 + 0.5 * self.looks * (now - self.first) / self.samples
+        finishing = 4.0 + 0.5 * self.forwards * (now - self.first) / self.samples
         if self.steps < 8:  # a slow start must not end the run
             finishing = 0.0
         left = self.deadline - finishing - self.started
