@@ -1,8 +1,8 @@
-"""Every figure of the design in one go: training and prediction, files, memory, the pack.
+"""Every figure of the design in one go: training and prediction, files, time to score, memory, the pack.
 
     uv run --group peers python tests/benchmarks
 
-Needs half an hour of a quiet machine; each script beside this one runs alone, too.
+Needs three quarters of an hour of a quiet machine; each script beside this one runs alone, too.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    for script in ("throughput.py", "submission.py", "scaling.py", "ladder.py"):
+    for script in ("throughput.py", "submission.py", "time_to_score.py", "scaling.py", "ladder.py"):
         print(f"\n{script}", flush=True)
         subprocess.run([sys.executable, str(HERE / script)], check=False)
     print("\nthe pack")
