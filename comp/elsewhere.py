@@ -77,20 +77,20 @@ def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namesp
             shutil.rmtree(result.folder, ignore_errors=True)
 
 
-def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
+def kaggle(jobs: Iterable[Job]) -> None:
     """Push each job, follow it to its end, bring its output back; what runs already is picked up. Raises Refused."""
     waiting = [job for job in jobs if not _done(job)]
     if not waiting:
         return
-    user = remote.user(poll)
+    user = remote.user()
     pushed: list[tuple[Job, remote.Kernel]] = []
     failed: list[Refused] = []
 
     def finish(job: Job, kernel: remote.Kernel) -> None:
         try:
-            remote.follow(kernel.ref, poll)
+            remote.follow(kernel.ref)
             with tempfile.TemporaryDirectory() as folder:
-                remote.output(kernel.ref, Path(folder), poll)
+                remote.output(kernel.ref, Path(folder))
                 bring(job, Path(folder), kernel)
         except Refused as refused:  # the other kernels' output is wanted all the same
             print(refused)
@@ -98,17 +98,17 @@ def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
 
     for job in waiting:
         competition = [job.config.competition.kaggle] if job.config.competition.kaggle else []
-        datasets, kernels = _datasets(job, poll), sorted({ref for ref, _ in map(_kernel_of, job.folds) if ref})
+        datasets, kernels = _datasets(job), sorted({ref for ref, _ in map(_kernel_of, job.folds) if ref})
         reads = [*datasets.items(), *(map(_kernel_of, job.folds))]
         # What it reads is named in the source, so that the same source is the same job.
         source = _packed(job) + "".join(f"# reads {ref}: {state}\n" for ref, state in sorted(set(reads)) if ref)
-        about = {"competitions": competition, "datasets": sorted(datasets), "kernels": kernels, "poll": poll}
+        about = {"competitions": competition, "datasets": sorted(datasets), "kernels": kernels}
         while (kernel := remote.push(f"{user}/{slug(job.name)}", source, **about)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             if pushed:
                 finish(*pushed.pop(0))
             else:
-                time.sleep(poll)
+                time.sleep(30)
         pushed.append((job, kernel))
     for job, kernel in pushed:
         finish(job, kernel)
@@ -209,7 +209,7 @@ def _kernel_of(fold: Fold) -> tuple[str, str]:
     return about["ref"], str(about["version"])
 
 
-def _datasets(job: Job, poll: float) -> dict[str, str]:
+def _datasets(job: Job) -> dict[str, str]:
     """The Kaggle datasets that a job reads, each with its state; what Kaggle lacks is uploaded as such."""
     competition = job.config.competition
     datasets = dict.fromkeys(competition.datasets, "as it is")
@@ -222,20 +222,20 @@ def _datasets(job: Job, poll: float) -> dict[str, str]:
         lacking[f"{competition.name}-{file.stem}"] = {file.name: file}
     if not competition.datasets:
         for file in _arrays(job):
-            if not (competition.kaggle and remote.has_file(competition.kaggle, file.name, poll)):
+            if not (competition.kaggle and remote.has_file(competition.kaggle, file.name)):
                 lacking[f"{competition.name}-arrays"] = {file.name: file}
     for name, contents in lacking.items():
         if contents:
-            ref, state = _upload(job, slug(name), contents, poll)
+            ref, state = _upload(job, slug(name), contents)
             datasets[ref] = state
     return datasets
 
 
-def _upload(job: Job, name: str, contents: dict[str, Path], poll: float) -> tuple[str, str]:
+def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:
     """Upload files, unless they went up before as they are; the dataset's owner/slug, and a hash of what it holds."""
     state = hashlib.sha256("".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items()).encode())
     record = job.runs / job.config.competition.name / f"{name}.uploaded.json"
     if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["sha256"] != state.hexdigest():
-        ref = remote.upload(contents, name, poll)
+        ref = remote.upload(contents, name)
         files.write_json(record, {"ref": ref, "sha256": state.hexdigest()})
     return json.loads(record.read_text(encoding="utf-8"))["ref"], state.hexdigest()

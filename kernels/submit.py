@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
+def submit(args: argparse.Namespace, book: Path) -> None:
     about = made_by(args.file)
     competition = configs.load(args.competition or about["competition"]).competition
     if not competition.kaggle:
@@ -73,12 +73,12 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
     # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
     row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
-    settle(book, row, patience=3600, poll=poll)
+    settle(book, row, patience=remote.PATIENCE)
 
 
-def settle(book: Path, row: dict, patience: float, poll: float = 10.0) -> None:
+def settle(book: Path, row: dict, patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
-    score = remote.wait_score(row["competition"], int(row["ref"]), poll, patience)
+    score = remote.wait_score(row["competition"], int(row["ref"]), patience)
     ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
     if score.status == "ERROR":
         raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")
