@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -87,8 +88,9 @@ def kaggle(tmp_path, monkeypatch):
     truth = draw(7, 1)[1]
 
     def run(text, request, inputs):
-        result = sandbox.rehearse(text, inputs, echo=False)
-        return ("ERROR" if result.status else "COMPLETE"), result.folder, result.log
+        working, log = Path(tempfile.mkdtemp()), []
+        status = sandbox.rehearse(text, inputs, working, say=log.append)
+        return ("ERROR" if status else "COMPLETE"), working, "".join(log)
 
     def score(file, competition):
         frame = pd.read_csv(file, keep_default_na=False)
@@ -204,9 +206,9 @@ def job(tmp_path, monkeypatch):
         (place / "entry.py").write_text(ENTRY)
         settings = config.load("tiny.toml", "recipe.toml", overrides)
         paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
-        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights], "config": settings}
-        leaves = [place / "runs/tiny/listed/fold-0/metrics.json"]
-        return elsewhere.Job(arguments=arguments or ("x",), **{**paths, **about, "leaves": leaves, **more})
+        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights]}
+        about |= {"competition": settings.competition, "leaves": [place / "runs/tiny/listed/fold-0/metrics.json"]}
+        return elsewhere.Job(arguments=arguments or ("x",), **{**paths, **about, **more})
 
     return make
 
