@@ -8,6 +8,7 @@ code competition, the kernel that made the file is submitted instead of the file
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -27,12 +28,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    folder = args.file.parent if args.file else Path("submissions")
-    book = args.ledger or folder / "ledger.csv"
+    book = args.ledger or (args.file.parent if args.file else Path("submissions")) / "ledger.csv"
     if args.file:
         submit(args, book)
-    rows = ledger.read(book)
-    for row in rows:
+    for row in ledger.read(book):
         if row["status"] == "PENDING":  # Kaggle was slower than an earlier start had patience
             settle(book, row, patience=0)
     rows = ledger.read(book)
@@ -87,15 +86,12 @@ def settle(book: Path, row: dict, patience: float) -> None:
 def made_by(file: Path) -> dict:
     if not file.exists():
         raise cli.Refused(f"{file}: no such file; kernels/ensemble.py makes submissions")
-    try:
-        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    side = file.with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        about = json.loads(side.read_text(encoding="utf-8"))
         if {"competition", "sha256", "runs", "score"} <= about.keys():
             return about
-        raise ValueError
-    except (OSError, ValueError, AttributeError):
-        raise cli.Refused(
-            f"{file.with_suffix('.json')}: missing or damaged; it says what made the submission"
-        ) from None
+    raise cli.Refused(f"{side}: missing or damaged; it says what made the submission")
 
 
 if __name__ == "__main__":
