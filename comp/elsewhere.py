@@ -191,7 +191,8 @@ def _weights(job: Job) -> list[Path]:
 def _fold_files(job: Job, fold: Fold) -> dict[str, Path]:
     """What an ensemble reads of a fold, by where it looks for it below /kaggle/input/<…>."""
     place = f"runs/{job.competition.name}/{fold.folder.parent.name}/{fold.folder.name}"
-    return {f"{place}/{name}": fold.folder / name for name in (MODEL, OOF, METRICS)}
+    found = [fold.folder / name for name in (MODEL, OOF, METRICS)]  # a model of all pictures has nothing out of fold
+    return {f"{place}/{file.name}": file for file in found if file.exists()}
 
 
 def _kernel_of(fold: Fold) -> tuple[str, int] | None:

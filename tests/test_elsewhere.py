@@ -270,6 +270,15 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
 
 
 @needs_namespaces
+def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
+    full = tmp_path / "runs/tiny/recipe/full"
+    shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
+    elsewhere.kaggle([job(folds=[runs.read_fold(full)])])
+    place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe/full"
+    assert found(job())[1:] == [f"{place}/metrics.json", f"{place}/model.safetensors"]
+
+
+@needs_namespaces
 def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
     kaggle.places = 1
     elsewhere.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
