@@ -124,7 +124,6 @@ for picture in sorted(Path("runs").rglob("*.png")):
 
 def _parts(pack: Pack) -> tuple[str, str]:
     """What script and notebook share: imports, `run` and the archive; the arguments and the call."""
-    imports = "atexit base64 hashlib io lzma os runpy shutil sys tempfile zipfile".split()
     lines = "\n".join(pack.archive[at : at + 100] for at in range(0, len(pack.archive), 100))
     library = f'''"""{pack.entry} as one file for Kaggle: nothing to install, no internet needed.
 
@@ -132,7 +131,7 @@ Written by comp.bundle. The archive holds {pack.entry}, comp and {LACKING};
 it is unpacked to a temporary folder. The arguments below it may be changed.
 """
 
-{chr(10).join(f"import {name}" for name in imports)}
+import atexit, base64, hashlib, io, lzma, os, runpy, shutil, sys, tempfile, zipfile
 
 
 {inspect.getsource(run)}

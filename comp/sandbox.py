@@ -121,16 +121,12 @@ def _image(folder: Path) -> list[str]:
     (folder / "bin/python").symlink_to(python)
     (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
     places = {Path(sys.base_prefix), python.parents[1]}
-    wanted, seen = list(IMAGE), set()
-    while wanted:
-        name = wanted.pop()
-        if name in seen:
-            continue
-        seen.add(name)
+    wanted = list(IMAGE)
+    for name in wanted:  # which grows meanwhile
         with contextlib.suppress(metadata.PackageNotFoundError):
             distribution = metadata.distribution(name)
-            needs = [need for need in distribution.requires or () if "extra ==" not in need]
-            wanted += [re.match(r"[\w.-]+", need)[0] for need in needs]
+            needs = [re.match(r"[\w.-]+", need)[0] for need in distribution.requires or () if "extra ==" not in need]
+            wanted += [need for need in needs if need not in wanted]
             place = Path(distribution.locate_file("")).resolve()
             places.add(place)
             for entry in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
@@ -195,9 +191,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file, by its path below the folder."""
     sizes = {}
     for place, _, names in os.walk(folder):
-        for name in names:
+        for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):  # files come and go while this looks
-                sizes[os.path.relpath(os.path.join(place, name), folder)] = os.lstat(os.path.join(place, name)).st_size
+                sizes[str(path.relative_to(folder))] = path.lstat().st_size
     return dict(sorted(sizes.items()))
 
 

@@ -59,7 +59,9 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     if competition.code_competition:
         if "kernel" not in about:
             raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
-        what = remote.Kernel(about["kernel"]["ref"], about["kernel"]["version"])
+        what = remote.Kernel(**about["kernel"])
+    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
+    message = f"{args.message} {args.file.stem}".strip()
     row = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,
@@ -67,10 +69,9 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         "sha256": digest,
         "runs": "+".join(about["runs"]),
         "out_of_fold": about["score"]["out_of_fold"],
+        "status": "PENDING",
+        "ref": remote.submit(competition.kaggle, what, message),
     }
-    message = f"{args.message} {args.file.stem}".strip()
-    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
-    row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
     settle(book, row, patience=remote.PATIENCE)
 
