@@ -83,14 +83,10 @@ def deadline(started: float, budget: float | None) -> float:
 
 def arguments_but(*options: str) -> list[str]:
     """The command line as a kernel gets it: without these options, and those that are about this machine."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in (*HERE, *options):
-            kept.append(word)
-        elif not equals:
-            next(words, None)
-    return kept
+    left_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in (*HERE, *options):
+        left_out.add_argument(option)
+    return left_out.parse_known_args()[1]
 
 
 def command() -> str:
