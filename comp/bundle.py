@@ -52,20 +52,15 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
     file, and for a pack that Kaggle would not take.
     """
     words, carried = _carried(arguments)
-    data = _zip({f"kernels/{entry.name}": _read(entry)} | _comp() | _distribution(LACKING) | carried)
-    result = Pack(
-        entry=entry.name,
-        arguments=tuple(words),
-        archive=_archive(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+    data = _zip({f"kernels/{entry.name}": entry.read_bytes()} | _comp() | _distribution(LACKING) | carried)
+    result = Pack(entry.name, tuple(words), _archive(data), hashlib.sha256(data).hexdigest())
     script(result)  # refuses what is too large
     return result
 
 
-# The next two functions are copied into every script, so they use nothing of comp.
-def unpack(archive: str, sha256: str) -> str:
-    """Unpack into a fresh private folder outside the working folder, and put it first on the path."""
+# This function is copied into every script, so it uses nothing of comp.
+def run(archive: str, sha256: str, entry: str, arguments: list[str]) -> None:
+    """Run the entry script of an archive as `python kernels/ENTRY ARGUMENTS…` would, in this working folder."""
     # albumentations looks for an update when it is imported, and stalls without a network.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     data = lzma.decompress(base64.b85decode("".join(archive.split())))
@@ -78,11 +73,6 @@ def unpack(archive: str, sha256: str) -> str:
     sys.path.insert(0, folder)
     os.environ["PYTHONPATH"] = folder  # for processes that this one starts or becomes
     print(f"pack sha256 {sha256}", flush=True)
-    return folder
-
-
-def run(folder: str, entry: str, arguments: list[str]) -> None:
-    """Run the entry script as `python kernels/ENTRY ARGUMENTS…` would."""
     path = os.path.join(folder, "kernels", entry)
     sys.argv = [path]
     for word in arguments:
@@ -96,99 +86,78 @@ def run(folder: str, entry: str, arguments: list[str]) -> None:
 
 def script(pack: Pack) -> str:
     """The pack as Python source. Raises Refused if it is too large for Kaggle."""
-    text = f"""{_start(pack)}
-
-{_arguments_source(pack)}
-
-if __name__ == "__main__":
-    run(unpack(ARCHIVE, {pack.sha256!r}), {pack.entry!r}, ARGUMENTS)
-"""
-    return _within_limit(text, "script")
+    return within_limit("\n\n".join(_parts(pack)) + "\n", "packed script")
 
 
 def notebook(pack: Pack) -> str:
     """The pack as a notebook (JSON, nbformat 4.5): archive folded away, then the job and its pictures."""
     about = f"""# {pack.entry}
 
-The folded cell holds the library; run all cells. Add the competition's data first (*Add input*).
-"""
+The folded cell holds the library; run all cells. Add the competition's data first (*Add input*)."""
+    library, job = _parts(pack)
     pictures = """from pathlib import Path
 
 from IPython.display import Image, display
 
 for picture in sorted(Path("runs").rglob("*.png")):
     print(picture)
-    display(Image(str(picture)))
-"""
+    display(Image(str(picture)))"""
     folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
-    unpacking = f"{_start(pack)}\n\nFOLDER = unpack(ARCHIVE, {pack.sha256!r})"
-    job = f"{_arguments_source(pack)}\nrun(FOLDER, {pack.entry!r}, ARGUMENTS)"
-    cells = [
-        {"cell_type": "markdown", "id": "about", "metadata": {}, "source": about.strip()},
-        _code_cell("archive", unpacking, folded),
-        _code_cell("job", job),
-        _code_cell("pictures", pictures.strip()),
-    ]
+    machine = {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False}
     document = {
-        "cells": cells,
+        "cells": [
+            {"cell_type": "markdown", "id": "about", "metadata": {}, "source": about},
+            _code_cell("archive", library, folded),
+            _code_cell("job", job),
+            _code_cell("pictures", pictures),
+        ],
         "metadata": {
-            "kaggle": {
-                "accelerator": "nvidiaTeslaT4",
-                "isGpuEnabled": True,
-                "isInternetEnabled": False,
-                "language": "python",
-                "sourceType": "notebook",
-            },
+            "kaggle": machine | {"language": "python", "sourceType": "notebook"},
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         },
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-    return _within_limit(json.dumps(document, indent=1) + "\n", "notebook")
+    return within_limit(json.dumps(document, indent=1) + "\n", "packed notebook")
 
 
-def _start(pack: Pack) -> str:
-    """What script and notebook share: imports, the two functions, the archive."""
-    imports = "atexit base64 hashlib io lzma os runpy shutil sys tempfile zipfile".split()
+def _parts(pack: Pack) -> tuple[str, str]:
+    """What script and notebook share: imports, `run` and the archive; the arguments and the call."""
     lines = "\n".join(pack.archive[at : at + 100] for at in range(0, len(pack.archive), 100))
-    return f'''"""{pack.entry} as one file for Kaggle: nothing to install, no internet needed.
+    library = f'''"""{pack.entry} as one file for Kaggle: nothing to install, no internet needed.
 
 Written by comp.bundle. The archive holds {pack.entry}, comp and {LACKING};
 it is unpacked to a temporary folder. The arguments below it may be changed.
 """
 
-{chr(10).join(f"import {name}" for name in imports)}
+import atexit, base64, hashlib, io, lzma, os, runpy, shutil, sys, tempfile, zipfile
 
-
-{inspect.getsource(unpack)}
 
 {inspect.getsource(run)}
 
 ARCHIVE = """
 {lines}
 """'''
+    words = "".join(f"    {word!r},\n" for word in pack.arguments)
+    job = f"""ARGUMENTS = [
+{words}]
 
-
-def _arguments_source(pack: Pack) -> str:
-    return "ARGUMENTS = [\n" + "".join(f"    {word!r},\n" for word in pack.arguments) + "]"
+if __name__ == "__main__":
+    run(ARCHIVE, {pack.sha256!r}, {pack.entry!r}, ARGUMENTS)"""
+    return library, job
 
 
 def _code_cell(name: str, source: str, about: dict | None = None) -> dict:
-    return {
-        "cell_type": "code",
-        "execution_count": None,
-        "id": name,
-        "metadata": about or {},
-        "outputs": [],
-        "source": source.splitlines(keepends=True),
-    }
+    made = {"cell_type": "code", "id": name, "metadata": about or {}, "execution_count": None, "outputs": []}
+    return made | {"source": source.splitlines(keepends=True)}
 
 
-def _within_limit(text: str, kind: str) -> str:
+def within_limit(text: str, what: str) -> str:
+    """The text. Raises Refused if it is too large for Kaggle."""
     size = len(text.encode())
     if size >= LIMIT:
-        raise Refused(f"the packed {kind} has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
+        raise Refused(f"the {what} has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
     return text
 
 
@@ -208,12 +177,14 @@ def _carried(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
 
 
 def _toml(path: Path) -> bytes:
-    data = _read(path)
-    credentials.refuse([path])
     try:
+        data = path.read_bytes()
         values = tomllib.loads(data.decode())
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: not valid TOML: {error}") from None
+    credentials.refuse([path])
     for key in ("base", "recipe"):
         if str(values.get(key, "")).endswith(".toml"):
             raise Refused(f"{path}: {key} = {values[key]}: only this file travels; name one that ships, or copy it in")
@@ -224,13 +195,13 @@ def _comp() -> dict[str, bytes]:
     root = Path(__file__).parent
     found = [path for kind in ("*.py", "*.toml") for path in root.rglob(kind)]
     # Names that start with a dot are files still being written.
-    return {f"comp/{path.relative_to(root).as_posix()}": _read(path) for path in found if path.name[0] != "."}
+    return {f"comp/{path.relative_to(root).as_posix()}": path.read_bytes() for path in found if path.name[0] != "."}
 
 
 def _distribution(name: str) -> dict[str, bytes]:
     """The Python files and licence of an installed distribution."""
     return {
-        file.as_posix(): _read(Path(file.locate()))
+        file.as_posix(): file.read_binary()
         for file in metadata.files(name) or ()
         if file.suffix == ".py" or file.name == "METADATA" or file.name.upper().startswith("LICEN")
     }
@@ -250,10 +221,3 @@ def _zip(files: dict[str, bytes]) -> bytes:
             info.create_system = 3  # Unix, wherever it was made
             archive.writestr(info, files[name])
     return buffer.getvalue()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}") from None

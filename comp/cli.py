@@ -67,14 +67,11 @@ def fold_numbers(text: str, count: int) -> list[int]:
 
 def duration(text: str) -> float:
     """Seconds in "90s", "10m", "1.5h" or "1h30m"; a bare number is seconds."""
-    if match := re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text):
-        try:
-            hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        except ValueError:
-            pass
-        else:
-            if total := hours * 3600 + minutes * 60 + seconds:
-                return total
+    figure = r"(\d+(?:\.\d*)?|\.\d+)"
+    match = re.fullmatch(f"(?:{figure}h)?(?:{figure}m)?(?:{figure}s?)?", text)
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    if total := hours * 3600 + minutes * 60 + seconds:
+        return total
     raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
 
 
@@ -86,14 +83,10 @@ def deadline(started: float, budget: float | None) -> float:
 
 def arguments_but(*options: str) -> list[str]:
     """The command line as a kernel gets it: without these options, and those that are about this machine."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name not in (*HERE, *options):
-            kept.append(word)
-        elif not equals:
-            next(words, None)
-    return kept
+    left_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in (*HERE, *options):
+        left_out.add_argument(option)
+    return left_out.parse_known_args()[1]
 
 
 def command() -> str:
@@ -117,35 +110,34 @@ def entry(
             "on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
+    script = Path(sys.argv[0]).name
     try:
         arguments = parser.parse_args()
-        if jobs and arguments.on != "here":
-            from comp import elsewhere
+        if jobs is None or arguments.on == "here":
+            sys.exit(main(arguments) or 0)
+        from comp import elsewhere
 
-            there = {
-                "sandbox": elsewhere.rehearse,
-                "guard": lambda made: elsewhere.rehearse(made, "guard"),
-                "kaggle": elsewhere.kaggle,
-                "notebook": elsewhere.notebooks,
-            }
-            there[arguments.on](jobs(arguments))
-            sys.exit(0)
-        sys.exit(main(arguments) or 0)
+        there = {
+            "sandbox": elsewhere.rehearse,
+            "guard": lambda made: elsewhere.rehearse(made, "guard"),
+            "kaggle": elsewhere.kaggle,
+            "notebook": elsewhere.notebooks,
+        }
+        there[arguments.on](jobs(arguments))
+        sys.exit(0)
     except Refused as refused:
-        print(f"{Path(sys.argv[0]).name}: {refused}", file=sys.stderr)
-        sys.exit(2)
+        line, status = f"{script}: {refused}", 2
     except OSError as error:
         if error.errno is None:  # a library's own, about something else than a file
             raise
-        print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        line, status = f"{script}: {error.filename or 'writing'}: {error.strerror}", 2
     except RuntimeError as error:
         from comp import ranks
 
         if not ranks.lost(error):
             raise
-        print(f"rank {ranks.rank()}: another process of this job ended; start it again to go on", file=sys.stderr)
-        sys.exit(1)
+        line, status = f"rank {ranks.rank()}: another process of this job ended; start it again to go on", 1
     except KeyboardInterrupt:
-        print("interrupted; the same command starts again, or goes on where it was", file=sys.stderr)
-        sys.exit(130)
+        line, status = "interrupted; the same command starts again, or goes on where it was", 130
+    print(line, file=sys.stderr)
+    sys.exit(status)

@@ -20,7 +20,6 @@ from comp import credentials
 from comp.errors import Refused
 
 SITE = "https://www.kaggle.com"
-TRIES = 8
 CONNECT, SILENCE = 10.0, 120.0  # seconds without an answer after which a connection counts as lost
 LOGIN = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
 
@@ -32,74 +31,37 @@ class Declined(Refused):
         super().__init__(line)
         self.status = status
         self.pause = pause  # seconds that Kaggle asks to wait
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether a write may have arrived all the same."""
-        return self.status == 0 or self.status >= 500
-
-    @property
-    def passing(self) -> bool:
-        return self.in_doubt or self.status == 429
+        self.in_doubt = status == 0 or status >= 500  # a change may have arrived all the same
 
 
-def read(method: str, poll: float, tries: int = TRIES, **arguments: Any) -> Any:
-    """Ask what may be asked again: with growing pauses after HTTP 429, 5xx and lost connections.
+def ask(method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, **arguments: Any) -> Any:
+    """Call a method of KaggleApi, or "get_kernel"; after HTTP 429, 5xx and lost connections again, with growing pauses.
 
-    `method` is one of KaggleApi's, "user" or "get_kernel". Returns JSON values. Raises Declined.
+    Before a change whose answer got lost is asked for again, `arrived` finds out whether it was made. It returns
+    what then stands in for the answer, or None where it was not. Returns JSON values. Raises Declined.
     """
     for attempt in itertools.count(1):
+        logged_in = _api.cache_info().currsize
         try:
-            return ask(method, **arguments)
+            return _once(method, arguments)
         except Declined as error:
-            if not error.passing or attempt == tries:
+            # A login that ran out is forgotten by now.
+            if not (error.in_doubt or error.status == 429 or (error.status == 401 and logged_in)):
                 raise
-            _wait(error, poll, attempt)
-
-
-def write(method: str, poll: float, arrived: Callable[[], Any], **arguments: Any) -> Any:
-    """Ask for a change, once. Where the answer got lost, `arrived` finds out whether the change was made.
-
-    It returns what then stands in for the answer, or None where the change may be asked for again.
-    Raises Declined.
-    """
-    for attempt in itertools.count(1):
-        try:
-            return ask(method, **arguments)
-        except Declined as error:
-            if not error.passing:
-                raise
-            _wait(error, poll, attempt)
+            if attempt < tries:
+                pause = max(error.pause, min(2.0**attempt, 300.0))
+                if pause >= 4:
+                    print(f"{error}; asking again in {pause:.0f} s", flush=True)
+                time.sleep(pause)
             if error.in_doubt and (found := arrived()) is not None:
                 return found
-            if attempt == TRIES:
+            if attempt == tries:
                 raise
 
 
-def _wait(error: Declined, poll: float, attempt: int) -> None:
-    pause = max(error.pause, min(min(poll, 2.0) * 2 ** (attempt - 1), 300.0))
-    if pause >= 4:
-        print(f"{error}; asking again in {pause:.0f} s", flush=True)
-    time.sleep(pause)
-
-
-def ask(method: str, **arguments: Any) -> Any:
-    """Call one of the client's methods, once. Raises Declined."""
-    kept = _api.cache_info().currsize
-    try:
-        return _ask(method, arguments)
-    except Declined as error:
-        if error.status != 401 or not kept:
-            raise
-    return _ask(method, arguments)  # its login had run out, and is forgotten by now
-
-
-def _ask(method: str, arguments: dict[str, Any]) -> Any:
+def _once(method: str, arguments: dict[str, Any]) -> Any:
     with _declining(), contextlib.redirect_stdout(io.StringIO()) as said:
-        api = _api()
-        own = {"user": _user, "get_kernel": _get_kernel}
-        call = functools.partial(own[method], api) if method in own else getattr(api, method)
-        answer = _plain(call(**arguments))
+        answer = _plain(getattr(_api(), method)(**arguments))
     # The client goes on after a failed upload, and makes a dataset without the file.
     if lost := re.findall(r"^Upload unsuccessful: (.+)", said.getvalue(), flags=re.MULTILINE):
         raise Declined(f"upload of {', '.join(lost)} failed, the dataset is incomplete: run the same command again", -1)
@@ -108,16 +70,9 @@ def _ask(method: str, arguments: dict[str, Any]) -> Any:
 
 def log(ref: str) -> Iterator[str]:
     """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
-    secrets = credentials.found()
     with _declining():
         for event in _api().kernels_logs_stream(ref):
-            for line in (event.get("data") or "").splitlines():
-                yield credentials.strike(line, secrets)
-
-
-def forget() -> None:
-    """Log in anew at the next call."""
-    _api.cache_clear()
+            yield from credentials.strike(event.get("data") or "").splitlines()
 
 
 @functools.cache
@@ -134,7 +89,11 @@ def _api() -> Any:
         api = KaggleApi()
         api.authenticate()
     api.with_retry = lambda call, **_: call  # the client would repeat writes without asking
+    api.get_kernel = functools.partial(_get_kernel, api)
     return api
+
+
+forget = _api.cache_clear  # log in anew at the next call
 
 
 def _send(session: Any, request: Any, **options: Any) -> Any:
@@ -143,10 +102,6 @@ def _send(session: Any, request: Any, **options: Any) -> Any:
     if request.method == "GET":
         response.raise_for_status()
     return response
-
-
-def _user(api: Any) -> str:
-    return api.config_values["username"]
 
 
 def _get_kernel(api: Any, ref: str) -> Any:
@@ -170,38 +125,34 @@ def _declining() -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        raise _declined(error) from None
+        import requests
+        import urllib3
 
-
-def _declined(error: BaseException) -> Declined:
-    import requests
-    import urllib3
-
-    # The client puts words of its own around some HTTP errors; the status lies beneath.
-    chain = [error]
-    while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
-        chain.append(link)
-    response = next((link.response for link in chain if getattr(link, "response", None) is not None), None)
-    unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
-    message = credentials.strike(" ".join(str(error).split()) or type(error).__name__)
-    pause = 0.0
-    if response is not None:
-        status = response.status_code
-        with contextlib.suppress(ValueError):
-            pause = min(float(response.headers.get("Retry-After", 0)), 600.0)
-    elif isinstance(error, SystemExit):  # there is nothing to log in with
-        status = 401
-    else:
-        status = 0 if any(isinstance(link, unanswered) for link in chain) else -1
-    if status == 401:
-        forget()  # the token may be renewed meanwhile
-        known = credentials.found()
-        line = "Kaggle does not accept your credentials (expired, or revoked?)" if known else "no Kaggle credentials"
-        line = f"{line}: {LOGIN}"
-    elif status == 429:
-        line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
-    elif status == 0:
-        line = f"no answer from Kaggle ({message}); check the network and try again"
-    else:
-        line = message if status == -1 else f"Kaggle answered HTTP {status}: {message}"
-    return Declined(line, status, pause)
+        # The client puts words of its own around some HTTP errors; the status lies beneath.
+        chain = [error]
+        while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
+            chain.append(link)
+        response = next((link.response for link in chain if getattr(link, "response", None) is not None), None)
+        unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
+        message = credentials.strike(" ".join(str(error).split()) or type(error).__name__)
+        pause = 0.0
+        if response is not None:
+            status, line = response.status_code, f"Kaggle answered HTTP {response.status_code}: {message}"
+            with contextlib.suppress(ValueError):  # it may be a date
+                pause = min(float(response.headers.get("Retry-After", 0)), 600.0)
+        elif isinstance(error, SystemExit):  # there is nothing to log in with
+            status = 401
+        elif any(isinstance(link, unanswered) for link in chain):
+            status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
+        else:
+            status, line = -1, message
+        if status == 429:
+            line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
+        if status == 401:
+            forget()  # the token may be renewed meanwhile
+            known = credentials.found()
+            line = (
+                "Kaggle does not accept your credentials (expired, or revoked?)" if known else "no Kaggle credentials"
+            )
+            line = f"{line}: {LOGIN}"
+        raise Declined(line, status, pause) from None

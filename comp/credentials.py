@@ -1,7 +1,6 @@
 """Kaggle credentials: where they are, so that they are said and sent nowhere."""
 
 import contextlib
-import json
 import mmap
 import os
 import re
@@ -16,23 +15,20 @@ KEYS = (r"KGAT_[0-9A-Za-z]{16,}", r"\"key\"\s*:\s*\"[0-9a-f]{32}\"")  # a token;
 
 def found() -> set[str]:
     """Every secret that Kaggle's client might log in with here."""
-    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")
-    secrets = {os.environ.get("KAGGLE_KEY", ""), "" if os.path.exists(token) else token}
-    for path in (token, home / "access_token", home / "access_token.txt"):
-        with contextlib.suppress(OSError, ValueError):
-            secrets.add(Path(path).read_text(encoding="utf-8").strip())
+    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the file that holds it
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
-    for folder in (os.environ.get("KAGGLE_CONFIG_DIR") or home, home, config):
-        for name in ("kaggle.json", "credentials.json"):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                kept = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-                secrets |= {str(kept.get(key) or "") for key in ("key", "access_token", "refresh_token")}
+    folders = {home, config, Path(os.environ.get("KAGGLE_CONFIG_DIR") or home)}
+    secrets = {os.environ.get("KAGGLE_KEY", ""), "" if os.path.exists(token) else token}
+    for path in (token, *(folder / name for folder in folders for name in NAMES)):
+        with contextlib.suppress(OSError, ValueError):
+            text = Path(path).read_text(encoding="utf-8").strip()
+            secrets |= {*re.findall(r'"(?:key|access_token|refresh_token)"\s*:\s*"(.+?)"', text)} or {text}
     return {secret for secret in secrets if len(secret) >= 8}
 
 
-def strike(text: str, known: Iterable[str] | None = None) -> str:
-    """`text` without anything that would let its reader in; `known` saves looking for the secrets again."""
-    for secret in found() if known is None else known:
+def strike(text: str) -> str:
+    """`text` without anything that would let its reader in."""
+    for secret in found():
         text = text.replace(secret, "***")
     for key in KEYS:
         text = re.sub(key, "***", text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from comp import arrays, bundle, files, page, remote, sandbox, submission
-from comp.config import Config
+from comp.config import Competition
 from comp.errors import Refused
 from comp.runs import METRICS, MODEL, OOF, Fold
 
@@ -27,7 +27,7 @@ class Job:
     entry: Path
     arguments: Sequence[str]
     name: str  # becomes the kernel's slug
-    config: Config
+    competition: Competition
     input: Path
     runs: Path
     leaves: Sequence[Path] = ()  # the last file of each folder below `runs` that the job fills
@@ -47,12 +47,11 @@ def slug(name: str) -> str:
 def notebooks(jobs: Iterable[Job]) -> None:
     """Write each job as a notebook, for those who work in Kaggle's editor. Raises Refused."""
     for job in jobs:
-        path = job.runs / job.config.competition.name / f"{job.name}.ipynb"
+        competition, path = job.competition, job.runs / job.competition.name / f"{job.name}.ipynb"
         files.write_text(path, bundle.notebook(bundle.pack(job.entry, job.arguments)))
-        competition = job.config.competition
-        reads = [competition.kaggle, *competition.datasets, *(str(file) for file in (*_arrays(job), *_weights(job)))]
-        reads += [str(fold.folder) for fold in job.folds]
-        print(f"{path}: upload it on Kaggle, and attach what it reads: {', '.join(filter(None, reads)) or 'nothing'}")
+        here = [*_arrays(job), *_weights(job), *(fold.folder for fold in job.folds)]
+        reads = ", ".join(filter(None, [competition.kaggle, *competition.datasets, *map(str, here)]))
+        print(f"{path}: upload it on Kaggle, and attach what it reads: {reads or 'nothing'}")
 
 
 def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namespaces") -> None:
@@ -60,7 +59,7 @@ def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namesp
     for job in jobs:
         if _done(job):
             continue
-        competition = job.config.competition
+        competition = job.competition
         home = f"competitions/{competition.kaggle}" if competition.kaggle else f"datasets/me/{competition.name}"
         inputs = {f"{home}/{file.name}": file for file in _arrays(job)}
         if sample := arrays.sample_submission(competition, job.input):
@@ -68,47 +67,42 @@ def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namesp
         inputs |= {f"datasets/me/weights/{file.name}": file for file in _weights(job)}
         for fold in job.folds:
             inputs |= {f"notebooks/me/{job.name}/{place}": file for place, file in _fold_files(job, fold).items()}
-        result = sandbox.rehearse(_packed(job), inputs, form=form)
-        try:
-            if result.status:
-                raise Refused(f"{job.name}: the script ended with status {result.status} in the sandbox; see above")
-            bring(job, result.folder)
-        finally:
-            shutil.rmtree(result.folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
+            if status := sandbox.rehearse(_packed(job), inputs, Path(working), form):
+                raise Refused(f"{job.name}: the script ended with status {status} in the sandbox; see above")
+            bring(job, Path(working))
 
 
-def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
+def kaggle(jobs: Iterable[Job]) -> None:
     """Push each job, follow it to its end, bring its output back; what runs already is picked up. Raises Refused."""
-    waiting = [job for job in jobs if not _done(job)]
-    if not waiting:
-        return
-    user = remote.user(poll)
     pushed: list[tuple[Job, remote.Kernel]] = []
     failed: list[Refused] = []
 
     def finish(job: Job, kernel: remote.Kernel) -> None:
         try:
-            remote.follow(kernel.ref, poll)
+            remote.follow(kernel.ref)
             with tempfile.TemporaryDirectory() as folder:
-                remote.output(kernel.ref, Path(folder), poll)
+                remote.output(kernel.ref, Path(folder))
                 bring(job, Path(folder), kernel)
         except Refused as refused:  # the other kernels' output is wanted all the same
             print(refused)
             failed.append(refused)
 
-    for job in waiting:
-        competition = [job.config.competition.kaggle] if job.config.competition.kaggle else []
-        datasets, kernels = _datasets(job, poll), sorted({ref for ref, _ in map(_kernel_of, job.folds) if ref})
-        reads = [*datasets.items(), *(map(_kernel_of, job.folds))]
+    for job in jobs:
+        if _done(job):
+            continue
+        ref = f"{remote.user()}/{slug(job.name)}"
+        datasets, kernels = _datasets(job), dict(filter(None, map(_kernel_of, job.folds)))
         # What it reads is named in the source, so that the same source is the same job.
-        source = _packed(job) + "".join(f"# reads {ref}: {state}\n" for ref, state in sorted(set(reads)) if ref)
-        about = {"competitions": competition, "datasets": sorted(datasets), "kernels": kernels, "poll": poll}
-        while (kernel := remote.push(f"{user}/{slug(job.name)}", source, **about)) is None:
+        reads = sorted((datasets | kernels).items())
+        source = _packed(job) + "".join(f"# reads {name}: {state}\n" for name, state in reads)
+        competitions = [job.competition.kaggle] if job.competition.kaggle else []
+        while (kernel := remote.push(ref, source, competitions, sorted(datasets), sorted(kernels))) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             if pushed:
                 finish(*pushed.pop(0))
             else:
-                time.sleep(poll)
+                time.sleep(30)
         pushed.append((job, kernel))
     for job, kernel in pushed:
         finish(job, kernel)
@@ -118,20 +112,19 @@ def kaggle(jobs: Iterable[Job], poll: float = 30.0) -> None:
 
 def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
     """Put a kernel's output where the same command here would have left it. Raises Refused."""
-    about = dataclasses.asdict(kernel) if kernel else None
+    about = {"kernel": dataclasses.asdict(kernel)} if kernel else {}
     for leaf in job.leaves:
         came = folder / "runs" / leaf.relative_to(job.runs)
         if not came.exists():
             raise Refused(f"{job.name}: its output holds no finished {came.parent.relative_to(folder)}")
-        if about:
-            files.write_json(came.with_name(KERNEL), about)
+        if kernel:
+            files.write_json(came.with_name(KERNEL), about["kernel"])
     filled = [leaf.parent for leaf in job.leaves]
-    arrived = [path for path in (folder / "runs").rglob("*") if path.is_file() and path.name[0] != "."]
     # metrics.json comes last: it says that the fold is finished.
-    for source in sorted(arrived, key=lambda path: (path.name == METRICS, path)):
+    for source in sorted((folder / "runs").rglob("[!.]*"), key=lambda path: (path.name == METRICS, path)):
         target = job.runs / source.relative_to(folder / "runs")
         # Files of the run and the competition stay as they are here.
-        if target.parent in filled or not target.exists():
+        if source.is_file() and (target.parent in filled or not target.exists()):
             _place(source, target)
     for place in filled:
         report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
@@ -143,11 +136,10 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
         raise Refused(f"{job.name}: its output holds no submission.csv")
     made_by = json.loads(came.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    competition = job.config.competition
-    test, sample = arrays.load_test(competition, job.input), arrays.sample_submission(competition, job.input)
-    rows = submission.check(came, competition, test.ids, test.shapes, sample)
+    test, sample = arrays.load_test(job.competition, job.input), arrays.sample_submission(job.competition, job.input)
+    rows = submission.check(came, job.competition, test.ids, test.shapes, sample)
     _place(came, target)
-    files.write_json(target.with_suffix(".json"), made_by | ({"kernel": about} if about else {}))
+    files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
@@ -175,14 +167,14 @@ def _packed(job: Job) -> str:
 
 def _arrays(job: Job) -> list[Path]:
     # The demo is made where it runs.
-    competition = job.config.competition
+    competition = job.competition
     return [] if competition.name == "demo" else [arrays.find(competition.file, job.input)]
 
 
 def _weights(job: Job) -> list[Path]:
     """Local files of encoder weights. Raises Refused for what a kernel cannot get."""
     found = []
-    for weights in {weights for weights in job.weights if weights != "none"}:
+    for weights in {*job.weights} - {"none"}:
         if not weights.endswith(".safetensors"):
             raise Refused(
                 f"model.encoder_weights = {weights}: a kernel has no network to fetch it; "
@@ -198,44 +190,44 @@ def _weights(job: Job) -> list[Path]:
 
 def _fold_files(job: Job, fold: Fold) -> dict[str, Path]:
     """What an ensemble reads of a fold, by where it looks for it below /kaggle/input/<…>."""
-    place = f"runs/{job.config.competition.name}/{fold.folder.parent.name}/{fold.folder.name}"
-    return {f"{place}/{name}": fold.folder / name for name in (MODEL, OOF, METRICS)}
+    place = f"runs/{job.competition.name}/{fold.folder.parent.name}/{fold.folder.name}"
+    found = [fold.folder / name for name in (MODEL, OOF, METRICS)]  # a model of all pictures has nothing out of fold
+    return {f"{place}/{file.name}": file for file in found if file.exists()}
 
 
-def _kernel_of(fold: Fold) -> tuple[str, str]:
-    """The kernel that trained a fold, and its version; nothing for a fold that was trained here."""
+def _kernel_of(fold: Fold) -> tuple[str, int] | None:
+    """The kernel that trained a fold, and its version; None for a fold that was trained here."""
     file = fold.folder / KERNEL
-    about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"ref": "", "version": ""}
-    return about["ref"], str(about["version"])
+    if not file.exists():
+        return None
+    about = json.loads(file.read_text(encoding="utf-8"))
+    return about["ref"], about["version"]
 
 
-def _datasets(job: Job, poll: float) -> dict[str, str]:
+def _datasets(job: Job) -> dict[str, str]:
     """The Kaggle datasets that a job reads, each with its state; what Kaggle lacks is uploaded as such."""
-    competition = job.config.competition
-    datasets = dict.fromkeys(competition.datasets, "as it is")
-    folds = {}
+    competition = job.competition
+    lacking = {f"{job.name}-folds": {}}
     for fold in job.folds:
-        if not _kernel_of(fold)[0]:
-            folds |= _fold_files(job, fold)
-    lacking = {f"{job.name}-folds": folds}
+        if not _kernel_of(fold):
+            lacking[f"{job.name}-folds"] |= _fold_files(job, fold)
     for file in _weights(job):
         lacking[f"{competition.name}-{file.stem}"] = {file.name: file}
     if not competition.datasets:
         for file in _arrays(job):
-            if not (competition.kaggle and remote.has_file(competition.kaggle, file.name, poll)):
+            if not (competition.kaggle and remote.has_file(competition.kaggle, file.name)):
                 lacking[f"{competition.name}-arrays"] = {file.name: file}
-    for name, contents in lacking.items():
-        if contents:
-            ref, state = _upload(job, slug(name), contents, poll)
-            datasets[ref] = state
-    return datasets
+    uploaded = (_upload(job, slug(name), contents) for name, contents in lacking.items() if contents)
+    return dict.fromkeys(competition.datasets, "as it is") | dict(uploaded)
 
 
-def _upload(job: Job, name: str, contents: dict[str, Path], poll: float) -> tuple[str, str]:
+def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:
     """Upload files, unless they went up before as they are; the dataset's owner/slug, and a hash of what it holds."""
-    state = hashlib.sha256("".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items()).encode())
-    record = job.runs / job.config.competition.name / f"{name}.uploaded.json"
-    if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["sha256"] != state.hexdigest():
-        ref = remote.upload(contents, name, poll)
-        files.write_json(record, {"ref": ref, "sha256": state.hexdigest()})
-    return json.loads(record.read_text(encoding="utf-8"))["ref"], state.hexdigest()
+    listed = "".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items())
+    state = hashlib.sha256(listed.encode()).hexdigest()
+    record = job.runs / job.competition.name / f"{name}.uploaded.json"
+    before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"sha256": ""}
+    if before["sha256"] != state:
+        before = {"ref": remote.upload(contents, name), "sha256": state}
+        files.write_json(record, before)
+    return before["ref"], state

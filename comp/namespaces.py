@@ -25,19 +25,18 @@ def command() -> tuple[list[str], str]:
     unshare = shutil.which("unshare")
     if unshare is None:
         return [], "there is no unshare, of util-linux"
-    reasons = []
-    ways = [["--user", "--map-root-user"], []] if os.geteuid() == 0 else [["--user", "--map-root-user"]]
-    for way in ways:
+    reason = ""
+    for way in (["--user", "--map-root-user"], []):
         command = [unshare, *way, "--mount", "--net", "--pid", "--fork", "--kill-child"]
         # Some systems allow the namespaces and then refuse every mount in them.
         tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, text=True)
         if tried.returncode == 0:
             return command, ""
-        reasons.append((tried.stderr.strip() or f"unshare: exit status {tried.returncode}").splitlines()[-1])
-    return [], reasons[0]
+        reason = reason or (tried.stderr.strip() or f"unshare: exit status {tried.returncode}").splitlines()[-1]
+    return [], reason
 
 
-def enter(room: str, working: str, inputs: dict[str, str], visible: list[str], environment: dict[str, str]) -> int:
+def enter(room: str, working: str, inputs: dict[str, str], visible: list[str]) -> int:
     """Inside fresh namespaces: build Kaggle's root, make it ours, run the script; its exit status.
 
     `room` holds src, image, tmp and the empty root; `inputs` maps names below /kaggle/input to real
@@ -73,8 +72,7 @@ def enter(room: str, working: str, inputs: dict[str, str], visible: list[str], e
     with socket.socket() as any_socket:  # a kernel without internet still has its loopback
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
     os.chroot(root)
-    command = ["/image/bin/python", "-u", "/kaggle/src/script.py"]
-    status = subprocess.run(command, cwd="/kaggle/working", env=environment).returncode
+    status = subprocess.run(["/image/bin/python", "-u", "/kaggle/src/script.py"], cwd="/kaggle/working").returncode
     return status if status >= 0 else 128 - status
 
 
@@ -98,5 +96,5 @@ def _mount(source: str, target: Path, kind: str = "", flags: int = 0) -> None:
         raise OSError(number, f"sandbox: mount: {os.strerror(number)}", str(target))
 
 
-if __name__ == "__main__":  # started by comp.sandbox, through `command`
+if __name__ == "__main__":  # started by comp.sandbox, through `command`, as a file of its own
     sys.exit(enter(**json.loads(sys.argv[1])))

@@ -8,6 +8,7 @@ Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is a
 """
 
 import contextlib
+import itertools
 import json
 import re
 import tempfile
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from comp import client, credentials, files
-from comp.client import SITE, Declined, read
+from comp.client import SITE, Declined, ask
 from comp.errors import Refused
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
+PATIENCE = 3600.0  # seconds to wait for a dataset or a score
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,17 @@ class Score:
     error: str = ""
 
 
-def user(poll: float = 2.0) -> str:
+def user() -> str:
     """The user's name, as the client finds it. Raises Refused where there are no valid credentials."""
-    return read("user", poll, tries=2)  # the first call of all: without a network it should not wait for long
+    # The first call of all: without a network it should not wait for long.
+    return ask("get_config_value", tries=2, name="username")
 
 
 # Kernels
 
 
 def push(
-    ref: str,
-    source: str,
-    *,
-    competitions: Sequence[str] = (),
-    datasets: Sequence[str] = (),
-    kernels: Sequence[str] = (),
-    poll: float = 30.0,
+    ref: str, source: str, competitions: Sequence[str] = (), datasets: Sequence[str] = (), kernels: Sequence[str] = ()
 ) -> Kernel | None:
     """Push a script as a private kernel on T4s without internet, which starts it; None while Kaggle has no place free.
 
@@ -67,39 +64,27 @@ def push(
     slug = ref.partition("/")[2]
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or not 5 <= len(slug) <= 50:
         raise Refused(f"kernel slug {slug!r}: 5 to 50 of a-z, 0-9 and single hyphens, as in mars-unet-fold-0")
-    metadata = {
-        "id": ref,
-        "title": slug.replace("-", " "),  # another title would make another slug
-        "code_file": "script.py",
-        "language": "python",
-        "kernel_type": "script",
-        "is_private": True,
-        "enable_gpu": True,
-        "enable_tpu": False,
-        "enable_internet": False,  # the client's own default is true
-        "machine_shape": "NvidiaTeslaT4",
-        "keywords": [],
-        "dataset_sources": list(datasets),
-        "competition_sources": list(competitions),
-        "kernel_sources": list(kernels),
-        "model_sources": [],
-    }
-    before, same_before = _latest(ref, source, poll)
-    if same_before and (state := _status(ref, poll)) in (*ACTIVE, "COMPLETE"):
-        print(f"{ref}: version {before.version} is this very job, {state.lower()}; not pushed again")
-        return before
+    about = {"id": ref, "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True}
+    about["title"] = slug.replace("-", " ")  # another title would make another slug
+    # Without a word, the client would give it internet.
+    about |= {"enable_internet": False, "enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
+    about |= {"competition_sources": list(competitions), "dataset_sources": list(datasets)}
+    about["kernel_sources"] = list(kernels)
+    same, version = before = _latest(ref, source)
+    if same and (state := _status(ref)) in (*ACTIVE, "COMPLETE"):
+        print(f"{ref}: version {version} is this very job, {state.lower()}; not pushed again")
+        return Kernel(ref, version)
 
     def arrived() -> Kernel | None:
-        now, same = _latest(ref, source, poll)
-        newer = not same_before or now.version > before.version
-        return now if same and (newer or _status(ref, poll) in ACTIVE) else None
+        same, version = now = _latest(ref, source)
+        return Kernel(ref, version) if same and (now > before or _status(ref) in ACTIVE) else None
 
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(source, encoding="utf-8")
         credentials.refuse([script])
-        files.write_json(Path(folder) / "kernel-metadata.json", metadata)
-        answer = client.write("kernels_push", poll, arrived, folder=folder)
+        files.write_json(Path(folder) / "kernel-metadata.json", about)
+        answer = ask("kernels_push", arrived, folder=folder)
     if isinstance(answer, Kernel):
         return answer
     if "session count" in (answer["error"] or ""):
@@ -119,13 +104,13 @@ def push(
     print(f"{ref}: version {kernel.version} pushed, {kernel.url}", flush=True)
     # Kaggle tells the status of a kernel and not of its version: wait until it no longer means the run before.
     for _ in range(4):
-        if _status(ref, poll) in ACTIVE:
+        if _status(ref) in ACTIVE:
             break
-        time.sleep(poll)
+        time.sleep(30)
     return kernel
 
 
-def follow(ref: str, poll: float = 30.0) -> None:
+def follow(ref: str) -> None:
     """Wait until a kernel has run, printing each line of its log once, as it comes.
 
     Ctrl-C leaves the kernel running. Raises Refused where the run failed.
@@ -133,16 +118,15 @@ def follow(ref: str, poll: float = 30.0) -> None:
     told = 0
     try:
         while True:
-            run = read("kernels_status", poll, tries=20, kernel=ref)
+            run = ask("kernels_status", tries=20, kernel=ref)
             if run["status"] != "QUEUED":
                 with contextlib.suppress(Declined):  # the stream is cut now and then, and begins anew
-                    for number, line in enumerate(client.log(ref)):
-                        if number >= told:
-                            print(line, flush=True)
-                            told += 1
+                    for line in itertools.islice(client.log(ref), told, None):
+                        print(line, flush=True)
+                        told += 1
             if run["status"] not in ACTIVE:
                 break
-            time.sleep(poll)
+            time.sleep(30)
     except KeyboardInterrupt:
         print(f"{ref} keeps running on Kaggle; the same command picks it up again")
         raise
@@ -151,47 +135,49 @@ def follow(ref: str, poll: float = 30.0) -> None:
         raise Refused(f"{ref}: ended on Kaggle as {run['status']}{why}; its log is above, and at {SITE}/code/{ref}")
 
 
-def output(ref: str, folder: Path, poll: float = 2.0) -> None:
+def output(ref: str, folder: Path) -> None:
     """Bring what a kernel left, and its log, into an empty folder. Raises Refused."""
-    read("kernels_output", poll, kernel=ref, path=str(folder))
+    ask("kernels_output", kernel=ref, path=str(folder))
 
 
-def _status(ref: str, poll: float) -> str:
+def _status(ref: str) -> str:
     """How a kernel's latest run stands: QUEUED, RUNNING, COMPLETE, ERROR or CANCEL_…; "" where there is none."""
-    try:
-        return read("kernels_status", poll, kernel=ref)["status"]
-    except Declined as error:
-        if error.status != 404:
-            raise
-        return ""
+    run = _find("kernels_status", kernel=ref)
+    return run["status"] if run else ""
 
 
-def _latest(ref: str, source: str, poll: float) -> tuple[Kernel, bool]:
-    """Kaggle's latest version of a kernel, and whether its source is `source`."""
+def _latest(ref: str, source: str) -> tuple[bool, int]:
+    """Whether the latest version of a kernel has this source; its number, or 0 where Kaggle has or says none."""
+    there = _find("get_kernel", ref=ref)
+    if there is None:
+        return False, 0
+    return (there["blob"]["source"] or "").strip() == source.strip(), there["metadata"]["currentVersionNumber"] or 0
+
+
+def _find(method: str, **arguments: Any) -> Any:
+    """Ask about what may not be there; None where it is not, or not for this user."""
     try:
-        there = read("get_kernel", poll, ref=ref)
+        return ask(method, **arguments)
     except Declined as error:
-        if error.status not in (403, 404):
-            raise
-        return Kernel(ref, 0), False
-    same = (there["blob"]["source"] or "").strip() == source.strip()
-    return Kernel(ref, there["metadata"]["currentVersionNumber"] or 0), same
+        if error.status in (403, 404):
+            return None
+        raise
 
 
 # Datasets
 
 
-def upload(contents: Mapping[str, Path], slug: str, poll: float = 10.0, patience: float = 3600.0) -> str:
+def upload(contents: Mapping[str, Path], slug: str) -> str:
     """Make a private dataset of some files, or a version of it, and wait until it is ready; returns owner/slug.
 
     `contents` maps where a file lies in the dataset to where it lies here. Raises Refused.
     """
     credentials.refuse(contents.values())
-    ref = f"{user(poll)}/{slug}"
-    before = _dataset(ref, poll)
+    ref = f"{user()}/{slug}"
+    before = _dataset(ref)
 
     def arrived() -> dict[str, str] | None:
-        return {"status": "ok"} if _dataset(ref, poll) != before else None
+        return {"status": "ok"} if _dataset(ref) != before else None
 
     size = sum(path.stat().st_size for path in contents.values()) / 1e6
     print(f"dataset {ref}: {'a new version' if before else 'new'}, {len(contents)} files, {size:.1f} MB", flush=True)
@@ -203,14 +189,13 @@ def upload(contents: Mapping[str, Path], slug: str, poll: float = 10.0, patience
         title = slug.replace("-", " ")
         about = {"id": ref, "title": title, "licenses": [{"name": "other"}]}
         files.write_json(Path(folder) / "dataset-metadata.json", about)
-        method = "dataset_create_version" if before else "dataset_create_new"
-        notes = {"version_notes": title} if before else {}
-        answer = client.write(method, poll, arrived, folder=folder, dir_mode="zip", **notes)
+        method, notes = ("dataset_create_version", {"version_notes": title}) if before else ("dataset_create_new", {})
+        answer = ask(method, arrived, folder=folder, dir_mode="zip", **notes)
     if answer["status"].lower() != "ok":
         raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
-    end = time.monotonic() + patience
+    end = time.monotonic() + PATIENCE
     while True:
-        state, version = _dataset(ref, poll) or ("unknown", 0)
+        state, version = _dataset(ref) or ("unknown", 0)
         # While a new version is worked on, Kaggle serves the one before, ready as ever.
         if state == "ready" and (not before or not version or version > before[1]):
             return ref
@@ -218,30 +203,27 @@ def upload(contents: Mapping[str, Path], slug: str, poll: float = 10.0, patience
             raise Refused(f"dataset {ref}: Kaggle could not prepare it ({state}); see {SITE}/datasets/{ref}")
         if time.monotonic() > end:
             raise Refused(f"dataset {ref}: still not ready ({state}); see {SITE}/datasets/{ref} and try again later")
-        time.sleep(poll)
+        time.sleep(10)
 
 
-def _dataset(ref: str, poll: float) -> tuple[str, int] | None:
+def _dataset(ref: str) -> tuple[str, int] | None:
     """Status and version of a dataset, if there is one."""
-    try:
-        about = json.loads(read("dataset_status", poll, dataset=ref, format="json"))
-    except Declined as error:
-        if error.status not in (403, 404):
-            raise
+    if (found := _find("dataset_status", dataset=ref, format="json")) is None:
         return None
+    about = json.loads(found)
     return about["status"], about["current_version_number"] or 0
 
 
 # Competitions
 
 
-def has_file(competition: str, name: str, poll: float = 2.0) -> bool:
+def has_file(competition: str, name: str) -> bool:
     """Whether a competition's data hold a file of this name, among the first 200. Raises Refused."""
-    listed = _of(competition, "competition_list_files", poll, page_size=200)["files"] or []
+    listed = _of(competition, "competition_list_files", page_size=200)["files"] or []
     return any(file["name"].rpartition("/")[2] == name for file in listed)
 
 
-def submit(competition: str, what: Path | Kernel, message: str, poll: float = 2.0) -> int:
+def submit(competition: str, what: Path | Kernel, message: str) -> int:
     """Submit a file, or the submission.csv that a kernel's version left; returns the submission's number.
 
     `message` must be like no other: one that bears it already, of an interrupted start or with an answer
@@ -249,53 +231,53 @@ def submit(competition: str, what: Path | Kernel, message: str, poll: float = 2.
     """
 
     def find() -> dict[str, Any] | None:
-        sent = _submissions(competition, poll)
+        sent = _submissions(competition)
         return next((one for one in sent if one["description"] == message and one["status"] != "ERROR"), None)
 
     def arrived() -> dict[str, Any]:
         for _ in range(4):
             if entry := find():
                 return entry
-            time.sleep(poll)
+            time.sleep(2)
         page = f"{SITE}/competitions/{competition}/submissions"
         raise Refused(f"{competition}: no answer, and no such submission listed; see {page} before you submit again")
 
     if entry := find():
         return entry["ref"]
-    about = {"competition": competition, "message": message}
     if isinstance(what, Kernel):
         if not what.version:
             raise Refused(f"{what.ref}: Kaggle does not say which version it is; submit it at {what.url}")
-        about |= {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
-        answer = client.write("competition_submit_code", poll, arrived, **about)
+        about = {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
+        method = "competition_submit_code"
     else:
-        answer = client.write("competition_submit", poll, arrived, file_name=str(what), **about)
+        method, about = "competition_submit", {"file_name": str(what)}
+    answer = ask(method, arrived, competition=competition, message=message, **about)
     if answer.get("message") == "Could not submit to competition":
         raise Refused(f"{competition}: the upload of {what} failed and nothing was submitted; try again")
     return answer["ref"] or arrived()["ref"]
 
 
-def wait_score(competition: str, ref: int, poll: float = 10.0, patience: float = 3600.0) -> Score:
+def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> Score:
     """Wait until a submission is scored; status PENDING where `patience` seconds did not do. Raises Refused."""
     end = time.monotonic() + patience
     while True:
-        entry = next((entry for entry in _submissions(competition, poll) if entry["ref"] == ref), None)
+        entry = next((entry for entry in _submissions(competition) if entry["ref"] == ref), None)
         if entry and entry["status"] != "PENDING":
             public, private = (float(entry[key]) if entry[key] else None for key in ("publicScore", "privateScore"))
             return Score(entry["status"], public, private, entry["errorDescription"] or "")
         if time.monotonic() > end:
             return Score("PENDING")
-        time.sleep(poll)
+        time.sleep(10)
 
 
-def _submissions(competition: str, poll: float) -> list[dict[str, Any]]:
-    return _of(competition, "competition_submissions", poll, page_size=100) or []
+def _submissions(competition: str) -> list[dict[str, Any]]:
+    return _of(competition, "competition_submissions", page_size=100) or []
 
 
-def _of(competition: str, method: str, poll: float, **arguments: Any) -> Any:
+def _of(competition: str, method: str, **arguments: Any) -> Any:
     """Ask about a competition. Raises Refused where it was not joined."""
     try:
-        return read(method, poll, competition=competition, **arguments)
+        return ask(method, competition=competition, **arguments)
     except Declined as error:
         if error.status not in (403, 404):
             raise

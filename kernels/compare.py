@@ -162,7 +162,7 @@ def jobs(args: argparse.Namespace) -> list:
             entry=Path(__file__),
             arguments=cli.arguments_but("--workers"),
             name=f"{config.competition.name}-{name}",
-            config=config,
+            competition=config.competition,
             input=args.input,
             runs=args.runs,
             leaves=[place / run / f"fold-{number}" / runs.METRICS for run in variants for number in numbers]

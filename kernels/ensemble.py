@@ -131,7 +131,7 @@ def jobs(args: argparse.Namespace) -> list:
             entry=Path(__file__),
             arguments=cli.arguments_but(),
             name=f"{competition}-{'-'.join(names)}-ensemble",
-            config=config,
+            competition=config.competition,
             input=args.input,
             runs=args.runs,
             submissions=args.submissions,

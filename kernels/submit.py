@@ -8,6 +8,7 @@ code competition, the kernel that made the file is submitted instead of the file
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 from pathlib import Path
@@ -27,12 +28,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    folder = args.file.parent if args.file else Path("submissions")
-    book = args.ledger or folder / "ledger.csv"
+    book = args.ledger or (args.file.parent if args.file else Path("submissions")) / "ledger.csv"
     if args.file:
         submit(args, book)
-    rows = ledger.read(book)
-    for row in rows:
+    for row in ledger.read(book):
         if row["status"] == "PENDING":  # Kaggle was slower than an earlier start had patience
             settle(book, row, patience=0)
     rows = ledger.read(book)
@@ -40,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
+def submit(args: argparse.Namespace, book: Path) -> None:
     about = made_by(args.file)
     competition = configs.load(args.competition or about["competition"]).competition
     if not competition.kaggle:
@@ -60,7 +59,9 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
     if competition.code_competition:
         if "kernel" not in about:
             raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
-        what = remote.Kernel(about["kernel"]["ref"], about["kernel"]["version"])
+        what = remote.Kernel(**about["kernel"])
+    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
+    message = f"{args.message} {args.file.stem}".strip()
     row = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,
@@ -68,17 +69,16 @@ def submit(args: argparse.Namespace, book: Path, poll: float = 10.0) -> None:
         "sha256": digest,
         "runs": "+".join(about["runs"]),
         "out_of_fold": about["score"]["out_of_fold"],
+        "status": "PENDING",
+        "ref": remote.submit(competition.kaggle, what, message),
     }
-    message = f"{args.message} {args.file.stem}".strip()
-    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
-    row |= {"ref": remote.submit(competition.kaggle, what, message), "status": "PENDING"}
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
-    settle(book, row, patience=3600, poll=poll)
+    settle(book, row, patience=remote.PATIENCE)
 
 
-def settle(book: Path, row: dict, patience: float, poll: float = 10.0) -> None:
+def settle(book: Path, row: dict, patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
-    score = remote.wait_score(row["competition"], int(row["ref"]), poll, patience)
+    score = remote.wait_score(row["competition"], int(row["ref"]), patience)
     ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
     if score.status == "ERROR":
         raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")
@@ -87,15 +87,12 @@ def settle(book: Path, row: dict, patience: float, poll: float = 10.0) -> None:
 def made_by(file: Path) -> dict:
     if not file.exists():
         raise cli.Refused(f"{file}: no such file; kernels/ensemble.py makes submissions")
-    try:
-        about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    side = file.with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        about = json.loads(side.read_text(encoding="utf-8"))
         if {"competition", "sha256", "runs", "score"} <= about.keys():
             return about
-        raise ValueError
-    except (OSError, ValueError, AttributeError):
-        raise cli.Refused(
-            f"{file.with_suffix('.json')}: missing or damaged; it says what made the submission"
-        ) from None
+    raise cli.Refused(f"{side}: missing or damaged; it says what made the submission")
 
 
 if __name__ == "__main__":

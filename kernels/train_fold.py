@@ -79,7 +79,7 @@ def jobs(args: argparse.Namespace) -> list:
             entry=Path(__file__),
             arguments=[*given, "--fold", folder.removeprefix("fold-")],
             name=f"{config.competition.name}-{run}-{folder}",
-            config=config,
+            competition=config.competition,
             input=args.input,
             runs=args.runs,
             leaves=[args.runs / config.competition.name / run / folder / runs.METRICS],

@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,10 +17,9 @@ import torch
 from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
 from kaggle_server import KEY, TOKEN, Competition, Kaggle
 
-from comp import arrays, bundle, client, config, elsewhere, namespaces, remote, runs, sandbox
+from comp import arrays, bundle, client, config, elsewhere, namespaces, runs, sandbox
 from comp.errors import Refused
 
-POLL = 0.05
 ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
 needs_namespaces = pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
 
@@ -87,8 +88,9 @@ def kaggle(tmp_path, monkeypatch):
     truth = draw(7, 1)[1]
 
     def run(text, request, inputs):
-        result = sandbox.rehearse(text, inputs, echo=False)
-        return ("ERROR" if result.status else "COMPLETE"), result.folder, result.log
+        working, log = Path(tempfile.mkdtemp()), []
+        status = sandbox.rehearse(text, inputs, working, say=log.append)
+        return ("ERROR" if status else "COMPLETE"), working, "".join(log)
 
     def score(file, competition):
         frame = pd.read_csv(file, keep_default_na=False)
@@ -105,6 +107,8 @@ def kaggle(tmp_path, monkeypatch):
         (tmp_path / ".env").write_text(f"KAGGLE_KEY={KEY}\n")
         (tmp_path / "data").mkdir()
         server.competitions = {name: Competition(tmp_path / "data") for name in ("tiny-on-kaggle", "tiny-code")}
+        sleep = time.sleep  # so that no test waits for the time between two polls
+        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
         client.forget()
         yield server
         client.forget()
@@ -119,12 +123,12 @@ def load(script):
 
 
 def on_kaggle(monkeypatch, script, *arguments):
-    """What `--on kaggle` does, with polls that do not make a test wait."""
+    """What `--on kaggle` does."""
     monkeypatch.setattr(sys, "argv", [script, *TINY, *arguments, "--on", "kaggle"])
     entry = load(script)
     parser = entry.arguments()
     parser.add_argument("--on")
-    elsewhere.kaggle(entry.jobs(parser.parse_args()), POLL)
+    elsewhere.kaggle(entry.jobs(parser.parse_args()))
 
 
 @needs_namespaces
@@ -153,10 +157,6 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
     assert made.read_bytes() == before and [len(versions) for versions in kaggle.kernels.values()] == [1, 1, 1]
 
     submit = load("submit.py")
-    wait = remote.wait_score
-    monkeypatch.setattr(
-        submit.remote, "wait_score", lambda competition, ref, poll, patience: wait(competition, ref, POLL)
-    )
     code = ON_KAGGLE.replace("tiny-on-kaggle", "tiny-code").replace("classes", "code_competition = true\nclasses", 1)
     (place / "code.toml").write_text(code)
     for toml, call in (("tiny.toml", "CreateSubmission"), ("code.toml", "CreateCodeSubmission")):
@@ -206,9 +206,9 @@ def job(tmp_path, monkeypatch):
         (place / "entry.py").write_text(ENTRY)
         settings = config.load("tiny.toml", "recipe.toml", overrides)
         paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
-        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights], "config": settings}
-        leaves = [place / "runs/tiny/listed/fold-0/metrics.json"]
-        return elsewhere.Job(arguments=arguments or ("x",), **{**paths, **about, "leaves": leaves, **more})
+        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights]}
+        about |= {"competition": settings.competition, "leaves": [place / "runs/tiny/listed/fold-0/metrics.json"]}
+        return elsewhere.Job(arguments=arguments or ("x",), **{**paths, **about, **more})
 
     return make
 
@@ -219,11 +219,11 @@ def found(job):
 
 @needs_namespaces
 def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path, kaggle, job, capsys):
-    elsewhere.kaggle([job()], POLL)  # no competition on Kaggle
+    elsewhere.kaggle([job()])  # no competition on Kaggle
     assert found(job()) == ["datasets/tester/comp-tiny-arrays/tiny.npz"]
     for words in ("1", "2"):  # the same arrays do not go up again; others do, as a version
         shutil.rmtree(job().runs / "tiny/listed")
-        elsewhere.kaggle([job(words)], POLL)
+        elsewhere.kaggle([job(words)])
         assert len(kaggle.datasets["tester/comp-tiny-arrays"].versions) == int(words)
         lay_out(tmp_path / words, train_groups=draw(24, 0)[1][:, 0, 0].astype(str))
         shutil.copy(tmp_path / words / "input/tiny.npz", job().input / "tiny.npz")
@@ -234,12 +234,12 @@ def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path
 def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_path, kaggle, job):
     (tmp_path / "data/sample_submission.csv").write_text("id\n")
     own = job(competition=ON_KAGGLE)
-    elsewhere.kaggle([own], POLL)
+    elsewhere.kaggle([own])
     competition = "competitions/tiny-on-kaggle"
     assert found(own) == [f"{competition}/sample_submission.csv", "datasets/tester/comp-tiny-arrays/tiny.npz"]
     shutil.rmtree(own.runs)
     shutil.copy(own.input / "tiny.npz", tmp_path / "data")
-    elsewhere.kaggle([own], POLL)
+    elsewhere.kaggle([own])
     assert found(own) == [f"{competition}/sample_submission.csv", f"{competition}/tiny.npz"]
 
 
@@ -250,7 +250,7 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
     elsewhere.rehearse([job(overrides=words)])
     assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
     shutil.rmtree(job().runs)
-    elsewhere.kaggle([job(overrides=words)], POLL)
+    elsewhere.kaggle([job(overrides=words)])
     assert found(job())[-1] == "datasets/tester/comp-tiny-b3/b3.safetensors"
     for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
         with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
@@ -265,14 +265,23 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
     elsewhere.rehearse([job(folds=folds)])
     assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
     shutil.rmtree(job().runs)
-    elsewhere.kaggle([job(folds=folds)], POLL)
+    elsewhere.kaggle([job(folds=folds)])
     assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
+
+
+@needs_namespaces
+def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
+    full = tmp_path / "runs/tiny/recipe/full"
+    shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
+    elsewhere.kaggle([job(folds=[runs.read_fold(full)])])
+    place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe/full"
+    assert found(job())[1:] == [f"{place}/metrics.json", f"{place}/model.safetensors"]
 
 
 @needs_namespaces
 def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
     kaggle.places = 1
-    elsewhere.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)], POLL)
+    elsewhere.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
     assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
     assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out
 
@@ -281,7 +290,7 @@ def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
 def test_a_kernel_that_fails_leaves_nothing_here_and_keeps_no_other_from_coming(kaggle, job, capsys):
     bad, good = job("fail", name="tiny-listed-bad", leaves=[job().runs / "tiny/bad/fold-0/metrics.json"]), job()
     with pytest.raises(Refused, match="tiny-listed-bad: ended on Kaggle as ERROR"):
-        elsewhere.kaggle([bad, good], POLL)
+        elsewhere.kaggle([bad, good])
     assert "AssertionError: as asked" in capsys.readouterr().out
     assert found(good) and not (good.runs / "tiny/bad").exists()
 

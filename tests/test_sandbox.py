@@ -1,10 +1,11 @@
 """The sandbox: what a script finds in it is what a Kaggle kernel without internet finds."""
 
 import os
-import shutil
 import socket
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +18,13 @@ FORMS = [pytest.param("namespaces", marks=needs_namespaces), "guard"]
 
 
 @pytest.fixture
-def run(request):
-    """Rehearse a script quietly; what it leaves is removed at the end."""
+def run(tmp_path_factory):
+    """Rehearse a script quietly, in a working folder of its own."""
 
-    def rehearse(script, inputs=None, **options):
-        result = sandbox.rehearse(script, inputs or {}, echo=False, **options)
-        request.addfinalizer(lambda: shutil.rmtree(result.folder))
-        return result
+    def rehearse(script, inputs=None, working=None, form="namespaces"):
+        working, log, start = working or tmp_path_factory.mktemp("working"), [], time.monotonic()
+        status = sandbox.rehearse(script, inputs or {}, working, form, log.append)
+        return SimpleNamespace(status=status, log="".join(log), seconds=time.monotonic() - start)
 
     return rehearse
 
@@ -55,10 +56,11 @@ def test_a_pack_runs_and_leaves_its_files(run, form, tmp_path, capfd):
         "Path('runs/demo/metrics.json').write_text(str(config.load(sys.argv[2]).epochs))\n"
         "Path('submission.csv').write_text('id\\n')\n"
     )
-    result = run(bundle.script(bundle.pack(entry, ["--competition", "demo"])), form=form)
+    (working := tmp_path / "working").mkdir()
+    result = run(bundle.script(bundle.pack(entry, ["--competition", "demo"])), working=working, form=form)
     assert result.status == 0, result.log
-    assert (result.folder / "runs/demo/metrics.json").read_text().isdigit()
-    assert sorted(os.listdir(result.folder)) == ["runs", "submission.csv"]
+    assert (working / "runs/demo/metrics.json").read_text().isdigit()
+    assert sorted(os.listdir(working)) == ["runs", "submission.csv"]
     assert f"sandbox: {form}" in result.log and "Kaggle would keep 2 files" in result.log
     assert "3 B  submission.csv" in result.log
     assert capfd.readouterr().out == ""
@@ -183,13 +185,17 @@ def test_a_failing_script_shows_why(run, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_limits(run, form):
-    slow = run("import time\nprint('begun')\ntime.sleep(60)", form=form, time_limit=1.5)
+def test_limits(run, form, monkeypatch):
+    assert (sandbox.TIME_LIMIT, sandbox.WORKING_LIMIT) == (12 * 3600, 20e9)
+    monkeypatch.setattr(sandbox, "TIME_LIMIT", 1.5)
+    slow = run("import time\nprint('begun')\ntime.sleep(60)", form=form)
     assert slow.status == 137 and slow.seconds < 30
     assert "begun" in slow.log and "stopped at the time limit" in slow.log
-    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)", form=form, working_limit=2000)
+    monkeypatch.undo()
+    monkeypatch.setattr(sandbox, "WORKING_LIMIT", 2000)
+    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)", form=form)
     assert large.status == 137 and "3 KB in the working folder, which may hold 2 KB" in large.log
-    quick = run("open('a', 'wb').write(bytes(3000))", form=form, working_limit=2000)
+    quick = run("open('a', 'wb').write(bytes(3000))", form=form)
     assert quick.status == 137
     with pytest.raises(Refused, match=r"the script has 1,000,001 bytes; Kaggle takes fewer than 1,000,000"):
         run("#" * 1_000_001, form=form)
@@ -229,10 +235,10 @@ print(len(found), [path.read_text() for path in found])
     assert "2 ['arrays', 'arrays']" in run(script, inputs, form="guard").log
 
 
-def test_without_namespaces_it_refuses_and_says_why(monkeypatch):
+def test_without_namespaces_it_refuses_and_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(namespaces, "command", lambda: ([], "unshare failed: Operation not permitted"))
     with pytest.raises(Refused, match=r"\(unshare failed: Operation not permitted\).*weaker form \"guard\""):
-        sandbox.rehearse("", {})
+        sandbox.rehearse("", {}, tmp_path)
 
 
 def test_a_system_without_unshare_is_named(monkeypatch):
@@ -240,8 +246,8 @@ def test_a_system_without_unshare_is_named(monkeypatch):
     assert namespaces.command() == ([], "there is no unshare, of util-linux")
 
 
-def test_output_is_shown_as_it_comes(capfd, request):
+def test_output_is_shown_as_it_comes(capfd, tmp_path):
     form = "guard" if REASON else "namespaces"
-    result = sandbox.rehearse("print('zwölf')", {}, form=form)
-    request.addfinalizer(lambda: shutil.rmtree(result.folder))
-    assert capfd.readouterr().out == result.log and "zwölf" in result.log
+    assert sandbox.rehearse("print('zwölf')", {}, tmp_path, form) == 0
+    first, said, *_, last = capfd.readouterr().out.splitlines()
+    assert first.startswith(f"sandbox: {form}") and said == "zwölf" and "Kaggle would keep 0 files" in last
