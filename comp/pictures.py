@@ -20,6 +20,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.Image import Resampling
 from tqdm import tqdm
 
 from comp import audit, decode, labels, layouts, npz
@@ -64,13 +66,12 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
     layout = layouts.find(source)
     rows, odd = _look(layout)
-    train, test = rows[: len(layout.train)], rows[len(layout.train) :]
     masks = [row.sample.mask for row in rows if row.sample.mask]
     plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, competition.source.labels))
-    print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
-    digest = _digest(plan, rows)
+    print(f"{source}: {len(layout.train):,} training and {len(layout.test):,} test pictures; {plan.coding.text}")
+    digests = _digests(plan, rows)
     if path.exists():
-        if _made(path).get("digest") != digest:
+        if _made(path).get("digest") != digests[-1]:
             raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
         print(f"{path}: holds these pictures already")
         return
@@ -82,10 +83,10 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
     try:
         with lock(parts):
-            odd += _stream(train, plan, parts, "train") + _stream(test, plan, parts, "test")
-            made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
+            odd += _stream(rows, digests, plan, parts)
+            made = {"source": source.absolute().name, "digest": digests[-1], "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
-            members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
+            members = _members(rows, len(layout.train), size, parts)
             members["prepared"] = np.array(json.dumps(made))
             npz.write(path, ((key, array.shape, array.dtype, [array]) for key, array in members.items()))
     except OSError as error:
@@ -113,7 +114,7 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     """Read all headers: which pictures are turned, which files are unusual; masks of a wrong size are refused."""
     samples = layout.train + layout.test
     with ThreadPoolExecutor(_workers()) as pool:
-        pictures = list(pool.map(decode.header, [sample.picture for sample in samples]))
+        pictures = list(pool.map(lambda sample: decode.header(sample.picture), samples))
         masks = list(pool.map(lambda sample: sample.mask and decode.header(sample.mask), samples))
     mode = Counter(picture.mode for picture in pictures).most_common(1)[0][0]
     rows, odd, wrong = [], list(layout.odd), []
@@ -122,13 +123,8 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
         if mask and mask.size != size:
             wrong.append(f"{sample.mask}: is {mask.size[0]}×{mask.size[1]}, its picture {size[0]}×{size[1]}")
         if (picture.format, picture.mode) != (picture.named, mode):
-            odd.append(
-                Finding(
-                    sample.id,
-                    "unusual file",
-                    f"{picture.format}, {picture.mode}, named {sample.picture.suffix}",
-                )
-            )
+            kind = f"{picture.format}, {picture.mode}, named {sample.picture.suffix}"
+            odd.append(Finding(sample.id, "unusual file", kind))
         if picture.orientation > 1:
             how = "turned upright" if turn else "not turned, as the masks are not"
             odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {picture.orientation}"))
@@ -139,25 +135,26 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     return rows, odd
 
 
-def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Finding]:
+def _stream(rows: Sequence[_Row], digests: list[str], plan: _Plan, parts: Path) -> list[Finding]:
     """Append what is missing of `rows` to the part files, and give what was odd in reading all of them."""
-    note = parts / f"{name}.json"
-    done, odd = _resume(note, plan, rows)
-    pixels = plan.size[0] * plan.size[1]
+    note, pixels = parts / "done.json", plan.size[0] * plan.size[1]
     step = max(1, BLOCK // (4 * pixels))
-    bar = tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty())
-    said = time.monotonic()
+    done, odd = 0, []
     with (
-        bar,
+        tqdm(total=len(rows), unit="picture", disable=not sys.stderr.isatty()) as bar,
         ThreadPoolExecutor(_workers()) as pool,
-        open(parts / f"{name}_images", "ab") as images,
-        open(parts / f"{name}_masks", "ab") as masks,
+        open(parts / "images", "ab") as images,
+        open(parts / "masks", "ab") as masks,
     ):
-        if images.tell() < 3 * pixels * done or masks.tell() < pixels * done:
-            done, odd = 0, []
+        if note.exists():
+            left = json.loads(note.read_text(encoding="utf-8"))
+            there = min(images.tell() // 3, masks.tell()) >= pixels * left["done"]
+            if there and digests[left["done"] :][:1] == [left["digest"]]:  # what these files would still give
+                done, odd = left["done"], [Finding(*told) for told in left["odd"]]
         images.truncate(3 * pixels * done)
         masks.truncate(pixels * done)
         bar.update(done)
+        said = time.monotonic()
         while done < len(rows):
             block = rows[done : done + step]
             for picture, mask, finding in pool.map(lambda row: _read(row, plan), block):
@@ -169,62 +166,55 @@ def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[F
                 part.flush()
                 os.fsync(part.fileno())
             done += len(block)
-            state = {
-                "done": done,
-                "digest": _digest(plan, rows[:done]),
-                "odd": [astuple(finding) for finding in odd],
-            }
-            write_json(note, state)
+            found = [astuple(finding) for finding in odd]
+            write_json(note, {"done": done, "digest": digests[done], "odd": found})
             if bar.disable and (time.monotonic() - said > 10 or done == len(rows)):
                 said = time.monotonic()
-                print(f"{name}: {done:,} of {len(rows):,} pictures", flush=True)
+                print(f"{done:,} of {len(rows):,} pictures", flush=True)
     return odd
 
 
-def _resume(note: Path, plan: _Plan, rows: Sequence[_Row]) -> tuple[int, list[Finding]]:
-    """How many rows an earlier run left that are still what these files give, and what was odd in them."""
-    if note.exists():
-        state = json.loads(note.read_text(encoding="utf-8"))
-        if state["digest"] == _digest(plan, rows[: state["done"]]):
-            return state["done"], [Finding(*odd) for odd in state["odd"]]
-    return 0, []
-
-
 def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    picture = decode.fit_picture(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
+    seen = decode.read(row.sample.picture, row.turn)
+    picture = decode.placed(seen, plan.size, plan.fit, Resampling.BILINEAR)  # which PIL antialiases
     if row.sample.mask is None:
         return picture, np.zeros(plan.size, np.uint8), []
     mask, unknown = labels.read(row.sample.mask, plan.coding)
     odd = [Finding(row.sample.id, "unclear mask", f"{unknown:.2%} of the pixels ignored")] if unknown else []
-    return picture, decode.fit_mask(mask, plan.size, plan.fit, plan.coding.ignore), odd
+    image = Image.fromarray(mask)
+    return picture, decode.placed(image, plan.size, plan.fit, Resampling.NEAREST, plan.coding.ignore or 0), odd
 
 
-def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
+def _digests(plan: _Plan, rows: Sequence[_Row]) -> list[str]:
+    """What decides the first 0, 1, 2 … rows, as a digest for each number of them."""
     coding = (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
     digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, coding)).encode())
+    digests = [digest.hexdigest()]
     for row in rows:
         digest.update(repr((row.sample.id, row.sample.fold, row.turn, row.state)).encode())
-    return digest.hexdigest()
+        digests.append(digest.hexdigest())
+    return digests
 
 
-def _members(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> dict[str, np.ndarray]:
-    if not rows:
-        return {}
-    ids = np.array([row.sample.id for row in rows])
-    shape = (len(rows), *plan.size)
-    images = np.memmap(parts / f"{name}_images", np.uint8, "r", shape=(*shape, 3))
-    members = {
-        f"{name}_images": images,
-        f"{name}_ids": ids,
-        f"{name}_sizes": np.array([row.size for row in rows], np.int32),
-    }
-    if all(row.sample.mask for row in rows):
-        members[f"{name}_masks"] = np.memmap(parts / f"{name}_masks", np.uint8, "r", shape=shape)
-    if name == "train":
-        groups = audit.near_groups(audit.thumbnails(images), ids)
-        folds = np.array([row.sample.fold for row in rows], np.int16)
-        members |= {"train_groups": groups} if (groups != "").any() else {}
-        members |= {"train_folds": folds} if (folds >= 0).all() else {}
+def _members(rows: Sequence[_Row], train: int, size: Size, parts: Path) -> dict[str, np.ndarray]:
+    """All arrays of the npz by key; the first `train` rows are the training samples."""
+    shape = (len(rows), *size)
+    images = np.memmap(parts / "images", np.uint8, "r", shape=(*shape, 3))
+    masks = np.memmap(parts / "masks", np.uint8, "r", shape=shape)
+    members = {}
+    for name, part in (("train", slice(train)), ("test", slice(train, None))):
+        if some := rows[part]:
+            members[f"{name}_images"] = images[part]
+            members[f"{name}_ids"] = np.array([row.sample.id for row in some])
+            members[f"{name}_sizes"] = np.array([row.size for row in some], np.int32)
+            if all(row.sample.mask for row in some):
+                members[f"{name}_masks"] = masks[part]
+    groups = audit.near_groups(audit.thumbnails(images[:train]), members["train_ids"])
+    if (groups != "").any():
+        members["train_groups"] = groups
+    folds = np.array([row.sample.fold for row in rows[:train]], np.int16)
+    if (folds >= 0).all():
+        members["train_folds"] = folds
     return members
 
 
