@@ -122,8 +122,7 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
     if not split.origin:
         return _index(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
-    name = f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
-    stored = cache.cache_folder(folder) / name
+    stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
     with suppress(Refused):
         return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
     found = _index(split, competition)
@@ -143,11 +142,12 @@ def _index(split: Split, competition: Competition) -> Index:
         rows = slice(first, first + step)
         image_hash[rows] = [_hash(image) for image in split.images[rows]]
         if split.masks is not None:
-            mask_hash[rows] = [_hash(mask) for mask in split.masks[rows]]
-            flat = split.masks[rows].reshape(-1, pixels)
-            counts[rows] = _count(flat, labels)
+            masks = split.masks[rows]
+            mask_hash[rows] = [_hash(mask) for mask in masks]
+            # For a few classes faster than bincount.
+            counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
             for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
-                label = np.setdiff1d(flat[at], labels)[0]
+                label = masks[at][~np.isin(masks[at], labels)][0]
                 says = f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
                 says += f"{classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
                 if not competition.arrays.labels:
@@ -170,25 +170,6 @@ def _index(split: Split, competition: Competition) -> Index:
 def _hash(sample: np.ndarray) -> int:
     digest = hashlib.blake2b(np.ascontiguousarray(sample).data, digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _count(flat: np.ndarray, labels: list[int]) -> np.ndarray:
-    """Pixels of each label, int64 (n, labels), in uint8 (n, pixels).
-
-    Eight comparisons, each a byte of 0 or 1, are added at once as one 64-bit word; 255 words are the
-    most whose bytes cannot overflow into one another. For a few classes that is several times faster
-    than bincount.
-    """
-    samples, pixels = flat.shape
-    equal = np.zeros((samples, -(-pixels // 8) * 8), np.bool_)
-    words = equal.view(np.uint64)
-    starts = np.arange(0, words.shape[1], 255)
-    counts = np.empty((samples, len(labels)), np.int64)
-    for column, label in enumerate(labels):
-        np.equal(flat, label, out=equal[:, :pixels])
-        sums = np.add.reduceat(words, starts, axis=1)
-        counts[:, column] = sums.view(np.uint8).sum(axis=1, dtype=np.int64)
-    return counts
 
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
