@@ -29,15 +29,12 @@ def ensure(folder: Path) -> Path:
     folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    places = (folder / NAME, cache_folder(folder) / NAME)
-    for path in places:
-        if path.is_file():
-            return path
-    arrays = draw()
-    try:
-        return _save(places[0], arrays)
-    except OSError:
-        return _save(places[1], arrays)
+    cache = cache_folder(folder)
+    path = (folder if cache.parent == folder.absolute() else cache) / NAME
+    if not path.is_file():
+        with whole(path) as beside:
+            np.savez(beside, **draw())  # not compressed, so that it can be mapped
+    return path
 
 
 def draw() -> dict[str, np.ndarray]:
@@ -58,12 +55,6 @@ def draw() -> dict[str, np.ndarray]:
         "test_masks": masks[TRAIN:],
         "test_ids": np.array([f"test-{number:03d}" for number in range(TEST)]),
     }
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    with whole(path) as beside:
-        np.savez(beside, **arrays)  # not compressed, so that it can be mapped
-    return path
 
 
 def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
