@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from comp import decode
 from comp.config import did_you_mean
@@ -176,11 +177,14 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
                 colour = palette[3 * value : 3 * value + 3]
                 if colours.setdefault(value, colour) != colour:
                     return True
-        elif image.mode not in ("1", "L", "LA", "I", "I;16"):
-            rgb = np.asarray(image.convert("RGB"))
-            if (rgb != rgb[..., :1]).any():
-                return True
+        elif _is_coloured(image):
+            return True
     return False
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    rgb = np.asarray(image.convert("RGB"))
+    return bool((rgb != rgb[..., :1]).any())
 
 
 def _codes(path: Path, kind: Kind) -> np.ndarray:
@@ -190,10 +194,9 @@ def _codes(path: Path, kind: Kind) -> np.ndarray:
         rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     if image.mode not in ("P", "L", "I", "I;16"):
-        grey = np.asarray(image.convert("RGB"))
-        if (grey != grey[..., :1]).any():
+        if _is_coloured(image):
             raise Refused(f"{path}: is coloured, but the other masks hold grey values")
-        return grey[..., 0].astype(np.int32)
+        image = image.convert("RGB").convert("L")
     codes = np.asarray(image).astype(np.int32)
     if codes.max() > 255:
         raise Refused(f"{path}: holds the value {codes.max()}; masks go to 255")

@@ -97,7 +97,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
 
 def findings(path: Path) -> list[Finding]:
     """What was odd about the files when `prepare` made an npz; nothing for any other npz."""
-    return [Finding(*odd) for odd in _made(path).get("odd", [])]
+    return _made(path).get("odd", [])
 
 
 def _made(path: Path) -> dict:
@@ -105,7 +105,7 @@ def _made(path: Path) -> dict:
         return {}
     try:
         made = json.loads(str(npz.read(npz.member(path, "prepared"))))
-        return made | {"odd": [tuple(map(str, odd)) for odd in made["odd"] if 3 <= len(odd) <= 4]}
+        return made | {"odd": [Finding(*map(str, told)) for told in made["odd"]]}
     except (ValueError, TypeError, KeyError):
         raise Refused(f"{path}: prepared: is not what kernels/prepare.py writes; leave that key out") from None
 
