@@ -35,29 +35,22 @@ class Finding:
 
 
 def audit(
-    competition: Competition,
-    train: Split,
-    index: Index,
-    test: Split | None = None,
-    test_index: Index | None = None,
-    files: Sequence[Finding] = (),
-) -> list[Finding]:
-    """Look at every sample once, in blocks. `files` are findings about the files the arrays came from.
+    competition: Competition, train: Split, index: Index, test: Split | None = None, test_index: Index | None = None
+) -> Iterator[Finding]:
+    """Look at every sample once, in blocks.
 
     train.sizes, where known, are the originals' sizes: their shapes are looked at too.
     """
     ids, thumbs = train.ids.tolist(), thumbnails(train.images)
-    found = [
-        *files,
-        *_empty(competition.classes, ids, index.counts),
-        *_shared_masks(ids, train.masks, index),
-        *_twins(ids, index),
-        *_near(ids, thumbs, index.image_hash),
-    ]
-    if test is not None and test_index is not None:
-        found += _leaks(ids, index, thumbs, test, test_index)
-    found += _odd_light(ids, thumbs)
-    return found + ([] if train.sizes is None else [*_odd_shapes(ids, train.sizes)])
+    yield from _empty(competition.classes, ids, index.counts)
+    yield from _shared_masks(ids, train.masks, index)
+    yield from _twins(ids, index)
+    yield from _near(ids, thumbs, index.image_hash)
+    if test_index is not None:
+        yield from _leaks(ids, index, thumbs, test, test_index)
+    yield from _odd_light(ids, thumbs)
+    if train.sizes is not None:
+        yield from _odd_shapes(ids, train.sizes)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
@@ -125,8 +118,8 @@ def _empty(classes: Sequence[str], ids: list[str], counts: np.ndarray) -> Iterat
         yield Finding(ids[k], "empty mask", f"only {classes[0]}" if counts[k, 0] else "every pixel is ignored")
 
 
-def _shared_masks(ids: list[str], masks: np.ndarray | None, index: Index) -> Iterator[Finding]:
-    for group in [] if masks is None else _equal(index.mask_hash):
+def _shared_masks(ids: list[str], masks: np.ndarray, index: Index) -> Iterator[Finding]:
+    for group in _equal(index.mask_hash):
         pictures = len(np.unique(index.image_hash[group]))
         if pictures >= SHARING and not _plain(masks[group[0]]):
             for k in group:

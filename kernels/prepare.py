@@ -25,8 +25,8 @@ def main(arguments: argparse.Namespace) -> None:
         test = arrays.load_test(competition, folder)
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)
-    known = pictures.findings(arrays.find(competition.file, folder))
-    found = audit.audit(competition, train, index, test, test_index, known)
+    found = pictures.findings(arrays.find(competition.file, folder))
+    found += audit.audit(competition, train, index, test, test_index)
     out = arguments.runs / competition.name / "audit"
     print(findings.write(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
