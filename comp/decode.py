@@ -101,9 +101,13 @@ def fitted(original: Size, size: Size, fit: Fit) -> Size:
     return height, width
 
 
-def placed(image: Image.Image, size: Size, fit: Fit, resampling: Image.Resampling, fill: int = 0) -> np.ndarray:
-    """Resize, and pad with `fill` on the right and below: uint8 (H, W), or (H, W, 3) of an RGB image."""
+def placed(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
+    """Resize, and pad with `fill` on the right and below: uint8 (H, W, 3) of a picture, (H, W) of labels.
+
+    Pictures, which are RGB, are resized bilinearly with antialiasing, labels to the nearest.
+    """
     height, width = fitted(image.size[::-1], size, fit)
+    resampling = Image.Resampling.BILINEAR if image.mode == "RGB" else Image.Resampling.NEAREST
     pixels = np.asarray(image.resize((width, height), resampling))
     padding = [(0, size[0] - height), (0, size[1] - width), (0, 0)]
     return np.pad(pixels, padding[: pixels.ndim], constant_values=fill)

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.Image import Resampling
 from tqdm import tqdm
 
 from comp import audit, decode, labels, layouts, npz
@@ -175,14 +174,12 @@ def _stream(rows: Sequence[_Row], digests: list[str], plan: _Plan, parts: Path) 
 
 
 def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    seen = decode.read(row.sample.picture, row.turn)
-    picture = decode.placed(seen, plan.size, plan.fit, Resampling.BILINEAR)  # which PIL antialiases
+    picture = decode.placed(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
     if row.sample.mask is None:
         return picture, np.zeros(plan.size, np.uint8), []
     mask, unknown = labels.read(row.sample.mask, plan.coding)
     odd = [Finding(row.sample.id, "unclear mask", f"{unknown:.2%} of the pixels ignored")] if unknown else []
-    image = Image.fromarray(mask)
-    return picture, decode.placed(image, plan.size, plan.fit, Resampling.NEAREST, plan.coding.ignore or 0), odd
+    return picture, decode.placed(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), odd
 
 
 def _digests(plan: _Plan, rows: Sequence[_Row]) -> list[str]:
