@@ -1,7 +1,7 @@
 """Pictures and masks in folders, of any size and kind, as one npz of equal-sized uint8 arrays.
 
-Rows are appended to part files beside the npz, block by block, with a note of how far they got: a
-run that was killed goes on there, and memory holds one block. At the end the parts become stored
+Block by block they become small npz files beside it, each named by what decides it: a run that was
+killed finds those that are done, and memory holds one block. At the end they become stored
 members of the npz, which can be mapped: train_images, train_masks, train_ids, train_sizes,
 train_groups (near duplicates), train_folds (a given split: val 0, train 1), and for test images,
 ids, sizes, and masks where all have one. Sizes are the originals', int32 (N, 2), height and width.
@@ -14,12 +14,13 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,9 +29,9 @@ from comp.audit import Finding
 from comp.config import Competition, Fit
 from comp.decode import Size
 from comp.errors import Refused
-from comp.files import lock, write_json
+from comp.files import lock
 
-BLOCK = 32 << 20  # bytes of rows between two notes of progress
+BLOCK = 32 << 20  # bytes of rows that are kept together
 VERSION = 1  # raised when the same files would give other rows
 
 
@@ -65,12 +66,13 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
     layout = layouts.find(source)
     rows, odd = _look(layout)
+    train, test = rows[: len(layout.train)], rows[len(layout.train) :]
     masks = [row.sample.mask for row in rows if row.sample.mask]
     plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, competition.source.labels))
-    print(f"{source}: {len(layout.train):,} training and {len(layout.test):,} test pictures; {plan.coding.text}")
-    digests = _digests(plan, rows)
+    print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
+    digest = _digest(plan, rows)
     if path.exists():
-        if _made(path).get("digest") != digests[-1]:
+        if _made(path).get("digest") != digest:
             raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
         print(f"{path}: holds these pictures already")
         return
@@ -82,12 +84,17 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
     try:
         with lock(parts):
-            odd += _stream(rows, digests, plan, parts)
-            made = {"source": source.absolute().name, "digest": digests[-1], "size": size, "fit": fit}
+            members = []
+            for name, some in {"train": train, "test": test}.items():
+                blocks = _blocks(some, plan, parts, name)
+                unknown = [share for block in blocks for share in npz.read(npz.member(block, "unknown"))]
+                for row, share in zip(some, unknown, strict=True):
+                    if share:
+                        odd.append(Finding(row.sample.id, "unclear mask", f"{share:.2%} of the pixels ignored"))
+                members += _members(some, blocks, size, name)
+            made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
-            members = _members(rows, len(layout.train), size, parts)
-            members["prepared"] = np.array(json.dumps(made))
-            npz.write(path, ((key, array.shape, array.dtype, [array]) for key, array in members.items()))
+            npz.write(path, [*members, _member("prepared", json.dumps(made))])
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
@@ -134,85 +141,70 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     return rows, odd
 
 
-def _stream(rows: Sequence[_Row], digests: list[str], plan: _Plan, parts: Path) -> list[Finding]:
-    """Append what is missing of `rows` to the part files, and give what was odd in reading all of them."""
-    note, pixels = parts / "done.json", plan.size[0] * plan.size[1]
-    step = max(1, BLOCK // (4 * pixels))
-    done, odd = 0, []
+def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Path]:
+    """Read what is missing of `rows`, as an npz for each block of them: images, masks, unknown as `_read` says."""
+    step = max(1, BLOCK // (4 * plan.size[0] * plan.size[1]))
+    blocks = [rows[first : first + step] for first in range(0, len(rows), step)]
+    paths = [parts / f"{name}-{_digest(plan, block)}.npz" for block in blocks]
+    said = time.monotonic()
     with (
-        tqdm(total=len(rows), unit="picture", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty()) as bar,
         ThreadPoolExecutor(_workers()) as pool,
-        open(parts / "images", "ab") as images,
-        open(parts / "masks", "ab") as masks,
     ):
-        if note.exists():
-            left = json.loads(note.read_text(encoding="utf-8"))
-            there = min(images.tell() // 3, masks.tell()) >= pixels * left["done"]
-            if there and digests[left["done"] :][:1] == [left["digest"]]:  # what these files would still give
-                done, odd = left["done"], [Finding(*told) for told in left["odd"]]
-        images.truncate(3 * pixels * done)
-        masks.truncate(pixels * done)
-        bar.update(done)
-        said = time.monotonic()
-        while done < len(rows):
-            block = rows[done : done + step]
-            for picture, mask, finding in pool.map(lambda row: _read(row, plan), block):
-                images.write(picture.data)
-                masks.write(mask.data)
-                odd += finding
-                bar.update()
-            for part in (images, masks):
-                part.flush()
-                os.fsync(part.fileno())
-            done += len(block)
-            found = [astuple(finding) for finding in odd]
-            write_json(note, {"done": done, "digest": digests[done], "odd": found})
-            if bar.disable and (time.monotonic() - said > 10 or done == len(rows)):
+        for done, (path, block) in enumerate(zip(paths, blocks, strict=True), start=1):
+            if not path.exists():
+                read = zip(*pool.map(lambda row: _read(row, plan), block), strict=True)
+                npz.write(path, map(_member, ("images", "masks", "unknown"), read))
+            bar.update(len(block))
+            if bar.disable and (time.monotonic() - said > 10 or done == len(blocks)):
                 said = time.monotonic()
-                print(f"{done:,} of {len(rows):,} pictures", flush=True)
-    return odd
+                print(f"{name}: {min(done * step, len(rows)):,} of {len(rows):,} pictures", flush=True)
+    return paths
 
 
-def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
+def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
+    """A picture uint8 (H, W, 3), its mask uint8 (H, W), and the share of the mask's pixels that are near no class."""
     picture = decode.placed(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
     if row.sample.mask is None:
-        return picture, np.zeros(plan.size, np.uint8), []
+        return picture, np.zeros(plan.size, np.uint8), 0.0
     mask, unknown = labels.read(row.sample.mask, plan.coding)
-    odd = [Finding(row.sample.id, "unclear mask", f"{unknown:.2%} of the pixels ignored")] if unknown else []
-    return picture, decode.placed(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), odd
+    return picture, decode.placed(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), unknown
 
 
-def _digests(plan: _Plan, rows: Sequence[_Row]) -> list[str]:
-    """What decides the first 0, 1, 2 … rows, as a digest for each number of them."""
+def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
     coding = (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
     digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, coding)).encode())
-    digests = [digest.hexdigest()]
     for row in rows:
         digest.update(repr((row.sample.id, row.sample.fold, row.turn, row.state)).encode())
-        digests.append(digest.hexdigest())
-    return digests
+    return digest.hexdigest()
 
 
-def _members(rows: Sequence[_Row], train: int, size: Size, parts: Path) -> dict[str, np.ndarray]:
-    """All arrays of the npz by key; the first `train` rows are the training samples."""
-    shape = (len(rows), *size)
-    images = np.memmap(parts / "images", np.uint8, "r", shape=(*shape, 3))
-    masks = np.memmap(parts / "masks", np.uint8, "r", shape=shape)
-    members = {}
-    for name, part in (("train", slice(train)), ("test", slice(train, None))):
-        if some := rows[part]:
-            members[f"{name}_images"] = images[part]
-            members[f"{name}_ids"] = np.array([row.sample.id for row in some])
-            members[f"{name}_sizes"] = np.array([row.size for row in some], np.int32)
-            if all(row.sample.mask for row in some):
-                members[f"{name}_masks"] = masks[part]
-    groups = audit.near_groups(audit.thumbnails(images[:train]), members["train_ids"])
-    if (groups != "").any():
-        members["train_groups"] = groups
-    folds = np.array([row.sample.fold for row in rows[:train]], np.int16)
-    if (folds >= 0).all():
-        members["train_folds"] = folds
-    return members
+def _members(rows: Sequence[_Row], blocks: Sequence[Path], size: Size, name: str) -> Iterator[tuple]:
+    """The members of the npz that hold these rows, as `npz.write` takes them."""
+    if not rows:
+        return
+
+    def stored(key: str) -> Iterator[np.ndarray]:
+        return (npz.mapped(npz.member(block, key)) for block in blocks)
+
+    yield f"{name}_images", (len(rows), *size, 3), np.uint8, stored("images")
+    if all(row.sample.mask for row in rows):
+        yield f"{name}_masks", (len(rows), *size), np.uint8, stored("masks")
+    ids = np.array([row.sample.id for row in rows])
+    yield _member(f"{name}_ids", ids)
+    yield _member(f"{name}_sizes", np.array([row.size for row in rows], np.int32))
+    if name == "train":
+        groups = audit.near_groups(np.concatenate([*map(audit.thumbnails, stored("images"))]), ids)
+        if (groups != "").any():
+            yield _member("train_groups", groups)
+        folds = np.array([row.sample.fold for row in rows], np.int16)
+        if (folds >= 0).all():
+            yield _member("train_folds", folds)
+
+
+def _member(key: str, values: ArrayLike) -> tuple:
+    array = np.asarray(values)
+    return key, array.shape, array.dtype, [array]
 
 
 def _workers() -> int:
