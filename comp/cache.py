@@ -1,12 +1,10 @@
 """A folder for what can be made again, and names in it that tell which state of a file it was made from."""
 
-import atexit
 import functools
 import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +25,7 @@ def cache_folder(folder: Path) -> Path:
             candidate.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=candidate):
                 return candidate
-    return _temporary_folder()
+    return Path(_temporary().name)
 
 
 def state(path: Path) -> str:
@@ -64,7 +62,5 @@ def _alive(process: int) -> bool:
 
 
 @functools.cache
-def _temporary_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="comp-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="comp-", ignore_cleanup_errors=True)  # goes with the process
