@@ -4,7 +4,7 @@ import hashlib
 import mmap
 import os
 import re
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -99,13 +99,12 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     return True
 
 
-def release(array: np.ndarray) -> None:
+def release(array: np.ndarray | None) -> None:
     """Drop a mapped array's pages from this process; they stay readable, and in the system's cache."""
-    base = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)
-    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    if array is not None:
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def sample_submission(competition: Competition, folder: Path) -> Path | None:
@@ -123,11 +122,9 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
     if not split.origin:
         return _index(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
-    name = f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
-    stored = cache.cache_folder(folder) / name
-    if stored.is_file():
-        with suppress(Refused):
-            return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
+    stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
+    with suppress(Refused):
+        return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
     found = _index(split, competition)
     with suppress(OSError), whole(stored) as beside:  # a full disk costs the cache, not the result
         np.savez(beside, **vars(found))
@@ -145,17 +142,17 @@ def _index(split: Split, competition: Competition) -> Index:
         rows = slice(first, first + step)
         image_hash[rows] = [_hash(image) for image in split.images[rows]]
         if split.masks is not None:
-            mask_hash[rows] = [_hash(mask) for mask in split.masks[rows]]
-            flat = split.masks[rows].reshape(-1, pixels)
-            counts[rows] = _count(flat, labels)
+            masks = split.masks[rows]
+            mask_hash[rows] = [_hash(mask) for mask in masks]
+            # For a few classes faster than bincount.
+            counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
             for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
-                label = flat[at][~np.isin(flat[at], labels)][0]
-                known = f"0 to {classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
-                sample = f"sample {str(split.ids[first + at])!r}"
-                cure = (
-                    "" if competition.arrays.labels else "; other values are named as competition.arrays.labels=[0,255]"
-                )
-                raise Refused(f"{competition.file}: {sample} has label {label}; there are {known}{cure}")
+                label = masks[at][~np.isin(masks[at], labels)][0]
+                says = f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
+                says += f"{classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
+                if not competition.arrays.labels:
+                    says += "; other values are named as competition.arrays.labels=[0,255]"
+                raise Refused(says)
 
     step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
     # Hashing and numpy release the interpreter's lock, so threads share the work.
@@ -175,25 +172,6 @@ def _hash(sample: np.ndarray) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _count(flat: np.ndarray, labels: list[int]) -> np.ndarray:
-    """Pixels of each label, int64 (n, labels), in uint8 (n, pixels).
-
-    Eight comparisons, each a byte of 0 or 1, are added at once as one 64-bit word; 255 words are the
-    most whose bytes cannot overflow into one another. For a few classes that is several times faster
-    than bincount.
-    """
-    samples, pixels = flat.shape
-    equal = np.zeros((samples, -(-pixels // 8) * 8), np.bool_)
-    words = equal.view(np.uint64)
-    starts = np.arange(0, words.shape[1], 255)
-    counts = np.empty((samples, len(labels)), np.int64)
-    for column, label in enumerate(labels):
-        np.equal(flat, label, out=equal[:, :pixels])
-        sums = np.add.reduceat(words, starts, axis=1)
-        counts[:, column] = sums.view(np.uint8).sum(axis=1, dtype=np.int64)
-    return counts
-
-
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
     arrays, path = competition.arrays, find(competition.file, folder)
     there = npz.keys(path)
@@ -207,34 +185,32 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         return selector
 
     images = convert.Source(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
-    sources = [images]
-    masks = arrays.train_masks if part == "train" else given("masks")
-    if masks is not None:
-        labels = tuple((value, label) for label, value in enumerate(arrays.labels))
-        if labels and arrays.ignore is not None:
-            labels += ((arrays.ignore, arrays.ignore),)
-        sources.append(convert.Source(*_selected(path, masks), "masks", labels=labels))
-    count = images.shape[0]
+    sources, count = [images], images.shape[0]
     if count > MOST_SAMPLES:
         raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
-    for source in sources[1:]:
-        if source.shape != images.shape[:3]:
-            raise Refused(f"{source}: masks of shape {source.shape} do not fit images of shape {images.shape}")
+    selector = arrays.train_masks if part == "train" else given("masks")
+    if selector is not None:
+        labels = {value: label for label, value in enumerate(arrays.labels)}
+        if labels and arrays.ignore is not None:
+            labels[arrays.ignore] = arrays.ignore
+        masks = convert.Source(*_selected(path, selector), "masks", labels=labels)
+        if masks.shape != images.shape[:3]:
+            raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
+        sources.append(masks)
     ids = _ids(path, given("ids"), count)
     groups = _texts(path, selector, count) if (selector := given("groups")) else None
     sizes = _sizes(path, selector, count) if (selector := given("sizes")) else None
-    pixels, *labelled = convert.uint8(sources, ids, folder)
     folds = _folds(path, selector, count) if (selector := given("folds")) else None
+    pixels, *labelled = convert.uint8(sources, ids, folder)
     origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
     return Split(pixels, labelled[0] if labelled else None, ids, groups, sizes, folds, origin)
 
 
 def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     """The member that a selector means, and its slice of the second axis; None for all of it."""
-    sliced = re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)
     if selector in npz.keys(path) or "[" not in selector:
         return npz.member(path, selector), None
-    if not sliced:
+    if not (sliced := re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)):
         raise Refused(f"{path}: {selector!r}: a selector is key or key[:, 0]")
     member, part = npz.member(path, sliced[1]), int(sliced[2])
     if len(member.shape) < 2 or part >= member.shape[1]:
@@ -256,16 +232,13 @@ def _texts(path: Path, selector: str, count: int) -> np.ndarray:
     values = _values(path, selector, (count,), "USiu", "text or integers")
     if values.dtype.itemsize > 4 * LONGEST_TEXT:
         raise Refused(f"{path}: {selector}: {values.dtype}; at most {LONGEST_TEXT} characters would fit")
-    # numpy makes no text of what is no character, but a crash of it.
-    points = values.astype(values.dtype.newbyteorder("=")).view(np.uint32) if values.dtype.kind == "U" else 0
-    if np.max(points) > sys.maxunicode:
-        raise Refused(f"{path}: {selector}: not valid text")
     try:
-        texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()]
-        "".join(texts).encode()  # half a surrogate pair has no encoding
-    except ValueError:
+        if values.dtype.kind == "U":
+            # Refuses what is no character, such as half a surrogate pair, before numpy crashes on it.
+            str(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8), "utf-32-le")
+        return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()])
+    except UnicodeDecodeError:
         raise Refused(f"{path}: {selector}: not valid text") from None
-    return np.array(texts)
 
 
 def _ids(path: Path, selector: str | None, count: int) -> np.ndarray:
@@ -273,13 +246,12 @@ def _ids(path: Path, selector: str | None, count: int) -> np.ndarray:
     if selector is None:
         return np.arange(count).astype(f"U{len(str(count - 1))}")
     ids = _texts(path, selector, count)
-    seen: set[str] = set()
     for sample, id in enumerate(ids.tolist()):
         if not id or not id.isprintable():
             raise Refused(f"{path}: {selector}: sample {sample} has the id {id!r}; printable text would fit")
-        if id in seen:
-            raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
-        seen.add(id)
+    id, times = Counter(ids.tolist()).most_common(1)[0]
+    if times > 1:
+        raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
     return ids
 
 

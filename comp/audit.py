@@ -6,13 +6,14 @@ empty, flat, or unusually bright, dark or long. A finding names its sample, and 
 where there is one. `comp.findings` makes the table, the list and the sheet of pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from comp.arrays import Index, Split, release
 from comp.config import Competition
+from comp.folds import connected
 
 BLOCK = 8 << 20  # bytes of pictures looked at together
 NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
@@ -34,29 +35,22 @@ class Finding:
 
 
 def audit(
-    competition: Competition,
-    train: Split,
-    index: Index,
-    test: Split | None = None,
-    test_index: Index | None = None,
-    files: Sequence[Finding] = (),
-) -> list[Finding]:
-    """Look at every sample once, in blocks. `files` are findings about the files the arrays came from.
+    competition: Competition, train: Split, index: Index, test: Split | None = None, test_index: Index | None = None
+) -> Iterator[Finding]:
+    """Look at every sample once, in blocks.
 
     train.sizes, where known, are the originals' sizes: their shapes are looked at too.
     """
-    thumbs = thumbnails(train.images)
-    found = [
-        *files,
-        *_empty(competition.classes, train.ids, index.counts),
-        *_shared_masks(train, index),
-        *_twins(train.ids, index),
-        *_near(train.ids, thumbs, index.image_hash),
-    ]
-    if test is not None and test_index is not None:
-        found += _leaks(train.ids, index, thumbs, test.ids, test_index, thumbnails(test.images))
-    found += _odd_light(train.ids, thumbs)
-    return found + ([] if train.sizes is None else _odd_shapes(train.ids, train.sizes))
+    ids, thumbs = train.ids.tolist(), thumbnails(train.images)
+    yield from _empty(competition.classes, ids, index.counts)
+    yield from _shared_masks(ids, train.masks, index)
+    yield from _twins(ids, index)
+    yield from _near(ids, thumbs, index.image_hash)
+    if test_index is not None:
+        yield from _leaks(ids, index, thumbs, test, test_index)
+    yield from _odd_light(ids, thumbs)
+    if train.sizes is not None:
+        yield from _odd_shapes(ids, train.sizes)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
@@ -108,14 +102,9 @@ def near_pairs(thumbs: np.ndarray) -> np.ndarray:
 
 def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The first id of each sample's chain of near duplicates, str (N,); "" where there is none."""
-    pairs = near_pairs(thumbs)
-    label = np.arange(len(ids))
-    while (label[pairs[:, 0]] != label[pairs[:, 1]]).any():
-        lower = label[pairs].min(axis=1)
-        for side in (0, 1):
-            np.minimum.at(label, pairs[:, side], lower)
-    alone = np.bincount(label, minlength=len(ids))[label] == 1
-    return np.where(alone, "", ids[label])
+    first = connected(near_pairs(thumbs), len(ids))
+    alone = np.bincount(first, minlength=len(ids))[first] == 1
+    return np.where(alone, "", ids[first])
 
 
 def _plain(mask: np.ndarray) -> bool:
@@ -124,91 +113,60 @@ def _plain(mask: np.ndarray) -> bool:
     return min(changes) < 3
 
 
-def _empty(classes: tuple[str, ...], ids: np.ndarray, counts: np.ndarray) -> list[Finding]:
-    background = counts[:, 0] > 0
-    return [
-        Finding(str(ids[k]), "empty mask", f"only {classes[0]}" if background[k] else "every pixel is ignored")
-        for k in np.flatnonzero(counts[:, 1:].sum(axis=1) == 0)
-    ]
+def _empty(classes: Sequence[str], ids: list[str], counts: np.ndarray) -> Iterator[Finding]:
+    for k in np.flatnonzero(counts[:, 1:].sum(axis=1) == 0):
+        yield Finding(ids[k], "empty mask", f"only {classes[0]}" if counts[k, 0] else "every pixel is ignored")
 
 
-def _shared_masks(train: Split, index: Index) -> list[Finding]:
-    found = []
+def _shared_masks(ids: list[str], masks: np.ndarray, index: Index) -> Iterator[Finding]:
     for group in _equal(index.mask_hash):
         pictures = len(np.unique(index.image_hash[group]))
-        if train.masks is not None and pictures >= SHARING and not _plain(train.masks[group[0]]):
-            first = str(train.ids[group[0]])
-            detail = f"{pictures} different pictures share it"
-            found += [Finding(str(train.ids[k]), "shared mask", detail, first) for k in group]
-    return found
+        if pictures >= SHARING and not _plain(masks[group[0]]):
+            for k in group:
+                yield Finding(ids[k], "shared mask", f"{pictures} different pictures share it", ids[group[0]])
 
 
-def _twins(ids: np.ndarray, index: Index) -> list[Finding]:
-    found = []
+def _twins(ids: list[str], index: Index) -> Iterator[Finding]:
     for first, *others in _equal(index.image_hash):
         for k in others:
-            detail = "the same mask" if index.mask_hash[k] == index.mask_hash[first] else "another mask"
-            found.append(Finding(str(ids[k]), "duplicate", f"of {ids[first]}, with {detail}", str(ids[first])))
-    return found
+            which = "the same mask" if index.mask_hash[k] == index.mask_hash[first] else "another mask"
+            yield Finding(ids[k], "duplicate", f"of {ids[first]}, with {which}", ids[first])
 
 
-def _near(ids: np.ndarray, thumbs: np.ndarray, hashes: np.ndarray) -> list[Finding]:
-    groups = near_groups(thumbs, ids)
-    first = {str(ids[k]): hashes[k] for k in np.flatnonzero(groups == ids)}
-    return [
-        Finding(str(ids[k]), "near duplicate", f"like {groups[k]}", str(groups[k]))
-        for k in np.flatnonzero((groups != "") & (groups != ids))
-        if hashes[k] != first[str(groups[k])]
-    ]
+def _near(ids: list[str], thumbs: np.ndarray, hashes: np.ndarray) -> Iterator[Finding]:
+    first = connected(near_pairs(thumbs), len(ids))
+    for k in np.flatnonzero(hashes != hashes[first]):
+        yield Finding(ids[k], "near duplicate", f"like {ids[first[k]]}", ids[first[k]])
 
 
-def _leaks(
-    ids: np.ndarray,
-    index: Index,
-    thumbs: np.ndarray,
-    test_ids: np.ndarray,
-    test_index: Index,
-    test_thumbs: np.ndarray,
-) -> list[Finding]:
-    where = {hash: str(test_ids[k]) for k, hash in enumerate(test_index.image_hash.tolist())}
-    found = [
-        Finding(str(ids[k]), "also in test", f"as {where[hash]}", f"test/{where[hash]}")
-        for k, hash in enumerate(index.image_hash.tolist())
-        if hash in where
-    ]
-    exact = {finding.id for finding in found}
-    pairs = near_pairs(np.concatenate([thumbs, test_thumbs]))
+def _leaks(ids: list[str], index: Index, thumbs: np.ndarray, test: Split, test_index: Index) -> Iterator[Finding]:
+    test_ids, hashes = test.ids.tolist(), index.image_hash.tolist()
+    where = dict(zip(test_index.image_hash.tolist(), test_ids, strict=True))
+    for k, hash in enumerate(hashes):
+        if hash in where:
+            yield Finding(ids[k], "also in test", f"as {where[hash]}", f"test/{where[hash]}")
+    pairs = near_pairs(np.concatenate([thumbs, thumbnails(test.images)]))
     for k, other in pairs[(pairs[:, 0] < len(ids)) & (pairs[:, 1] >= len(ids))]:
-        if ids[k] not in exact:
-            near = str(test_ids[other - len(ids)])
-            found.append(Finding(str(ids[k]), "nearly in test", f"like {near}", f"test/{near}"))
-    return found
+        if hashes[k] not in where:
+            near = test_ids[other - len(ids)]
+            yield Finding(ids[k], "nearly in test", f"like {near}", f"test/{near}")
 
 
-def _odd_light(ids: np.ndarray, thumbs: np.ndarray) -> list[Finding]:
-    light, spread = thumbs.mean(axis=(1, 2)), thumbs.std(axis=(1, 2))
-    z = _robust_z(light)
-    flat = [
-        Finding(str(ids[k]), "flat picture", f"grey {light[k]:.0f} all over") for k in np.flatnonzero(spread < FLAT)
-    ]
-    return flat + [
-        Finding(str(ids[k]), "odd brightness", f"mean {light[k]:.0f}, z {z[k]:+.1f}")
-        for k in np.flatnonzero(abs(z) > ODD_Z)
-    ]
-
-
-def _odd_shapes(ids: np.ndarray, sizes: np.ndarray) -> list[Finding]:
-    length = sizes.max(axis=1) / sizes.min(axis=1)
-    return [
-        Finding(str(ids[k]), "odd shape", f"{sizes[k, 0]}×{sizes[k, 1]}")
-        for k in np.flatnonzero(length > LONG * np.median(length))
-    ]
-
-
-def _robust_z(values: np.ndarray) -> np.ndarray:
-    off = values - np.median(values)
+def _odd_light(ids: list[str], thumbs: np.ndarray) -> Iterator[Finding]:
+    light = thumbs.mean(axis=(1, 2))
+    for k in np.flatnonzero(thumbs.std(axis=(1, 2)) < FLAT):
+        yield Finding(ids[k], "flat picture", f"grey {light[k]:.0f} all over")
+    off = light - np.median(light)
     # Where nearly all are equal, a difference of a few grey levels is still not odd.
-    return 0.6745 * off / max(float(np.median(abs(off))), 1.0)
+    z = 0.6745 * off / max(float(np.median(abs(off))), 1.0)
+    for k in np.flatnonzero(abs(z) > ODD_Z):
+        yield Finding(ids[k], "odd brightness", f"mean {light[k]:.0f}, z {z[k]:+.1f}")
+
+
+def _odd_shapes(ids: list[str], sizes: np.ndarray) -> Iterator[Finding]:
+    length = sizes.max(axis=1) / sizes.min(axis=1)
+    for k in np.flatnonzero(length > LONG * np.median(length)):
+        yield Finding(ids[k], "odd shape", f"{sizes[k, 0]}×{sizes[k, 1]}")
 
 
 def _equal(hashes: np.ndarray) -> list[np.ndarray]:

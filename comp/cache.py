@@ -1,26 +1,31 @@
 """A folder for what can be made again, and names in it that tell which state of a file it was made from."""
 
-import atexit
 import functools
 import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 
 def cache_folder(folder: Path) -> Path:
     """A folder that can be written: `folder`/.cache, else one in the user's cache, else a temporary one."""
-    for candidate in _candidates(Path(folder).absolute()):
+    folder = Path(folder).absolute()
+    # Two input folders must not take turns in evicting each other's arrays.
+    own = f"comp/{folder.name}-{digest([os.fspath(folder)])}"
+    candidates = [folder / ".cache"] if folder.is_dir() else []  # a mistyped input folder is not to be created
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        candidates.append(Path(home) / own)
+    with suppress(RuntimeError):  # no home
+        candidates.append(Path.home() / ".cache" / own)
+    for candidate in candidates:
         with suppress(OSError):
             candidate.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=candidate):
                 return candidate
-    return _temporary_folder()
+    return Path(_temporary().name)
 
 
 def state(path: Path) -> str:
@@ -46,29 +51,16 @@ def forget(cache: Path, path: Path) -> None:
                 file.unlink()
 
 
-def _candidates(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():  # a mistyped input folder is not to be created
-        yield folder / ".cache"
-    # Two input folders must not take turns in evicting each other's arrays.
-    own = f"{folder.name}-{digest([os.fspath(folder)])}"
-    if home := os.environ.get("XDG_CACHE_HOME"):
-        yield Path(home) / "comp" / own
-    with suppress(RuntimeError):  # no home
-        yield Path.home() / ".cache" / "comp" / own
-
-
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is someone else's
-        return True
+    except PermissionError:  # it is someone else's
+        pass
     return True
 
 
 @functools.cache
-def _temporary_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="comp-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="comp-", ignore_cleanup_errors=True)  # goes with the process

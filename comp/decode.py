@@ -5,7 +5,6 @@ transparency dropped. EXIF's orientation is obeyed, so that a picture is as it i
 masks were drawn on pictures that were not turned, which their sizes tell.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +56,14 @@ def turned(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[b
     A mask's size decides for its picture where it can. The others, test pictures too, follow the
     majority of those, and are turned where there is none.
     """
-    pairs = list(zip(pictures, masks, strict=True))
-    decided = [
-        mask.size == picture.upright if mask and picture.upright != picture.size else None for picture, mask in pairs
+    votes = [
+        mask.size == picture.upright if mask and picture.upright != picture.size else None
+        for picture, mask in zip(pictures, masks, strict=True)
     ]
-    votes = Counter(decided)
-    usual = votes[True] >= votes[False]
+    usual = votes.count(True) >= votes.count(False)
     return [
         picture.orientation > 1 and (usual if vote is None else vote)
-        for (picture, _), vote in zip(pairs, decided, strict=True)
+        for picture, vote in zip(pictures, votes, strict=True)
     ]
 
 
@@ -103,17 +101,13 @@ def fitted(original: Size, size: Size, fit: Fit) -> Size:
     return height, width
 
 
-def fit_picture(picture: Image.Image, size: Size, fit: Fit) -> np.ndarray:
-    """Resize bilinearly with antialiasing and pad with black: uint8 (H, W, 3)."""
-    height, width = fitted(picture.size[::-1], size, fit)
-    out = np.zeros((*size, 3), np.uint8)
-    out[:height, :width] = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
-    return out
+def placed(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
+    """Resize, and pad with `fill` on the right and below: uint8 (H, W, 3) of a picture, (H, W) of labels.
 
-
-def fit_mask(mask: np.ndarray, size: Size, fit: Fit, ignore: int | None) -> np.ndarray:
-    """Resize labels uint8 (h, w) to the nearest and pad with `ignore`: uint8 (H, W)."""
-    height, width = fitted(mask.shape, size, fit)
-    out = np.full(size, 0 if ignore is None else ignore, np.uint8)
-    out[:height, :width] = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    return out
+    Pictures, which are RGB, are resized bilinearly with antialiasing, labels to the nearest.
+    """
+    height, width = fitted(image.size[::-1], size, fit)
+    resampling = Image.Resampling.BILINEAR if image.mode == "RGB" else Image.Resampling.NEAREST
+    pixels = np.asarray(image.resize((width, height), resampling))
+    padding = [(0, size[0] - height), (0, size[1] - width), (0, 0)]
+    return np.pad(pixels, padding[: pixels.ndim], constant_values=fill)

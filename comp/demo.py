@@ -29,23 +29,20 @@ def ensure(folder: Path) -> Path:
     folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    places = (folder / NAME, cache_folder(folder) / NAME)
-    for path in places:
-        if path.is_file():
-            return path
-    arrays = draw()
-    try:
-        return _save(places[0], arrays)
-    except OSError:
-        return _save(places[1], arrays)
+    cache = cache_folder(folder)
+    path = (folder if cache.parent == folder.absolute() else cache) / NAME
+    if not path.is_file():
+        with whole(path) as beside:
+            np.savez(beside, **draw())  # not compressed, so that it can be mapped
+    return path
 
 
 def draw() -> dict[str, np.ndarray]:
     """All arrays of the demo by key: images uint8 (N, 64, 128), masks uint8 (N, 64, 128), ids str (N,)."""
-    images, masks = _terrain(np.arange(TRAIN + TEST))
-    train = np.arange(TRAIN)
+    batches = [_draw_batch(numbers) for numbers in np.split(np.arange(TRAIN + TEST), (TRAIN + TEST) // BATCH)]
+    images, masks = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     # Which training pictures are copies, and which outliers: the first in a hashed order.
-    order = np.argsort(_hash(train.astype(np.uint32)), kind="stable")
+    order = np.argsort(_hash(np.arange(TRAIN, dtype=np.uint32)), kind="stable")
     outliers = order[:OUTLIERS]
     copies, originals = np.split(order[OUTLIERS : OUTLIERS + 2 * DUPLICATES], 2)
     images[copies], masks[copies] = images[originals], masks[originals]
@@ -53,27 +50,15 @@ def draw() -> dict[str, np.ndarray]:
     return {
         "train_images": images[:TRAIN],
         "train_masks": masks[:TRAIN],
-        "train_ids": np.array([f"train-{number:03d}" for number in train]),
+        "train_ids": np.array([f"train-{number:03d}" for number in range(TRAIN)]),
         "test_images": images[TRAIN:],
         "test_masks": masks[TRAIN:],
         "test_ids": np.array([f"test-{number:03d}" for number in range(TEST)]),
     }
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    with whole(path) as beside:
-        np.savez(beside, **arrays)  # not compressed, so that it can be mapped
-    return path
-
-
-def _terrain(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pictures by their numbers: images and masks, uint8 (n, 64, 128)."""
-    parts = [_draw_batch(numbers[first : first + BATCH]) for first in range(0, len(numbers), BATCH)]
-    images, masks = zip(*parts, strict=True)
-    return np.concatenate(images), np.concatenate(masks)
-
-
 def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pictures by their numbers: images and masks, uint8 (n, 64, 128)."""
     seed = _hash(numbers.astype(np.uint32) + np.uint32(20_000))[:, None, None]
     y, x = (grid[None].astype(np.int32) for grid in np.mgrid[:HEIGHT, :WIDTH])
 
@@ -81,7 +66,8 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below = np.maximum(y - horizon, 0)
     # Cells of ground noise grow from the horizon towards the viewer.
     along = (x - WIDTH // 2) * 256 // (9 + below // 2)
-    away = _cells_away()[np.minimum(below, HEIGHT + 31)]
+    steps = 256 // (5 + np.arange(HEIGHT + 31, dtype=np.int32) // 3)
+    away = np.append(0, np.cumsum(steps)).astype(np.int32)[np.minimum(below, HEIGHT + 31)]
 
     rough = _octaves(seed, 3, along, away)
     loose = _octaves(seed, 4, along, away)
@@ -120,12 +106,6 @@ def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     grain = (_noise(seed, 22, x * 256, y * 256) + _noise(seed, 23, x * 256, y * 256) - 65536) // 5000
     images = brightness * light // 256 * exposure // 256 + grain
     return np.clip(images, 0, 255).astype(np.uint8), masks
-
-
-def _cells_away() -> np.ndarray:
-    """Ground noise cells between the horizon and each row below it, in 1/256."""
-    steps = 256 // (5 + np.arange(HEIGHT + 31, dtype=np.int32) // 3)
-    return np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
 
 
 def _silly_mask() -> np.ndarray:

@@ -8,55 +8,62 @@ the samples' content: the same on every machine, and whatever the order of the s
 
 import csv
 import hashlib
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from comp import config
 from comp.arrays import Index, Split
+from comp.config import Arrays, Config
 from comp.errors import Refused
 from comp.files import write_csv
 
 EXCLUDED = -1
 
 
-def make(
-    index: Index, ids: np.ndarray, groups: np.ndarray | None, folds: config.Folds, arrays: config.Arrays
-) -> np.ndarray:
+def make(split: Split, index: Index, config: Config) -> np.ndarray:
     """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation.
 
-    Raises Refused for an unknown id in `arrays.exclude`, and for fewer independent groups than folds.
+    A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
+    for fewer independent groups than folds, and where the given split has not as many folds.
     """
-    kept = np.flatnonzero(~_excluded(index, ids, arrays))
-    group_of = _groups(index, groups, kept)
-    count = int(group_of.max()) + 1 if len(kept) else 0
+    excluded, folds = _excluded(index, split.ids, config.competition.arrays), config.folds
+    if split.folds is not None:
+        count = int(split.folds.max()) + 1
+        if split.folds.min() < EXCLUDED or count != folds.count:
+            raise Refused(
+                f"the arrays bring a split into {count} folds: set folds.count={count}, "
+                'or competition.arrays.train_folds="" for folds of our own'
+            )
+        return np.where(excluded, np.int16(EXCLUDED), split.folds)
+
+    kept = np.flatnonzero(~excluded)
+    group_of = _groups(index, split.groups, kept)
+    count = int(group_of.max(initial=-1)) + 1
     if count < folds.count:
         raise Refused(f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once)")
-
     strata = _strata(index.counts[kept])
     stratum = np.full(count, strata.max() + 1)
     np.minimum.at(stratum, group_of, strata)
-    size = np.bincount(group_of, minlength=count)
+    size = np.bincount(group_of)
     key = np.full(count, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(key, group_of, _shuffled(index, kept, folds.seed))
 
     fold_of_group = np.empty(count, np.int16)
     total = [0] * folds.count
-    same: list[int] = []
-    dealing = None
+    same = defaultdict(lambda: [0] * folds.count)  # by stratum, what each fold has of it
     for group in np.lexsort((key, -size, stratum)).tolist():
-        if stratum[group] != dealing:
-            dealing, same = stratum[group], [0] * folds.count
-        fold = min(range(folds.count), key=lambda k: (same[k], total[k]))
+        here = same[stratum[group]]
+        fold = min(range(folds.count), key=lambda k: (here[k], total[k]))
         fold_of_group[group] = fold
-        same[fold] += size[group]
+        here[fold] += size[group]
         total[fold] += size[group]
-    assigned = np.full(len(ids), EXCLUDED, np.int16)
+    assigned = np.full(len(split.ids), EXCLUDED, np.int16)
     assigned[kept] = fold_of_group[group_of]
     return assigned
 
 
-def load_or_make(path: Path, split: Split, index: Index, config: config.Config) -> np.ndarray:
+def load_or_make(path: Path, split: Split, index: Index, config: Config) -> np.ndarray:
     """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `make` gives them.
 
     The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
@@ -64,29 +71,24 @@ def load_or_make(path: Path, split: Split, index: Index, config: config.Config) 
     """
     contents = _contents(split, index)
     if not path.exists():
-        if split.folds is None:
-            assigned = make(index, split.ids, split.groups, config.folds, config.competition.arrays)
-        else:
-            assigned = _given(split, index, config)
+        assigned = make(split, index, config)
         rows = zip(split.ids.tolist(), assigned.tolist(), contents, strict=True)
         write_csv(path, [("id", "fold", "content"), *rows])
         return assigned
     saved = _read(path, config.folds.count)
+    excluded = _excluded(index, split.ids, config.competition.arrays)
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
-    for (id, _, content), now, content_now in zip(saved, split.ids.tolist(), contents, strict=False):
-        if id != now:
-            raise Refused(f"{path}: sample {id!r} is now {now!r}; {advice}")
+    now = zip(split.ids.tolist(), contents, excluded.tolist(), strict=True)
+    for (id, fold, content), (id_now, content_now, out) in zip(saved, now, strict=False):
+        if id != id_now:
+            raise Refused(f"{path}: sample {id!r} is now {id_now!r}; {advice}")
         if content != content_now:
             raise Refused(f"{path}: sample {id!r} has another picture, mask or group now; {advice}")
-    if len(saved) != len(split.ids):
-        raise Refused(f"{path}: {len(saved)} samples, now {len(split.ids)}; {advice}")
-    assigned = np.array([fold for _, fold, _ in saved], np.int16)
-    excluded = _excluded(index, split.ids, config.competition.arrays)
-    changed = np.flatnonzero(excluded != (assigned == EXCLUDED))
-    if len(changed):
-        state = "excluded" if excluded[changed[0]] else "not excluded"
-        raise Refused(f"{path}: sample {str(split.ids[changed[0]])!r} is {state} now; {advice}")
-    return assigned
+        if out != (fold == EXCLUDED):
+            raise Refused(f"{path}: sample {id!r} is {'excluded' if out else 'not excluded'} now; {advice}")
+    if len(saved) != len(contents):
+        raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
+    return np.array([fold for _, fold, _ in saved], np.int16)
 
 
 def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple[str, ...]) -> None:
@@ -100,18 +102,17 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
             raise Refused(f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class")
 
 
-def _given(split: Split, index: Index, config: config.Config) -> np.ndarray:
-    """The split that came with the arrays, int16 (N,), without what is excluded."""
-    count = int(split.folds.max()) + 1
-    if split.folds.min() < EXCLUDED or count != config.folds.count:
-        raise Refused(
-            f"the arrays bring a split into {count} folds: set folds.count={count}, "
-            'or competition.arrays.train_folds="" for folds of our own'
-        )
-    return np.where(_excluded(index, split.ids, config.competition.arrays), np.int16(EXCLUDED), split.folds)
+def connected(pairs: np.ndarray, count: int) -> np.ndarray:
+    """The lowest of all that are connected with each of `count` things by pairs, int64 (P, 2): int64 (count,)."""
+    lowest = np.arange(count)
+    while (lowest[pairs[:, 0]] != lowest[pairs[:, 1]]).any():
+        for side in (0, 1):
+            np.minimum.at(lowest, lowest[pairs[:, side]], lowest[pairs].min(axis=1))
+        lowest = lowest[lowest]  # a chain halves with each round
+    return lowest
 
 
-def _excluded(index: Index, ids: np.ndarray, arrays: config.Arrays) -> np.ndarray:
+def _excluded(index: Index, ids: np.ndarray, arrays: Arrays) -> np.ndarray:
     unknown = set(arrays.exclude).difference(ids.tolist())
     if unknown:
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
@@ -138,30 +139,19 @@ def _strata(counts: np.ndarray) -> np.ndarray:
 
 
 def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
-    """Number from 0 the groups that belong together, int64 (n,), by union-find over what samples share.
+    """Number from 0 the groups that belong together, int64 (n,), by what samples share.
 
     A constant mask, such as an empty one, is no sign of kinship.
     """
-    parent = list(range(len(kept)))
-
-    def root(sample: int) -> int:
-        while parent[sample] != sample:
-            parent[sample] = parent[parent[sample]]
-            sample = parent[sample]
-        return sample
-
-    everyone = np.ones(len(kept), np.bool_)
-    shared = [(index.image_hash[kept], everyone), (index.mask_hash[kept], ~index.constant[kept])]
+    shared = [(index.image_hash[kept], slice(None)), (index.mask_hash[kept], ~index.constant[kept])]
     if groups is not None:
         shared.append((groups[kept], groups[kept] != ""))
+    pairs = []
     for values, counted in shared:
-        members = np.flatnonzero(counted)
-        _, number, times = np.unique(values[members], return_inverse=True, return_counts=True)
-        first: dict[int, int] = {}
-        for sample, value in zip(members[times[number] > 1].tolist(), number[times[number] > 1].tolist(), strict=True):
-            parent[root(sample)] = root(first.setdefault(value, sample))
-    roots = [root(sample) for sample in range(len(kept))]
-    return np.unique(np.array(roots, np.int64), return_inverse=True)[1]
+        members = np.arange(len(kept))[counted]
+        _, first, which = np.unique(values[members], return_index=True, return_inverse=True)
+        pairs.append(np.stack([members[first[which]], members], axis=1))
+    return np.unique(connected(np.concatenate(pairs), len(kept)), return_inverse=True)[1]
 
 
 def _shuffled(index: Index, kept: np.ndarray, seed: int) -> np.ndarray:

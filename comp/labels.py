@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from comp import decode
 from comp.config import did_you_mean
@@ -50,7 +51,8 @@ def detect(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, 
     kind: Kind = "colours" if _hold_colours(chosen) else "values"
     counts: Counter[int] = Counter()
     for path in chosen:
-        counts.update(_count(_codes(path, kind)))
+        codes, times = np.unique(_codes(path, kind), return_counts=True)
+        counts.update(dict(zip(codes.tolist(), times.tolist(), strict=True)))
     found = (_of_values if kind == "values" else _of_colours)(counts, len(classes), ignore)
     if found:
         return _coding(kind, found[0], classes, ignore, found[1])
@@ -99,7 +101,7 @@ def _given(given: Mapping[str, str], classes: tuple[str, ...], ignore: int | Non
             raise Refused(f"source.labels.{code}: no class {name!r}{did_you_mean(name, [*classes, 'ignore'])}")
         if name == "ignore" and ignore is None:
             raise Refused(f"source.labels.{code}: is to be ignored, but arrays.ignore is not set (255 would fit)")
-        meaning[value] = ignore if name == "ignore" and ignore is not None else classes.index(name)
+        meaning[value] = ignore if name == "ignore" else classes.index(name)
     return kind, meaning
 
 
@@ -137,7 +139,7 @@ def voc_colour(index: int) -> int:
 
 
 def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int | None, why: str) -> Coding:
-    points = _points(np.array(list(meaning)), kind)
+    points = _points(np.array([*meaning]))
     apart = np.sqrt(((points[:, None] - points[None]) ** 2).sum(-1))
     tolerance = min(TOLERANCE, 0.499 * apart[apart > 0].min(initial=1000.0))
     numbers = all(code == label for code, label in meaning.items())
@@ -149,38 +151,40 @@ def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int 
 
 
 def _nearest(codes: np.ndarray, coding: Coding) -> np.ndarray:
-    points = _points(codes, coding.kind)
+    points = _points(codes)
     labels = np.full(len(codes), _UNKNOWN, np.int16)
     best = np.full(len(codes), coding.tolerance**2, np.float32)
-    for code, label in coding.meaning.items():
-        distance = ((points - _points(np.array([code]), coding.kind)) ** 2).sum(-1)
+    for point, label in zip(_points(np.array([*coding.meaning])), coding.meaning.values(), strict=True):
+        distance = ((points - point) ** 2).sum(-1)
         labels[distance <= best] = label
         best = np.minimum(best, distance)
     return labels
 
 
-def _points(codes: np.ndarray, kind: Kind) -> np.ndarray:
-    shifts = [16, 8, 0] if kind == "colours" else [0]
-    return np.stack([(codes >> shift) & 255 for shift in shifts], -1).astype(np.float32)
+def _points(codes: np.ndarray) -> np.ndarray:
+    """Codes in RGB space, float32 (n, 3), where values 0 to 255 lie along one axis."""
+    return np.stack([(codes >> shift) & 255 for shift in (16, 8, 0)], -1).astype(np.float32)
 
 
 def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
-    palette: dict[int, bytes] = {}
+    colours: dict[int, list[int]] = {}
     for path in paths:
         image = decode.load(path, "mask")
         if image.mode == "P":
-            entries = image.convert("RGB").tobytes()
-            values, first = np.unique(np.asarray(image), return_index=True)
-            for value, k in zip(values.tolist(), first.tolist(), strict=True):
-                colour = entries[3 * k : 3 * k + 3]
-                if palette.setdefault(value, colour) != colour:
+            palette = image.getpalette("RGB")
+            for value in np.unique(image).tolist():
+                colour = palette[3 * value : 3 * value + 3]
+                if colours.setdefault(value, colour) != colour:
                     return True
-        elif image.mode not in ("1", "L", "LA", "I", "I;16"):
-            rgb = np.asarray(image.convert("RGB"))
-            if (rgb != rgb[..., :1]).any():
-                return True
+        elif _is_coloured(image):
+            return True
     return False
+
+
+def _is_coloured(image: Image.Image) -> bool:
+    rgb = np.asarray(image.convert("RGB"))
+    return bool((rgb != rgb[..., :1]).any())
 
 
 def _codes(path: Path, kind: Kind) -> np.ndarray:
@@ -190,19 +194,13 @@ def _codes(path: Path, kind: Kind) -> np.ndarray:
         rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     if image.mode not in ("P", "L", "I", "I;16"):
-        grey = np.asarray(image.convert("RGB"))
-        if (grey != grey[..., :1]).any():
+        if _is_coloured(image):
             raise Refused(f"{path}: is coloured, but the other masks hold grey values")
-        return grey[..., 0].astype(np.int32)
+        image = image.convert("RGB").convert("L")
     codes = np.asarray(image).astype(np.int32)
     if codes.max() > 255:
         raise Refused(f"{path}: holds the value {codes.max()}; masks go to 255")
     return codes
-
-
-def _count(codes: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(codes, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _name(code: int, kind: Kind) -> str:

@@ -6,10 +6,8 @@ names ("train-label-img", "annotations/trimaps", "test_images", "val/masks") and
 with or without a suffix such as "_mask". Files that belong nowhere are named, not lost.
 """
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +19,9 @@ MASK_WORD = re.compile(r"mask|(?<!un)label|trimap|annot|truth|segmentation|^(lab
 MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|lab|trimap|gt|truth|seg|segmentation|annotation|matte|target)$", re.I)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Sample:
-    """One picture, with its mask where it has one."""
+    """One picture, with its mask where it has one; ordered by id."""
 
     id: str  # the picture's stem
     picture: Path
@@ -35,9 +33,9 @@ class Sample:
 class Layout:
     """What a folder holds; `odd` names every file that was left out, and why."""
 
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
-    odd: tuple[Finding, ...]
+    train: list[Sample]
+    test: list[Sample]
+    odd: list[Finding]
 
 
 def find(source: Path) -> Layout:
@@ -67,24 +65,21 @@ def _voc(lists: Path) -> Layout:
             else:
                 odd.append(Finding(path.name, "not a picture", name))
     named = {name: _read_list(lists / f"{name}.txt") for name in ("train", "val", "trainval", "test")}
-    given = bool(named["train"] and named["val"])
-    folds = {"train": 1, "val": 0} if given else {"train": -1, "val": -1, "trainval": -1}
-
-    def sample(stem: str, of: str, fold: int) -> Sample:
-        if stem not in pictures:
-            raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'JPEGImages'} has no such picture")
-        if of != "test" and stem not in masks:
-            raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'SegmentationClass'} has no such mask")
-        return Sample(stem, pictures[stem], masks.get(stem), fold)
-
-    train = {stem: sample(stem, of, fold) for of, fold in folds.items() for stem in named[of]}
-    for stem in named["test"]:
-        if stem in train:
-            raise Refused(f"{lists}: {stem} is in the test list and in a training list")
-    test = {stem: sample(stem, "test", -1) for stem in named["test"]}
+    folds = {"train": 1, "val": 0, "test": -1} if named["train"] and named["val"] else dict.fromkeys(named, -1)
+    train: dict[str, Sample] = {}
+    test: dict[str, Sample] = {}
+    for of, fold in folds.items():
+        for stem in named[of]:
+            if stem not in pictures:
+                raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'JPEGImages'} has no such picture")
+            if of != "test" and stem not in masks:
+                raise Refused(f"{lists / of}.txt: names {stem}, but {root / 'SegmentationClass'} has no such mask")
+            if of == "test" and stem in train:
+                raise Refused(f"{lists}: {stem} is in the test list and in a training list")
+            (test if of == "test" else train)[stem] = Sample(stem, pictures[stem], masks.get(stem), fold)
     unlisted = sorted((pictures.keys() | masks.keys()) - train.keys() - test.keys())
     odd += [Finding(stem, "not listed", "in no list of ImageSets/Segmentation") for stem in unlisted]
-    return Layout(_ordered(train), _ordered(test), tuple(odd))
+    return Layout(sorted(train.values()), sorted(test.values()), odd)
 
 
 def _read_list(path: Path) -> list[str]:
@@ -96,7 +91,7 @@ def _folders(source: Path) -> Layout:
     pictures: dict[str, dict[str, Path]] = defaultdict(dict)
     masks: dict[str, dict[str, Path]] = defaultdict(dict)
     odd = []
-    for path in _walk(source):
+    for path in sorted(path for path in source.rglob("*") if not path.is_dir()):
         folder = path.relative_to(source).parent.as_posix()
         if not _is_picture(path):
             odd.append(Finding(path.name, "not a picture", folder))
@@ -108,28 +103,21 @@ def _folders(source: Path) -> Layout:
         if twin != path:
             raise Refused(f"{path}: has the same stem as {twin}; ids are stems, so one of them must be renamed")
 
-    fold = {"train": 1, "val": 0} if masks["val"] and masks["train"] else {"train": -1, "val": -1}
+    fold = {"train": 1, "val": 0} if masks["val"] and masks["train"] else {}
     train: dict[str, Sample] = {}
-    for split in ("train", "val"):
-        paired = _pair(pictures[split], masks[split])
+    test: dict[str, Sample] = {}
+    for split in ("train", "val", "test"):
+        samples, paired = test if split == "test" else train, _pair(pictures[split], masks[split])
         for stem, path in pictures[split].items():
-            if stem in train:
-                raise Refused(f"{path}: has the same stem as {train[stem].picture}; ids are stems, so rename one")
-            if stem in paired:
-                train[stem] = Sample(stem, path, paired[stem], fold[split])
+            if stem in samples:
+                raise Refused(f"{path}: has the same stem as {samples[stem].picture}; ids are stems, so rename one")
+            if stem in paired or split == "test":
+                samples[stem] = Sample(stem, path, paired.get(stem), fold.get(split, -1))
             else:
                 odd.append(Finding(stem, "no mask", path.relative_to(source).as_posix()))
-        odd += _unpaired(masks[split], paired, source)
-    paired = _pair(pictures["test"], masks["test"])
-    odd += _unpaired(masks["test"], paired, source)
-    test = {stem: Sample(stem, path, paired.get(stem)) for stem, path in pictures["test"].items()}
-    return Layout(_ordered(train), _ordered(test), tuple(odd))
-
-
-def _walk(source: Path) -> Iterable[Path]:
-    for folder, below, names in os.walk(source):
-        below.sort()
-        yield from (Path(folder, name) for name in sorted(names))
+        alone = sorted({*masks[split].values()} - {*paired.values()})
+        odd += [Finding(path.stem, "no picture", path.relative_to(source).as_posix()) for path in alone]
+    return Layout(sorted(train.values()), sorted(test.values()), odd)
 
 
 def _is_picture(path: Path) -> bool:
@@ -146,12 +134,3 @@ def _pair(pictures: dict[str, Path], masks: dict[str, Path]) -> dict[str, Path]:
         if name in pictures:
             paired[name] = path
     return paired
-
-
-def _unpaired(masks: dict[str, Path], paired: dict[str, Path], source: Path) -> list[Finding]:
-    used = set(paired.values())
-    return [Finding(p.stem, "no picture", p.relative_to(source).as_posix()) for p in masks.values() if p not in used]
-
-
-def _ordered(samples: dict[str, Sample]) -> tuple[Sample, ...]:
-    return tuple(samples[stem] for stem in sorted(samples))

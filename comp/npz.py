@@ -21,10 +21,8 @@ from comp.files import whole
 BLOCK = 8 << 20  # bytes that are inflated at a time
 LARGEST_HEADER = 1 << 16  # bytes; numpy writes fewer than 200, and itself reads whatever a header claims
 LARGEST = 1 << 48  # bytes of any array
-LARGEST_ROW = 1 << 30  # bytes; a row beyond this is a damaged or malicious header
-LARGEST_WHOLE = 1 << 30  # bytes that `read` takes into memory
+LARGEST_READ = 1 << 30  # bytes of a row, or of a whole array in memory; beyond it a header is damaged or malicious
 MOST_AXES = 5  # of any array that a competition has
-LOCAL_HEADER = 30  # bytes of a zip's local file header before its name and extra field
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class Member:
         return f"{self.path}: {self.key}"
 
     @property
-    def row(self) -> int:
-        """Bytes of one entry of the first axis."""
-        return prod(self.shape[1:]) * self.dtype.itemsize
+    def size(self) -> int:
+        """Bytes of the data."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 def keys(path: Path) -> list[str]:
@@ -56,62 +54,59 @@ def keys(path: Path) -> list[str]:
 
 def member(path: Path, key: str) -> Member:
     """Read one member's header. Refused: no such key, object or structured arrays, a damaged file."""
-    there = keys(path)
+    there, where = keys(path), f"{path}: {key}"
     if key not in there:
         raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
-    with _readable(f"{path}: {key}"), zipfile.ZipFile(path) as archive:
+    with _readable(where), zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{key}.npy")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Refused(f"{path}: {key}: compressed in a way numpy does not write; save it with np.savez")
-        with archive.open(info) as file, io.BytesIO(file.read(LARGEST_HEADER)) as start:
-            shape, fortran, dtype = _header(start, f"{path}: {key}")
-            header = start.tell()
-        if info.file_size != header + prod(shape) * dtype.itemsize:
-            raise Refused(f"{path}: {key}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
-        offset = None
-        if info.compress_type == zipfile.ZIP_STORED:
-            offset = _data_offset(path, info) + header
-            if offset + info.file_size - header > path.stat().st_size:
-                raise Refused(f"{path}: {key}: truncated; copy the file again")
-    return Member(path, key, shape, dtype, fortran, header, offset)
+        stored = info.compress_type == zipfile.ZIP_STORED
+        if not stored and info.compress_type != zipfile.ZIP_DEFLATED:
+            raise Refused(f"{where}: compressed in a way numpy does not write; save it with np.savez")
+        with archive.open(info) as file:
+            # To where zipfile has read the local header, which may be longer than the central directory says.
+            offset = archive.fp.tell()
+            start = io.BytesIO(file.read(LARGEST_HEADER))
+        shape, fortran, dtype = _header(start, where)
+        header = start.tell()
+        found = Member(path, key, shape, dtype, fortran, header, offset + header if stored else None)
+        if info.file_size != header + found.size:
+            raise Refused(f"{where}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
+        if stored and found.offset + found.size > path.stat().st_size:
+            raise Refused(f"{where}: truncated; copy the file again")
+    return found
 
 
 def mapped(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
     _refuse_fortran(member)
-    size = prod(member.shape) * member.dtype.itemsize
     with _readable(str(member)):
-        data = np.memmap(member.path, np.uint8, "r", member.offset, (size,))
-        return np.asarray(data).view(member.dtype).reshape(member.shape)
+        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset, member.shape))
 
 
 def blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) through the whole member, about `BLOCK` bytes at a time, checksum verified."""
     _refuse_fortran(member)
-    if member.row > LARGEST_ROW:
-        raise Refused(f"{member}: one sample of shape {member.shape[1:]} is over 1 GiB; cut the pictures into tiles")
-    step = max(1, BLOCK // max(1, member.row))
-    with (
-        _readable(str(member)),
-        zipfile.ZipFile(member.path) as archive,
-        archive.open(f"{member.key}.npy") as file,
-    ):
+    count, *sample = member.shape
+    row = prod(sample) * member.dtype.itemsize
+    if row > LARGEST_READ:
+        raise Refused(f"{member}: one sample of shape {(*sample,)} is over 1 GiB; cut the pictures into tiles")
+    step = max(1, BLOCK // max(1, row))
+    with _opened(member) as file:
         file.read(member.header)
-        for first in range(0, member.shape[0], step):
-            rows = min(step, member.shape[0] - first)
-            yield first, _array(file.read(rows * member.row), member, (rows, *member.shape[1:]))
-        file.read(1)  # zipfile compares the checksum when it meets the end
+        for first in range(0, count, step):
+            rows = min(step, count - first)
+            data = file.read(rows * row)  # zipfile compares the checksum with the last of them
+            if len(data) != rows * row:
+                raise Refused(f"{member}: truncated; copy the file again")
+            yield first, np.frombuffer(data, np.uint8).view(member.dtype).reshape(rows, *sample)
 
 
 def read(member: Member) -> np.ndarray:
     """A small member as an array in memory."""
-    size = prod(member.shape) * member.dtype.itemsize
-    if size > LARGEST_WHOLE:
-        raise Refused(f"{member}: {size:,} bytes, over 1 GiB, are not what such an array holds")
-    with _readable(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(f"{member.key}.npy") as file:
-        # Read to a size, or a member that expands to more than it claims is inflated whole.
-        data = file.read(member.header + size)[member.header :]
-        return _array(data, member, member.shape, "F" if member.fortran else "C")
+    if member.size > LARGEST_READ:
+        raise Refused(f"{member}: {member.size:,} bytes, over 1 GiB, are not what such an array holds")
+    with _opened(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype | type) -> None:
@@ -133,10 +128,10 @@ def write(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterab
                     file.write(np.ascontiguousarray(block, dtype).data.cast("B"))
 
 
-def _array(data: bytes, member: Member, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    if len(data) != prod(shape) * member.dtype.itemsize:
-        raise Refused(f"{member}: truncated; copy the file again")
-    return np.frombuffer(data, np.uint8).view(member.dtype).reshape(shape, order=order)
+@contextmanager
+def _opened(member: Member) -> Iterator[IO[bytes]]:
+    with _readable(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(f"{member.key}.npy") as file:
+        yield file
 
 
 def _header(file, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -151,15 +146,6 @@ def _header(file, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     if odd or prod(max(1, side) for side in shape) * dtype.itemsize > LARGEST:
         raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
     return shape, fortran, dtype
-
-
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    # The local header's name and extra field may be longer than the central directory's.
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(LOCAL_HEADER)
-    name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
-    return info.header_offset + LOCAL_HEADER + name + extra
 
 
 def _refuse_fortran(member: Member) -> None:

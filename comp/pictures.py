@@ -1,7 +1,7 @@
 """Pictures and masks in folders, of any size and kind, as one npz of equal-sized uint8 arrays.
 
-Rows are appended to part files beside the npz, block by block, with a note of how far they got: a
-run that was killed goes on there, and memory holds one block. At the end the parts become stored
+Block by block they become small npz files beside it, each named by what decides it: a run that was
+killed finds those that are done, and memory holds one block. At the end they become stored
 members of the npz, which can be mapped: train_images, train_masks, train_ids, train_sizes,
 train_groups (near duplicates), train_folds (a given split: val 0, train 1), and for test images,
 ids, sizes, and masks where all have one. Sizes are the originals', int32 (N, 2), height and width.
@@ -14,12 +14,14 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
 from tqdm import tqdm
 
 from comp import audit, decode, labels, layouts, npz
@@ -27,9 +29,9 @@ from comp.audit import Finding
 from comp.config import Competition, Fit
 from comp.decode import Size
 from comp.errors import Refused
-from comp.files import lock, write_json
+from comp.files import lock
 
-BLOCK = 32 << 20  # bytes of rows between two notes of progress
+BLOCK = 32 << 20  # bytes of rows that are kept together
 VERSION = 1  # raised when the same files would give other rows
 
 
@@ -82,12 +84,17 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
     try:
         with lock(parts):
-            odd += _stream(train, plan, parts, "train") + _stream(test, plan, parts, "test")
+            members = []
+            for name, some in {"train": train, "test": test}.items():
+                blocks = _blocks(some, plan, parts, name)
+                unknown = [share for block in blocks for share in npz.read(npz.member(block, "unknown"))]
+                for row, share in zip(some, unknown, strict=True):
+                    if share:
+                        odd.append(Finding(row.sample.id, "unclear mask", f"{share:.2%} of the pixels ignored"))
+                members += _members(some, blocks, size, name)
             made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
-            members = _members(train, plan, parts, "train") | _members(test, plan, parts, "test")
-            members["prepared"] = np.array(json.dumps(made))
-            npz.write(path, ((key, array.shape, array.dtype, [array]) for key, array in members.items()))
+            npz.write(path, [*members, _member("prepared", json.dumps(made))])
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
@@ -96,7 +103,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
 
 def findings(path: Path) -> list[Finding]:
     """What was odd about the files when `prepare` made an npz; nothing for any other npz."""
-    return [Finding(*odd) for odd in _made(path).get("odd", [])]
+    return _made(path).get("odd", [])
 
 
 def _made(path: Path) -> dict:
@@ -104,7 +111,7 @@ def _made(path: Path) -> dict:
         return {}
     try:
         made = json.loads(str(npz.read(npz.member(path, "prepared"))))
-        return made | {"odd": [tuple(map(str, odd)) for odd in made["odd"] if 3 <= len(odd) <= 4]}
+        return made | {"odd": [Finding(*map(str, told)) for told in made["odd"]]}
     except (ValueError, TypeError, KeyError):
         raise Refused(f"{path}: prepared: is not what kernels/prepare.py writes; leave that key out") from None
 
@@ -113,7 +120,7 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     """Read all headers: which pictures are turned, which files are unusual; masks of a wrong size are refused."""
     samples = layout.train + layout.test
     with ThreadPoolExecutor(_workers()) as pool:
-        pictures = list(pool.map(decode.header, [sample.picture for sample in samples]))
+        pictures = list(pool.map(lambda sample: decode.header(sample.picture), samples))
         masks = list(pool.map(lambda sample: sample.mask and decode.header(sample.mask), samples))
     mode = Counter(picture.mode for picture in pictures).most_common(1)[0][0]
     rows, odd, wrong = [], list(layout.odd), []
@@ -122,13 +129,8 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
         if mask and mask.size != size:
             wrong.append(f"{sample.mask}: is {mask.size[0]}×{mask.size[1]}, its picture {size[0]}×{size[1]}")
         if (picture.format, picture.mode) != (picture.named, mode):
-            odd.append(
-                Finding(
-                    sample.id,
-                    "unusual file",
-                    f"{picture.format}, {picture.mode}, named {sample.picture.suffix}",
-                )
-            )
+            kind = f"{picture.format}, {picture.mode}, named {sample.picture.suffix}"
+            odd.append(Finding(sample.id, "unusual file", kind))
         if picture.orientation > 1:
             how = "turned upright" if turn else "not turned, as the masks are not"
             odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {picture.orientation}"))
@@ -139,64 +141,34 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
     return rows, odd
 
 
-def _stream(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Finding]:
-    """Append what is missing of `rows` to the part files, and give what was odd in reading all of them."""
-    note = parts / f"{name}.json"
-    done, odd = _resume(note, plan, rows)
-    pixels = plan.size[0] * plan.size[1]
-    step = max(1, BLOCK // (4 * pixels))
-    bar = tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty())
+def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Path]:
+    """Read what is missing of `rows`, as an npz for each block of them: images, masks, unknown as `_read` says."""
+    step = max(1, BLOCK // (4 * plan.size[0] * plan.size[1]))
+    blocks = [rows[first : first + step] for first in range(0, len(rows), step)]
+    paths = [parts / f"{name}-{_digest(plan, block)}.npz" for block in blocks]
     said = time.monotonic()
     with (
-        bar,
+        tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty()) as bar,
         ThreadPoolExecutor(_workers()) as pool,
-        open(parts / f"{name}_images", "ab") as images,
-        open(parts / f"{name}_masks", "ab") as masks,
     ):
-        if images.tell() < 3 * pixels * done or masks.tell() < pixels * done:
-            done, odd = 0, []
-        images.truncate(3 * pixels * done)
-        masks.truncate(pixels * done)
-        bar.update(done)
-        while done < len(rows):
-            block = rows[done : done + step]
-            for picture, mask, finding in pool.map(lambda row: _read(row, plan), block):
-                images.write(picture.data)
-                masks.write(mask.data)
-                odd += finding
-                bar.update()
-            for part in (images, masks):
-                part.flush()
-                os.fsync(part.fileno())
-            done += len(block)
-            state = {
-                "done": done,
-                "digest": _digest(plan, rows[:done]),
-                "odd": [astuple(finding) for finding in odd],
-            }
-            write_json(note, state)
-            if bar.disable and (time.monotonic() - said > 10 or done == len(rows)):
+        for done, (path, block) in enumerate(zip(paths, blocks, strict=True), start=1):
+            if not path.exists():
+                read = zip(*pool.map(lambda row: _read(row, plan), block), strict=True)
+                npz.write(path, map(_member, ("images", "masks", "unknown"), read))
+            bar.update(len(block))
+            if bar.disable and (time.monotonic() - said > 10 or done == len(blocks)):
                 said = time.monotonic()
-                print(f"{name}: {done:,} of {len(rows):,} pictures", flush=True)
-    return odd
+                print(f"{name}: {min(done * step, len(rows)):,} of {len(rows):,} pictures", flush=True)
+    return paths
 
 
-def _resume(note: Path, plan: _Plan, rows: Sequence[_Row]) -> tuple[int, list[Finding]]:
-    """How many rows an earlier run left that are still what these files give, and what was odd in them."""
-    if note.exists():
-        state = json.loads(note.read_text(encoding="utf-8"))
-        if state["digest"] == _digest(plan, rows[: state["done"]]):
-            return state["done"], [Finding(*odd) for odd in state["odd"]]
-    return 0, []
-
-
-def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, list[Finding]]:
-    picture = decode.fit_picture(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
+def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
+    """A picture uint8 (H, W, 3), its mask uint8 (H, W), and the share of the mask's pixels that are near no class."""
+    picture = decode.placed(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
     if row.sample.mask is None:
-        return picture, np.zeros(plan.size, np.uint8), []
+        return picture, np.zeros(plan.size, np.uint8), 0.0
     mask, unknown = labels.read(row.sample.mask, plan.coding)
-    odd = [Finding(row.sample.id, "unclear mask", f"{unknown:.2%} of the pixels ignored")] if unknown else []
-    return picture, decode.fit_mask(mask, plan.size, plan.fit, plan.coding.ignore), odd
+    return picture, decode.placed(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), unknown
 
 
 def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
@@ -207,25 +179,32 @@ def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
     return digest.hexdigest()
 
 
-def _members(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> dict[str, np.ndarray]:
+def _members(rows: Sequence[_Row], blocks: Sequence[Path], size: Size, name: str) -> Iterator[tuple]:
+    """The members of the npz that hold these rows, as `npz.write` takes them."""
     if not rows:
-        return {}
-    ids = np.array([row.sample.id for row in rows])
-    shape = (len(rows), *plan.size)
-    images = np.memmap(parts / f"{name}_images", np.uint8, "r", shape=(*shape, 3))
-    members = {
-        f"{name}_images": images,
-        f"{name}_ids": ids,
-        f"{name}_sizes": np.array([row.size for row in rows], np.int32),
-    }
+        return
+
+    def stored(key: str) -> Iterator[np.ndarray]:
+        return (npz.mapped(npz.member(block, key)) for block in blocks)
+
+    yield f"{name}_images", (len(rows), *size, 3), np.uint8, stored("images")
     if all(row.sample.mask for row in rows):
-        members[f"{name}_masks"] = np.memmap(parts / f"{name}_masks", np.uint8, "r", shape=shape)
+        yield f"{name}_masks", (len(rows), *size), np.uint8, stored("masks")
+    ids = np.array([row.sample.id for row in rows])
+    yield _member(f"{name}_ids", ids)
+    yield _member(f"{name}_sizes", np.array([row.size for row in rows], np.int32))
     if name == "train":
-        groups = audit.near_groups(audit.thumbnails(images), ids)
+        groups = audit.near_groups(np.concatenate([*map(audit.thumbnails, stored("images"))]), ids)
+        if (groups != "").any():
+            yield _member("train_groups", groups)
         folds = np.array([row.sample.fold for row in rows], np.int16)
-        members |= {"train_groups": groups} if (groups != "").any() else {}
-        members |= {"train_folds": folds} if (folds >= 0).all() else {}
-    return members
+        if (folds >= 0).all():
+            yield _member("train_folds", folds)
+
+
+def _member(key: str, values: ArrayLike) -> tuple:
+    array = np.asarray(values)
+    return key, array.shape, array.dtype, [array]
 
 
 def _workers() -> int:

@@ -12,27 +12,22 @@ import re
 from pathlib import Path
 
 from comp import arrays, audit, cli, findings, pictures
-from comp.config import Competition
 
 
 def main(arguments: argparse.Namespace) -> None:
-    competition = cli.config(arguments).competition
+    competition, folder = cli.config(arguments).competition, arguments.input
     if arguments.source:
-        path, size = arguments.input / competition.file, arguments.size or competition.source.size
-        pictures.prepare(competition, arguments.source, path, size)
-    look(competition, arguments.input, arguments.runs / competition.name / "audit")
-
-
-def look(competition: Competition, folder: Path, out: Path) -> None:
-    """Audit the arrays, print the table, and leave it with the list and the pictures in `out`."""
-    path = arrays.find(competition.file, folder)
+        size = arguments.size or competition.source.size
+        pictures.prepare(competition, arguments.source, folder / competition.file, size)
     train = arrays.load_train(competition, folder)
     test = test_index = None
     if arrays.has_test(competition, folder, train):
         test = arrays.load_test(competition, folder)
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)
-    found = audit.audit(competition, train, index, test, test_index, pictures.findings(path))
+    found = pictures.findings(arrays.find(competition.file, folder))
+    found += audit.audit(competition, train, index, test, test_index)
+    out = arguments.runs / competition.name / "audit"
     print(findings.write(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
 

@@ -78,7 +78,7 @@ def test_it_loads_as_a_competition_with_its_traps(made):
     assert times.max() == demo.OUTLIERS
     assert own.arrays.exclude_shared_masks < demo.OUTLIERS
 
-    assigned = folds.make(index, train.ids, None, demo_config.folds, own.arrays)
+    assigned = folds.make(train, index, demo_config)
     outliers = np.flatnonzero(assigned == folds.EXCLUDED)
     assert (
         len(outliers) == demo.OUTLIERS and (index.mask_hash[outliers] == index.mask_hash[first[times.argmax()]]).all()

@@ -28,7 +28,9 @@ def index_of(counts, images=None, masks=None, constant=None) -> arrays.Index:
 def make(index, groups=None, count=5, seed=0, **keys):
     groups = None if groups is None else np.array(groups).astype(str)
     ids = np.array([f"s{k}" for k in range(len(index.counts))])
-    return folds.make(index, ids, groups, config.Folds(count=count, seed=seed), config.Arrays(**keys))
+    own = SimpleNamespace(arrays=config.Arrays(**keys))
+    asked = SimpleNamespace(competition=own, folds=config.Folds(count=count, seed=seed))
+    return folds.make(SimpleNamespace(ids=ids, groups=groups, folds=None), index, asked)
 
 
 def mixed(count=200, seed=0):
