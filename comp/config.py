@@ -157,8 +157,9 @@ LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "ja
 
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
-    # computed on the fold's training part ("inverse", "sqrt"), anew on every batch ("batch"), or by class name
-    class_weights: Literal["none", "inverse", "sqrt", "batch"] | dict[str, float] = "none"
+    # inverse class frequency on the fold's training part, to a power from 0 to 1 or to that of its name: 0, 1, 0.5;
+    # anew on every batch ("batch"); or weights by class name
+    class_weights: Literal["none", "inverse", "sqrt", "batch"] | Fraction | dict[str, float] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 

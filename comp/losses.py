@@ -64,10 +64,10 @@ def build(
     return compute
 
 
-def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
+def class_weights(choice: str | float | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
     """Weight of each class, float32 (C,), from pixel counts (C,) or by name.
 
-    "inverse" and "sqrt" are the inverse of a class's frequency and of its root, scaled so that the
+    A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the
     mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
     no label names it, a weight could act only through label smoothing, towards a class never seen.
     "batch" weighs by the root, too, but by each batch's own frequencies, so here every class weighs 1.
@@ -86,8 +86,8 @@ def class_weights(choice: str | Mapping[str, float], classes: tuple[str, ...], c
     if not counts.any():
         raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")
     frequency = counts / counts.sum()
-    power = {"inverse": -1.0, "sqrt": -0.5}[choice]
-    weights = np.power(frequency, power, out=np.zeros(len(classes)), where=counts > 0)
+    power = {"inverse": 1.0, "sqrt": 0.5}.get(choice, choice)
+    weights = np.power(frequency, -power, out=np.zeros(len(classes)), where=counts > 0)
     return torch.tensor(weights / (frequency @ weights), dtype=torch.float32)
 
 

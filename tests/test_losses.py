@@ -268,7 +268,7 @@ def test_two_label_sets_of_one_batch_can_be_mixed():
     assert logits.grad.isfinite().all() and logits.grad.any()
 
 
-@pytest.mark.parametrize(("choice", "power"), [("inverse", -1), ("sqrt", -0.5)])
+@pytest.mark.parametrize(("choice", "power"), [("inverse", -1), ("sqrt", -0.5), (0.25, -0.25)])
 def test_computed_weights_follow_the_frequency_and_a_pixel_weighs_1_on_average(choice, power):
     counts = np.array([9000, 900, 0, 100])
     weights = losses.class_weights(choice, tuple("abcd"), counts).double().numpy()
