@@ -43,7 +43,7 @@ RUNGS = {
         "schedule.warmup=0.25",
     ],
     "averaged weights": ["ema=0.99"],
-    "smoothed labels": ["loss.label_smoothing=0.05"],
+    "mild class weights, smoothed labels": ["loss.class_weights=0.25", "loss.label_smoothing=0.05"],
     "a Lovász term": ["loss.terms={cross_entropy=1.0, lovasz=1.0}"],
     "boxes of one picture in another": ["augment.cutmix=0.5"],
     "a thinner decoder": ["model.options={decoder_channels=[128, 64, 48, 32, 16]}"],
