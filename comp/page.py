@@ -15,7 +15,7 @@ from comp import metrics, report
 from comp.config import Config
 from comp.errors import Refused
 from comp.files import write_text
-from comp.runs import METRICS, Fold, read_config, read_fold
+from comp.runs import Fold, find_folds, read_config
 from comp.text import duration, number
 
 PICTURES = {
@@ -84,9 +84,7 @@ def run_page(run_folder: Path) -> Path:
     Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
     """
     config = read_config(run_folder)
-    folds = sorted((read_fold(path.parent) for path in run_folder.glob(f"fold-*/{METRICS}")), key=lambda f: f.number)
-    if not folds:
-        raise Refused(f"{run_folder}: no finished fold; train one with kernels/train_fold.py")
+    folds = find_folds(run_folder)
     names = config.competition.classes
     try:
         confusion = np.sum([fold.metrics["confusion"] for fold in folds], axis=0)

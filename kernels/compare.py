@@ -60,10 +60,10 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
-            before = runs.finished(folders[name] / f"fold-{number}")
+            before = runs.finished(runs.folder_of(folders[name], number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = runs.train_fold(config, data[name], number, folders[name], chosen, workers, deadline)
+                fold = runs.train(config, data[name], number, folders[name], chosen, workers, deadline)
             except fit.Interrupted:
                 print("interrupted; the same command goes on from here")
                 return 130

@@ -144,8 +144,9 @@ def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     """The finished folds of each run, or the one model of all pictures. Raises Refused."""
     from comp import runs
 
-    pattern = runs.FULL if args.folds == "full" else "fold-*"
-    return [runs.find_folds(config.competition.name, name, args.runs, pattern) for name in cli.run_names(args, config)]
+    pattern = "full" if args.folds == "full" else "fold-*"
+    names = cli.run_names(args, config)
+    return [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
     with pytest.raises(Refused, match="validated on other pictures"):
         ensemble.search([three[:2], two], data, COMPETITION)
     with pytest.raises(Refused, match="no finished fold"):
-        runs.find_folds("tiny", "nothing", tmp_path)
+        runs.find_folds(tmp_path / "tiny" / "nothing")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

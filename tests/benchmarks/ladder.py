@@ -65,7 +65,7 @@ def main() -> None:
             settings = config.load("mars", "mars", overrides)
             deadline = time.monotonic() + args.time_budget
             with contextlib.redirect_stdout(io.StringIO()):
-                fold = runs.train_fold(settings, data, 0, Path(folder) / str(number), chosen, 0, deadline)
+                fold = runs.train(settings, data, 0, Path(folder) / str(number), chosen, 0, deadline)
             found = fold.metrics
             scores = found["mean_iou_without_0"], found["mean_iou_truth_without_0"], found["images_per_second"]
             show(f"+ {name}", *scores)
