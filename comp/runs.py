@@ -249,9 +249,6 @@ def _pictures(
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
     _, probabilities, confusions = fold.oof()
 
-    def shown(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(split.masks[rows])
-
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)
 
@@ -265,21 +262,19 @@ def _pictures(
     ignore = 0 if first else config.competition.arrays.ignore
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose(scores)
-    names = [f"{label}: {name}" for label, name in zip(labels, split.ids[valid[at]], strict=True)]
-    rows = sheets.cases(*shown(valid[at]), predicted(at), names, [scores[i] for i in at], ignore)
+    rows = sheets.cases(split, valid[at], predicted(at), labels, [scores[i] for i in at], ignore)
     sheets.draw(rows, classes, folder / "examples.png", ignore)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    rows = sheets.filmstrip(*shown(valid[watched]), film, split.ids[valid[watched]].tolist(), ignore)
+    rows = sheets.filmstrip(split, valid[watched], film)
     sheets.draw(rows, classes, folder / "filmstrip.png", ignore, columns=len(film) + 2)
 
     if transform := augment.build(config.augment.transforms):
-        some = train[:3]
-        drawn = [
+        draws = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
-            for place, row in enumerate(some)
+            for place, row in enumerate(train[:3])
         ]
-        rows = sheets.samples(*shown(some), drawn, split.ids[some].tolist(), ignore)
+        rows = sheets.samples(split, train[:3], draws)
         sheets.draw(rows, classes, folder / "samples.png", ignore, columns=6)
