@@ -87,8 +87,7 @@ def main(args: argparse.Namespace) -> int:
 
     def labelled() -> Iterator[ranks.Arrays]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
-        mine = ensemble.batches(test, len(blend.classes), settings)[ranks.share()]
-        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, mine, settings, computing):
+        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, settings, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
                 ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
