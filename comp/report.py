@@ -57,7 +57,7 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
     if stopped:
         ended = plain(f"{short(stopped)}, epoch {epoch[-1]:.0f}")
         scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=ended)
-    _legend(losses, losses.get_legend_handles_labels()[0] + rate.get_lines())
+    _legend(losses, *rate.get_lines())
     _legend(scores)
     save(figure, path)
 
@@ -126,7 +126,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
 
 
 def _floats(history: History, key: str) -> np.ndarray:
-    values = np.array([np.nan if row.get(key) is None else row[key] for row in history], dtype=float)
+    values = np.array([row.get(key) for row in history], dtype=float)  # None is NaN
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -146,9 +146,7 @@ def _tidy(axes: Axes, y: str, x: str) -> None:
     axes.tick_params(colors=INK, labelsize=8, length=0)
 
 
-def _legend(axes: Axes, lines: Sequence[Any] | None = None) -> None:
+def _legend(axes: Axes, *others: Any) -> None:
     """A legend above the axes, where it hides no line."""
-    lines = axes.get_legend_handles_labels()[0] if lines is None else lines
-    if lines:
-        style = {"ncols": 3, "frameon": False, "fontsize": 8}
-        axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), **style)
+    lines = [*axes.get_legend_handles_labels()[0], *others]
+    axes.legend(handles=lines, ncols=3, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
