@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
     ranks.join(args.device)
     for override in args.overrides:
-        if not override.startswith(HEEDED) and not ranks.rank():
+        if not override.startswith(HEEDED):
             print(f"--set {override}: changes nothing here, since the models are trained")
     found = find(args, config)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
