@@ -44,8 +44,9 @@ class Fold:
 
 @dataclass(frozen=True)
 class Data:
-    """The training samples of a competition, what is known of them, and who validates on what."""
+    """A configuration, its training samples and what is known of them, and who validates on what."""
 
+    config: Config
     split: Split
     index: Index
     folds: np.ndarray  # int16 (N,); -1: excluded
@@ -58,8 +59,8 @@ def data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
         split = arrays.load_train(competition, input_folder)
         index = arrays.index(split, competition, input_folder)
         dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
-        name = f"folds-{dealt}.csv"
-        return Data(split, index, folds.load_or_make(runs_folder / competition.name / name, split, index, config))
+        path = runs_folder / competition.name / f"folds-{dealt}.csv"
+        return Data(config, split, index, folds.load_or_make(path, split, index, config))
 
 
 def folder_of(run_folder: Path, number: int) -> Path:
@@ -67,9 +68,7 @@ def folder_of(run_folder: Path, number: int) -> Path:
     return run_folder / (f"fold-{number}" if number != FULL else "full")
 
 
-def train(
-    config: Config, data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float
-) -> Fold:
+def train(data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
     """Train one fold to its end and leave all its files; what is there already is not done again.
 
     `FULL` trains on all pictures that are not excluded and keeps the last weights: nothing is left to choose a best
@@ -79,13 +78,13 @@ def train(
     folder = folder_of(run_folder, number)
     with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
         with ranks.first():
-            check_configuration(run_folder, config)
+            check_configuration(run_folder, data.config)
             if not ranks.rank():
                 if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
                     (folder / METRICS).unlink(missing_ok=True)
-                files.write_text(run_folder / CONFIG, config.model_dump_json(indent=2) + "\n")
+                files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
         if not finished(folder):
-            _train(config, data, number, folder, device, workers, deadline)
+            _train(data, number, folder, device, workers, deadline)
             ranks.wait()  # for the files
         if not ranks.rank():  # what only an unfinished fold needs
             checkpoint.remove(folder / checkpoint.NAME)
@@ -101,10 +100,8 @@ def train(
     return fold
 
 
-def _train(
-    config: Config, data: Data, number: int, folder: Path, device: Device, workers: int, deadline: float
-) -> None:
-    kept, classes = data.folds >= 0, config.competition.classes
+def _train(data: Data, number: int, folder: Path, device: Device, workers: int, deadline: float) -> None:
+    config, classes, kept = data.config, data.config.competition.classes, data.folds >= 0
     train, valid = (np.flatnonzero(kept & rows) for rows in (data.folds != number, data.folds == number))
     if number != FULL:
         folds.check_training(data.index, data.folds, number, classes)
@@ -123,7 +120,7 @@ def _train(
     model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
     trained = time.monotonic()
     if len(valid):
-        confusions = _out_of_fold(folder / OOF, model, data.split, valid, config, device)
+        confusions = _out_of_fold(folder / OOF, model, data, valid, device)
     if ranks.rank():
         return
     facts = {
@@ -144,7 +141,7 @@ def _train(
     }
     if len(valid):
         facts["confusion"] = confusions.sum(0).tolist()
-        _pictures(Fold(folder, number, facts), config, data, train, valid, watched, state.history)
+        _pictures(Fold(folder, number, facts), data, train, valid, watched, state.history)
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
@@ -204,11 +201,10 @@ def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
     return [found[number] for number in sorted(found)]
 
 
-def _out_of_fold(
-    path: Path, model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
-) -> np.ndarray:
+def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarray, device: Device) -> np.ndarray:
     """Predict `rows`; rank 0 writes probabilities as they come, and returns confusions int64 (n, C, C)."""
-    classes, size, n = len(config.competition.classes), split.images.shape[1:3], len(rows)
+    config, split, n = data.config, data.split, len(rows)
+    classes, size = len(config.competition.classes), split.images.shape[1:3]
     confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[ranks.Arrays]:
@@ -237,15 +233,10 @@ def _out_of_fold(
 
 
 def _pictures(
-    fold: Fold,
-    config: Config,
-    data: Data,
-    train: np.ndarray,
-    valid: np.ndarray,
-    watched: np.ndarray,
-    history: report.History,
+    fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, history: report.History
 ) -> None:
-    split, metric, classes = data.split, config.competition.metric, config.competition.classes
+    config, split = data.config, data.split
+    metric, classes = config.competition.metric, config.competition.classes
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
     _, probabilities, confusions = fold.oof()
 

@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
             before = runs.finished(runs.folder_of(folders[name], number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = runs.train(config, data[name], number, folders[name], chosen, workers, deadline)
+                fold = runs.train(data[name], number, folders[name], chosen, workers, deadline)
             except fit.Interrupted:
                 print("interrupted; the same command goes on from here")
                 return 130

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         for number in numbers or [runs.FULL]:
             deadline = cli.deadline(started, args.time_budget)
-            done.append(runs.train(config, data, number, run_folder, chosen, workers, deadline))
+            done.append(runs.train(data, number, run_folder, chosen, workers, deadline))
             started = time.monotonic()
     except fit.Interrupted:
         print("interrupted; the same command goes on from here")

@@ -7,6 +7,7 @@ The first rung is the plain recipe of most public notebooks; each next one adds 
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import tempfile
 import time
@@ -65,7 +66,8 @@ def main() -> None:
             settings = config.load("mars", "mars", overrides)
             deadline = time.monotonic() + args.time_budget
             with contextlib.redirect_stdout(io.StringIO()):
-                fold = runs.train(settings, data, 0, Path(folder) / str(number), chosen, 0, deadline)
+                rung = dataclasses.replace(data, config=settings)
+                fold = runs.train(rung, 0, Path(folder) / str(number), chosen, 0, deadline)
             found = fold.metrics
             scores = found["mean_iou_without_0"], found["mean_iou_truth_without_0"], found["images_per_second"]
             show(f"+ {name}", *scores)

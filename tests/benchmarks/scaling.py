@@ -135,7 +135,7 @@ def train(pictures: int) -> dict[str, float]:
         started, chosen = time.perf_counter(), device.choose("cpu")
         data = runs.data(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            runs.train(settings, data, 0, Path(folder) / "run", chosen, 0, math.inf)
+            runs.train(data, 0, Path(folder) / "run", chosen, 0, math.inf)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 
