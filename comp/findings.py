@@ -27,8 +27,8 @@ def write(
     text = table(competition, train, index, test, found)
     write_csv(folder / "audit.csv", [("id", "finding", "detail", "group"), *map(astuple, found)])
     write_text(folder / "audit.txt", text + "\n")
-    ignore = competition.arrays.ignore
-    sheets.draw(_rows(train, test, found), competition.classes, folder / "audit.png", ignore, ACROSS)
+    rows = _rows(train, test, found)
+    sheets.draw(rows, competition.classes, folder / "audit.png", competition.arrays.ignore)
     return text
 
 

@@ -259,13 +259,11 @@ def _pictures(
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    rows = sheets.filmstrip(split, valid[watched], film)
-    sheets.draw(rows, classes, folder / "filmstrip.png", ignore, columns=len(film) + 2)
+    sheets.draw(sheets.filmstrip(split, valid[watched], film), classes, folder / "filmstrip.png", ignore)
 
     if transform := augment.build(config.augment.transforms):
         draws = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
             for place, row in enumerate(train[:3])
         ]
-        rows = sheets.samples(split, train[:3], draws)
-        sheets.draw(rows, classes, folder / "samples.png", ignore, columns=6)
+        sheets.draw(sheets.samples(split, train[:3], draws), classes, folder / "samples.png", ignore)

@@ -104,10 +104,10 @@ def overlay(image: np.ndarray | None, mask: np.ndarray | None, ignore: int | Non
     return (picture * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
 
 
-def draw(
-    rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None, columns: int = 4
-) -> None:
-    """Draw rows of at most `columns` pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None) -> None:
+    """Draw rows of pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+    rows = list(rows)
+    columns = max(len(cells) for _, cells in rows)
     side = min(CELL, WIDEST // columns - GAP)
     fitted = [(caption, {key: _fitted(cell, side, ignore) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
