@@ -170,8 +170,9 @@ def _confusions(
     """Confusions int64 (n, C, C) of all pictures of the blocks under these weights."""
     confusions = []
     for probabilities, truth in blocks:
-        each = (torch.from_numpy(p.astype(np.float32, copy=False)) for p in probabilities)
-        together = sum(weight * p for weight, p in zip(runs.tolist(), each, strict=True))
+        together = torch.zeros(probabilities[0].shape)
+        for weight, p in zip(runs.tolist(), probabilities, strict=True):
+            together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
         confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignore))
     return np.concatenate(confusions)
 
