@@ -1,7 +1,6 @@
 """The HTML report of a run: its tables and the pictures that it left, in one page, nothing from outside."""
 
 import base64
-import csv
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -26,7 +25,6 @@ PICTURES = {
     "samples.png": "Augmented samples",
     "audit.png": "",
 }
-HISTORY = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -90,7 +88,7 @@ def run_page(run_folder: Path) -> Path:
         confusion = np.sum([fold.metrics["confusion"] for fold in folds], axis=0)
         pooled = metrics.scores(confusion[None], names, config.competition.metric)
         if len(folds) > 1:
-            histories = {f"fold {fold.number}": history(fold) for fold in folds}
+            histories = {f"fold {fold.number}": fold.history() for fold in folds}
             report.side_by_side(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
             report.confusion(confusion, names, run_folder / "confusion.png")
         sections = {
@@ -147,16 +145,6 @@ def verbatim(text: str, wrap: bool = True) -> str:
 def folded(summary: str, part: str) -> str:
     """A part that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{part}</details>" if part else ""
-
-
-def history(fold: Fold) -> list[dict[str, float]]:
-    """The epochs of a fold, as `report.curves` takes them. Raises Refused."""
-    path = fold.folder / "history.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise Refused(f"{path}: not a training history ({error})") from None
 
 
 def _picture(path: Path, heading: str) -> str:

@@ -1,6 +1,7 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
 
 import contextlib
+import csv
 import json
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
 CONFIG = "config.json"  # beside the folds
+HISTORY = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
 FULL = -1  # the number of the fold that validates nothing: a model of all pictures
 
 
@@ -40,6 +42,15 @@ class Fold:
             npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
         )
         return npz.read(ids), npz.mapped(probabilities), npz.read(confusions)
+
+    def history(self) -> list[dict[str, float]]:
+        """Its epochs, as `report.curves` takes them. Raises Refused."""
+        path = self.folder / "history.csv"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(file)]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise Refused(f"{path}: not a training history ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     }
     if len(valid):
         facts["confusion"] = confusions.sum(0).tolist()
-        _pictures(Fold(folder, number, facts), data, train, valid, watched, state.history)
+        _pictures(Fold(folder, number, facts), data, train, valid, watched)
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
@@ -232,9 +243,7 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
     return np.concatenate(confusions)
 
 
-def _pictures(
-    fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, history: report.History
-) -> None:
+def _pictures(fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray) -> None:
     config, split = data.config, data.split
     metric, classes = config.competition.metric, config.competition.classes
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
@@ -245,7 +254,7 @@ def _pictures(
 
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
-    report.curves(history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+    report.curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
     report.confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.

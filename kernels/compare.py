@@ -94,7 +94,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     rows = [{"run": name} | summary([fold.metrics for fold in folds]) for name, folds in done.items()]
     rows.sort(key=lambda row: -row["score"])
     files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
-    first = {name: page.history(folds[0]) for name, folds in done.items()}
+    first = {name: folds[0].history() for name, folds in done.items()}
     report.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
     cells = [[*rows[0]], *([row["run"], *(text.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
     values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())

@@ -65,7 +65,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         sheets.draw(drawn, names, folder / "filmstrip.png")
         draws = [list(zip(images[:5], truths[:5], strict=True))] * 2
         sheets.draw(sheets.samples(split, [0, 1], draws), names, folder / "samples.png")
-        history = page.history(read_fold(folder))
+        history = read_fold(folder).history()
         report.curves(history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY)
         report.confusion(counts.sum(0), names, folder / "confusion.png")
     return run
