@@ -5,16 +5,18 @@ did not see; what does not help there is not used. The folds of one run weigh th
 picture was held out from two of them, so nothing could judge a difference.
 """
 
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import metrics, models, predict
+from comp import metrics, models, predict, ranks
 from comp.arrays import Split, release
 from comp.config import Competition, Predict
 from comp.device import Device
@@ -37,14 +39,25 @@ class Blend:
     scores: dict[str, float]  # of each kind that was tried, weights found without the fold that they are scored on
 
 
+# The probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W).
+_Block = tuple[Sequence[np.ndarray], np.ndarray]
+
+
 @dataclass(frozen=True)
 class _Part:
-    """One fold: ids' rows, probabilities float16 (n, C, H, W) of each run, and sampled pixels of both for searching."""
+    """One fold: its rows of the split, the float16 probabilities of each run, and a block of sampled pixels."""
 
     rows: np.ndarray
     probabilities: tuple[np.ndarray, ...]
-    sampled: Tensor  # float32 (runs, n, C, pixels)
-    truth: np.ndarray  # uint8 (n, pixels)
+    sample: _Block
+
+    def blocks(self, split: Split) -> Iterator[_Block]:
+        """All of its pixels, with flat memory."""
+        for start in range(0, len(self.rows), 64):
+            some = slice(start, start + 64)
+            yield [p[some] for p in self.probabilities], np.ascontiguousarray(split.masks[self.rows[some]])
+        for probabilities in self.probabilities:
+            release(probabilities)
 
 
 def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[list[Fold]]:
@@ -79,44 +92,37 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
             kinds |= {"run weights": (True, False), "run and class weights": (True, True)}
     scores = {}
     for kind, free in kinds.items():
-        held_out = [_find([p for p in parts if p is not part] or parts, *free, competition) for part in parts]
-        confusions = [_all_pixels(part, *w, split, competition) for part, w in zip(parts, held_out, strict=True)]
+        confusions = []
+        for part in parts:
+            weights = _find([p for p in parts if p is not part] or parts, *free, competition)
+            confusions.append(_confusions(part.blocks(split), *weights, competition))
         scores[kind] = metrics.score(np.concatenate(confusions), competition.metric)
     best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
     run_weights, class_weights = _find(parts, *kinds[best], competition)
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
-def batches(test: Split, classes: int, settings: Predict) -> list[np.ndarray]:
-    """The rows of a test split in batches of up to `settings.batch_size`, fewer where pictures are large."""
-    size = max(1, min(settings.batch_size, CHUNK_BYTES // _bytes(test, classes)))
-    rows = np.arange(len(test.ids))
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def blended(
-    runs: Sequence[Sequence[Fold]],
-    weights: Sequence[float],
-    test: Split,
-    batches: Sequence[np.ndarray],
-    settings: Predict,
-    device: Device,
+    runs: Sequence[Sequence[Fold]], weights: Sequence[float], test: Split, settings: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Blend batches of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)) for each.
+    """Blend this rank's share of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
 
+    Batches of up to `settings.batch_size` pictures, fewer where they are large, go to one rank after the other.
     Models take turns on chunks of pictures, so memory grows neither with their number nor with the
     number of pictures.
     """
     paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
     at, loaded = paths[0][0], models.load(paths[0][0], device.device)
-    classes = len(loaded.config.competition.classes)
+    shape = (len(loaded.config.competition.classes), *test.images.shape[1:3])
+    chunk = max(1, CHUNK_BYTES // (4 * math.prod(shape)))  # pictures
+    size = min(settings.batch_size, chunk)
+    everything = np.arange(len(test.ids))
+    batches = [everything[start : start + size] for start in range(0, len(everything), size)][ranks.share()]
+    buffer = torch.empty(min(chunk, len(everything)), *shape, device=device.device)
     pictures = sum(map(len, batches))
     bar = tqdm(total=pictures * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
-    largest = max(map(len, batches), default=1)
-    chunk = min(len(batches), max(1, CHUNK_BYTES // _bytes(test, classes) // largest))
-    buffer = torch.empty(chunk * largest, classes, *test.images.shape[1:3], device=device.device)
-    for start in range(0, len(batches), chunk or 1):
-        some = batches[start : start + chunk]
+    for start in range(0, len(batches), chunk // size):
+        some = batches[start : start + chunk // size]
         rows = np.concatenate(some)
         total = buffer[: len(rows)].zero_()
         for path, weight in paths:
@@ -134,11 +140,6 @@ def blended(
     bar.close()
 
 
-def _bytes(test: Split, classes: int) -> int:
-    """Of one picture's probabilities."""
-    return 4 * classes * test.images.shape[1] * test.images.shape[2]
-
-
 def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
     weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
@@ -149,17 +150,13 @@ def _find(
     parts: Sequence[_Part], by_run: bool, by_class: bool, competition: Competition
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run and class weights that score best on these parts; those that are not free stay equal."""
-    count, ignore = len(competition.classes), competition.arrays.ignore
-    runs, classes = np.full(len(parts[0].sampled), 1 / len(parts[0].sampled)), np.ones(count)
 
     def score(runs: np.ndarray, classes: np.ndarray) -> float:
-        confusions = []
-        for part in parts:
-            together = torch.tensordot(torch.from_numpy(runs / runs.sum()).float(), part.sampled, 1)
-            labels = label(together[..., None], classes)
-            confusions.append(metrics.confusion(part.truth[..., None], labels, count, ignore))
-        return metrics.score(np.concatenate(confusions), competition.metric)
+        confusions = _confusions((part.sample for part in parts), runs / runs.sum(), classes, competition)
+        return metrics.score(confusions, competition.metric)
 
+    count = len(parts[0].probabilities)
+    runs, classes = np.full(count, 1 / count), np.ones(len(competition.classes))
     if by_run:
         runs = _climb(lambda weights: score(weights, classes), runs)
     if by_class:
@@ -167,21 +164,16 @@ def _find(
     return runs / runs.sum(), classes
 
 
-def _all_pixels(
-    part: _Part, runs: np.ndarray, classes: np.ndarray, split: Split, competition: Competition
+def _confusions(
+    blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, competition: Competition
 ) -> np.ndarray:
-    """Confusions int64 (n, C, C) of a whole fold under these weights, with flat memory."""
+    """Confusions int64 (n, C, C) of all pictures of the blocks under these weights."""
     confusions = []
-    for start in range(0, len(part.rows), 64):
-        some = slice(start, start + 64)
-        together = sum(
-            weight * torch.from_numpy(p[some].astype(np.float32))
-            for weight, p in zip(runs.tolist(), part.probabilities, strict=True)
-        )
-        truth = np.ascontiguousarray(split.masks[part.rows[some]])
+    for probabilities, truth in blocks:
+        together = torch.zeros(probabilities[0].shape)
+        for weight, p in zip(runs.tolist(), probabilities, strict=True):
+            together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
         confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignore))
-    for probabilities in part.probabilities:
-        release(probabilities)
     return np.concatenate(confusions)
 
 
@@ -190,12 +182,11 @@ def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.nd
     best, score, improved = start, objective(start), True
     while improved:
         improved = False
-        for i in range(len(best)):
-            for factor in FACTORS:
-                trial = best.copy()
-                trial[i] *= factor
-                if 1 / MOST <= trial[i] / start[i] <= MOST and (reached := objective(trial)) > score + 1e-5:
-                    best, score, improved = trial, reached, True
+        for i, factor in product(range(len(best)), FACTORS):
+            trial = best.copy()
+            trial[i] *= factor
+            if 1 / MOST <= trial[i] / start[i] <= MOST and (reached := objective(trial)) > score + 1e-5:
+                best, score, improved = trial, reached, True
     return best
 
 
@@ -215,7 +206,8 @@ def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
             if not fits or stored.shape != shape:
                 raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
         rows = np.array([row_of[name] for name in ids[0].tolist()])
-        truth = np.stack([split.masks[row].reshape(-1)[::step] for row in rows])
-        sampled = [p.reshape(*p.shape[:2], -1)[:, :, ::step].astype(np.float32) for p in probabilities]
-        parts.append(_Part(rows, probabilities, torch.from_numpy(np.stack(sampled)), truth))
+        # Sampled pixels stand below one another, as a picture of one column.
+        truth = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
+        sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
+        parts.append(_Part(rows, probabilities, (sampled, truth)))
     return parts

@@ -34,12 +34,6 @@ def whole(path: str | Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that this process has locked."""
-    for left in folder.glob(".[0-9]*.*"):
-        left.unlink(missing_ok=True)
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with whole(path) as beside:
@@ -87,11 +81,13 @@ def sha256(path: str | Path) -> str:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; Refused while another one holds it."""
+    """Hold a folder for this process alone, without what killed ones left half written; Refused while one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Refused(f"{folder}: another process is at work on it; wait for it, or name another --run") from None
+        for left in folder.glob(".[0-9]*.*"):
+            left.unlink(missing_ok=True)
         yield

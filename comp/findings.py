@@ -27,8 +27,8 @@ def write(
     text = table(competition, train, index, test, found)
     write_csv(folder / "audit.csv", [("id", "finding", "detail", "group"), *map(astuple, found)])
     write_text(folder / "audit.txt", text + "\n")
-    ignore = competition.arrays.ignore
-    sheets.draw(_rows(train, test, found, ignore), competition.classes, folder / "audit.png", ignore, ACROSS)
+    rows = _rows(train, test, found)
+    sheets.draw(rows, competition.classes, folder / "audit.png", competition.arrays.ignore)
     return text
 
 
@@ -69,26 +69,23 @@ def _kinds(found: Sequence[Finding]) -> dict[str, list[Finding]]:
     return kinds
 
 
-def _rows(train: Split, test: Split | None, found: Sequence[Finding], ignore: int | None) -> Iterator[sheets.Row]:
+def _rows(train: Split, test: Split | None, found: Sequence[Finding]) -> Iterator[sheets.Row]:
     """Some training pictures, then for each kind of finding some of its; one that is like another follows that one."""
-    places = {str(name): (train, k) for k, name in enumerate(train.ids)}
+    cells = dict(zip(train.ids.tolist(), zip(train.images, train.masks, strict=True), strict=True))
     if test is not None:
-        places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
+        masks = [None] * len(test.ids) if test.masks is None else test.masks
+        pairs = zip(test.images, masks, strict=True)
+        cells |= {f"test/{name}": cell for name, cell in zip(test.ids, pairs, strict=True)}
 
-    def shown(names: Iterable[str]) -> dict[str, np.ndarray]:
-        cells = {}
-        for name in names:
-            split, k = places[name]
-            mask = np.zeros(split.images.shape[1:3], np.uint8) if split.masks is None else split.masks[k]
-            cells[name] = sheets.overlay(split.images[k], mask, ignore)
-        return cells
+    def shown(names: Iterable[str]) -> dict[str, sheets.Cell]:
+        return {name: cells[name] for name in names}
 
     some = np.linspace(0, len(train.ids) - 1, min(ACROSS, len(train.ids)), dtype=int)
     yield "some training pictures", shown(train.ids[some].tolist())
     for kind, of_kind in _kinds(found).items():
         names: dict[str, None] = {}
         for finding in of_kind:
-            both = dict.fromkeys(name for name in (finding.group, finding.id) if name in places)
+            both = dict.fromkeys(name for name in (finding.group, finding.id) if name in cells)
             if len(names | both) > ACROSS:
                 break
             names |= both

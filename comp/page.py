@@ -1,12 +1,11 @@
 """The HTML report of a run: its tables and the pictures that it left, in one page, nothing from outside."""
 
 import base64
-import csv
-import html
-import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from statistics import mean, stdev
+from string import Template
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,7 @@ from comp import metrics, report
 from comp.config import Config
 from comp.errors import Refused
 from comp.files import write_text
-from comp.runs import METRICS, Fold, read_config, read_fold
+from comp.runs import Fold, find_folds, read_config
 from comp.text import duration, number
 
 PICTURES = {
@@ -26,14 +25,13 @@ PICTURES = {
     "samples.png": "Augmented samples",
     "audit.png": "",
 }
-HISTORY = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
-PAGE = """<!doctype html>
+PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{title}</title>
+<title>$title</title>
 <style>
 * { box-sizing: border-box; }
 body {
@@ -71,11 +69,11 @@ tr > :first-child {
 .pictures section { max-width: 100%; }
 img { display: block; width: var(--w); max-width: 100%; min-width: calc(var(--w) * 0.6); height: auto; }
 </style>
-<h1>{title}</h1>
-<p class="soft">{subtitle}</p>
-{body}
+<h1>$title</h1>
+<p class="soft">$subtitle</p>
+$body
 </html>
-"""
+""")
 
 
 def run_page(run_folder: Path) -> Path:
@@ -84,15 +82,13 @@ def run_page(run_folder: Path) -> Path:
     Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
     """
     config = read_config(run_folder)
-    folds = sorted((read_fold(path.parent) for path in run_folder.glob(f"fold-*/{METRICS}")), key=lambda f: f.number)
-    if not folds:
-        raise Refused(f"{run_folder}: no finished fold; train one with kernels/train_fold.py")
+    folds = find_folds(run_folder)
     names = config.competition.classes
     try:
         confusion = np.sum([fold.metrics["confusion"] for fold in folds], axis=0)
         pooled = metrics.scores(confusion[None], names, config.competition.metric)
         if len(folds) > 1:
-            histories = {f"fold {fold.number}": history(fold) for fold in folds}
+            histories = {f"fold {fold.number}": fold.history() for fold in folds}
             report.side_by_side(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
             report.confusion(confusion, names, run_folder / "confusion.png")
         sections = {
@@ -115,26 +111,22 @@ def run_page(run_folder: Path) -> Path:
     ran = verbatim(command.read_text(encoding="utf-8")) if command.exists() else ""
     sections["Command and configuration"] = ran + values
     title = f"{config.competition.title or config.competition.name}: {run_folder.name}"
-    subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions" + (
-        f" with {config.predict.tta} test-time augmentation; the curves are without"
-        if config.predict.tta != "none"
-        else ""
-    )
+    subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions"
+    if config.predict.tta != "none":
+        subtitle += f" with {config.predict.tta} test-time augmentation; the curves are without"
     return write(run_folder / "report.html", title, subtitle, sections)
 
 
 def write(path: Path, title: str, subtitle: str, sections: dict[str, str]) -> Path:
     """Write a page, whole or not at all: a title, and HTML under headings; what is empty is left out."""
-    body = "".join(f"<h2>{_escape(heading)}</h2>{part}" for heading, part in sections.items() if part)
-    # In one go, so that no text can stand for another's place.
-    parts = {"{title}": _escape(title), "{subtitle}": _escape(subtitle), "{body}": body}
-    write_text(path, re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], PAGE))
+    body = "".join(f"<h2>{escape(heading)}</h2>{part}" for heading, part in sections.items() if part)
+    write_text(path, PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body))
     return path
 
 
 def table(rows: Sequence[Iterable[str]]) -> str:
     """Cells as an HTML table in a box that scrolls by itself; the first row is the head."""
-    head, *body = ([_escape(cell) for cell in row] for row in rows)
+    head, *body = ([escape(cell) for cell in row] for row in rows)
     lines = "".join(f"<tr><td>{'<td>'.join(row)}" for row in body)
     return f'<div class="box"><table><tr><th>{"<th>".join(head)}{lines}</table></div>'
 
@@ -147,22 +139,12 @@ def pictures(folder: Path) -> str:
 
 def verbatim(text: str, wrap: bool = True) -> str:
     """Text as it is."""
-    return f"<pre{' class=wrap' if wrap else ''}>{_escape(text)}</pre>"
+    return f"<pre{' class=wrap' if wrap else ''}>{escape(text)}</pre>"
 
 
 def folded(summary: str, part: str) -> str:
     """A part that opens on a click."""
-    return f"<details><summary>{_escape(summary)}</summary>{part}</details>" if part else ""
-
-
-def history(fold: Fold) -> list[dict[str, float]]:
-    """The epochs of a fold, as `report.curves` takes them. Raises Refused."""
-    path = fold.folder / "history.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise Refused(f"{path}: not a training history ({error})") from None
+    return f"<details><summary>{escape(summary)}</summary>{part}</details>" if part else ""
 
 
 def _picture(path: Path, heading: str) -> str:
@@ -183,18 +165,17 @@ def _facts(config: Config, folds: list[Fold]) -> str:
         "training, all folds": duration(sum(fold.metrics["seconds"] for fold in folds)),
         f"images/s on {folds[0].metrics['device']}": number(folds[0].metrics["images_per_second"], 0),
     }
-    cards = "".join(f"<div><b>{_escape(value)}</b><span>{_escape(name)}</span></div>" for name, value in facts.items())
+    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts.items())
     return f'<div class="facts">{cards}</div>'
 
 
 def _fold_rows(folds: list[Fold]) -> list[list[str]]:
     head, *rows = metrics.fold_rows({fold.number: fold.metrics for fold in folds})
-    made = [
-        [f"{facts['best_epoch']} of {facts['epochs']}", facts["ended"], duration(facts["seconds"])]
-        for facts in (fold.metrics for fold in folds)
-    ]
-    blank = [[""] * 3] * (len(rows) - len(folds))
-    return [[*head, "best epoch", "ended by", "time"], *map(list.__add__, rows, made + blank)]
+    for row, facts in zip(rows, (fold.metrics for fold in folds), strict=False):
+        row += [f"{facts['best_epoch']} of {facts['epochs']}", facts["ended"], duration(facts["seconds"])]
+    for row in rows[len(folds) :]:  # the mean and the spread
+        row += ["", "", ""]
+    return [[*head, "best epoch", "ended by", "time"], *rows]
 
 
 def _class_rows(pooled: dict, folds: list[Fold]) -> list[list[str]]:
@@ -205,7 +186,3 @@ def _class_rows(pooled: dict, folds: list[Fold]) -> list[list[str]]:
         known = [iou for fold in folds if (iou := fold.metrics["classes"][name]["iou"]) is not None]
         row.append(f"{min(known):.3f} – {max(known):.3f}" if known else "–")
     return [[*head, "IoU over folds"], *rows]
-
-
-def _escape(text: object) -> str:
-    return html.escape(str(text))

@@ -30,7 +30,7 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
     epoch, train, valid, score, lr = (
         _floats(history, key) for key in ("epoch", "train_loss", "valid_loss", "score", "lr")
     )
-    figure, (losses, scores) = _figure(title, 5.5)
+    figure, (losses, scores) = _figure(title, 5.5, ("loss", ""), ("score", "epoch"))
     style = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0, "linewidth": 1.5}
     losses.plot(epoch, train, color=TRAIN, label="train", **style)
     losses.plot(epoch, valid, color=VALID, label="validation", **style)
@@ -46,8 +46,7 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
     rate.yaxis.get_offset_text().set(color=FAINT, fontsize=7)
     rate.tick_params(colors=FAINT, labelsize=7, length=0)
     rate.spines[:].set_visible(False)
-    for axes, label in ((losses, "loss"), (scores, "score")):
-        _tidy(axes, label, "epoch" if axes is scores else "")
+    for axes in (losses, scores):
         axes.axvline(best_epoch, color=BEST, linewidth=0.8, alpha=0.6)
         if stopped:
             axes.axvline(epoch[-1], color=STOP, linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
@@ -57,14 +56,14 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
     if stopped:
         ended = plain(f"{short(stopped)}, epoch {epoch[-1]:.0f}")
         scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=ended)
-    _legend(losses, losses.get_legend_handles_labels()[0] + rate.get_lines())
+    _legend(losses, *rate.get_lines())
     _legend(scores)
     save(figure, path)
 
 
 def side_by_side(histories: dict[str, History], path: str | Path, title: str) -> None:
     """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
-    figure, panels = _figure(title, 5.5 + 0.1 * len(histories))
+    figure, panels = _figure(title, 5.5 + 0.1 * len(histories), ("score", "epoch"), ("score", "minutes"))
     styles = product(("-", "--", ":"), LINES)  # colours return with other dashes
     for (name, history), (dashes, colour) in zip(histories.items(), cycle(styles), strict=False):
         score = _floats(history, "score")
@@ -73,8 +72,6 @@ def side_by_side(histories: dict[str, History], path: str | Path, title: str) ->
             axes.plot(x, score, dashes, color=colour, linewidth=1.5, label=plain(short(name)))
             face = colour if dashes == "-" else "white"
             axes.plot(x[best], score[best], "o", color=colour, mfc=face, markersize=5, clip_on=False)
-    for axes, label in zip(panels, ("epoch", "minutes"), strict=True):
-        _tidy(axes, "score", label)
     panels[1].set_xlim(left=0)
     _legend(panels[0])
     save(figure, path)
@@ -126,29 +123,27 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
 
 
 def _floats(history: History, key: str) -> np.ndarray:
-    values = np.array([np.nan if row.get(key) is None else row[key] for row in history], dtype=float)
+    values = np.array([row.get(key) for row in history], dtype=float)  # None is NaN
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _figure(title: str, height: float) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
+    """A figure with two panels, one below the other; `labels` are those of y and x."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     figure.suptitle(plain(title), fontsize=11, color=INK, x=0.01, ha="left")
-    return figure, list(figure.subplots(2, 1))
+    panels = list(figure.subplots(2, 1))
+    for axes, (y, x) in zip(panels, labels, strict=True):
+        axes.set_ylabel(y, color=INK)
+        axes.set_xlabel(x, color=INK)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=x != "minutes", min_n_ticks=1))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+        axes.tick_params(colors=INK, labelsize=8, length=0)
+    return figure, panels
 
 
-def _tidy(axes: Axes, y: str, x: str) -> None:
-    axes.set_ylabel(y, color=INK)
-    axes.set_xlabel(x, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=x != "minutes", min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.tick_params(colors=INK, labelsize=8, length=0)
-
-
-def _legend(axes: Axes, lines: Sequence[Any] | None = None) -> None:
+def _legend(axes: Axes, *others: Any) -> None:
     """A legend above the axes, where it hides no line."""
-    lines = axes.get_legend_handles_labels()[0] if lines is None else lines
-    if lines:
-        style = {"ncols": 3, "frameon": False, "fontsize": 8}
-        axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), **style)
+    lines = [*axes.get_legend_handles_labels()[0], *others]
+    axes.legend(handles=lines, ncols=3, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))

@@ -1,6 +1,7 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
 
 import contextlib
+import csv
 import json
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from comp.errors import Refused
 
 MODEL, OOF, METRICS = "model.safetensors", "oof.npz", "metrics.json"
 CONFIG = "config.json"  # beside the folds
-FULL = "full"  # the folder of a model that all pictures trained and none validated, beside those of the folds
+HISTORY = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
+FULL = -1  # the number of the fold that validates nothing: a model of all pictures
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,21 @@ class Fold:
         )
         return npz.read(ids), npz.mapped(probabilities), npz.read(confusions)
 
+    def history(self) -> list[dict[str, float]]:
+        """Its epochs, as `report.curves` takes them. Raises Refused."""
+        path = self.folder / "history.csv"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                return [{key: float(row[key]) for key in HISTORY} for row in csv.DictReader(file)]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise Refused(f"{path}: not a training history ({error})") from None
+
 
 @dataclass(frozen=True)
 class Data:
-    """The training samples of a competition, what is known of them, and who validates on what."""
+    """A configuration, its training samples and what is known of them, and who validates on what."""
 
+    config: Config
     split: Split
     index: Index
     folds: np.ndarray  # int16 (N,); -1: excluded
@@ -58,116 +70,96 @@ def data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
         split = arrays.load_train(competition, input_folder)
         index = arrays.index(split, competition, input_folder)
         dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
-        name = f"folds-{dealt}.csv"
-        return Data(split, index, folds.load_or_make(runs_folder / competition.name / name, split, index, config))
+        path = runs_folder / competition.name / f"folds-{dealt}.csv"
+        return Data(config, split, index, folds.load_or_make(path, split, index, config))
 
 
-def train_fold(
-    config: Config, data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float
-) -> Fold:
+def folder_of(run_folder: Path, number: int) -> Path:
+    """The folder of a fold, or of the model of all pictures."""
+    return run_folder / (f"fold-{number}" if number != FULL else "full")
+
+
+def train(data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
     """Train one fold to its end and leave all its files; what is there already is not done again.
 
+    `FULL` trains on all pictures that are not excluded and keeps the last weights: nothing is left to choose a best
+    by. It leaves model.safetensors, history.csv and metrics.json, in which there is no score.
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
-    folder = run_folder / f"fold-{number}"
-    with _held(folder, config):
-        if finished(folder):
-            fold = read_fold(folder)
-            _tidy(folder)  # if the process died before it could
-            print(f"fold {number} is finished (in {folder})\n{metrics.table(fold.metrics)}")
-            return fold
-        valid = np.flatnonzero(data.folds == number)
-        train = np.flatnonzero((data.folds >= 0) & (data.folds != number))
-        folds.check_training(data.index, data.folds, number, config.competition.classes)
-        print(f"fold {number}: {len(train)} pictures to train on, {len(valid)} to validate on")
-        watched = valid[_watched(data.index, valid)]
-
-        def watch(epoch: int, model: models.Segmenter) -> None:
-            # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
-            if epoch & (epoch - 1) == 0 and not ranks.rank():
-                looked = predict.over(model, data.split.images, watched, config.predict, device)
-                labels = [predict.labels(probabilities) for _, probabilities in looked]
-                with files.whole(folder / f"frame-{epoch:05}.npy") as beside:
-                    np.save(beside, np.concatenate(labels))
-
-        model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
-        trained = time.monotonic()
-        confusions = _out_of_fold(folder / OOF, model, data.split, valid, config, device)
-        if ranks.rank():
-            ranks.wait()  # for the files
-            return read_fold(folder)
-        seconds = state.seconds + time.monotonic() - trained
-        facts = {
-            "fold": number,
-            "folds": config.folds.count,
-            **metrics.scores(confusions, config.competition.classes, config.competition.metric),
-            "tta": config.predict.tta,
-            "best_epoch": state.best_epoch + 1,
-            "epochs": len(state.history),
-            "ended": state.ended,
-            "train_pictures": len(train),
-            "valid_pictures": len(valid),
-            "seconds": round(seconds, 1),
-            "images_per_second": round(state.images_per_second, 1),
-            "skipped_steps": state.skipped,
-            "device": str(device),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "confusion": confusions.sum(0).tolist(),
-        }
-        _pictures(folder, config, data, train, valid, state, confusions)
-        files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
-        ranks.wait()
-        _tidy(folder)
-        print(f"\nfold {number}, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
-        print(f"{metrics.table(facts)}\n\n{folder} ({seconds:.0f} s, {facts['images_per_second']} images/s)")
-        return Fold(folder, number, facts)
-
-
-def train_full(config: Config, data: Data, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
-    """Train on all pictures that are not excluded, and keep the last weights: nothing is left to choose a best by.
-
-    Leaves model.safetensors, history.csv and metrics.json, in which there is no score. Raises as train_fold.
-    """
-    folder = run_folder / FULL
-    with _held(folder, config):
-        if not finished(folder):
-            train = np.flatnonzero(data.folds >= 0)
-            print(f"{len(train)} pictures to train on, none to validate on")
-            _, state = fit.fit(config, data.split, data.index, train, train[:0], folder, device, workers, deadline)
-            facts = {"fold": -1, "epochs": len(state.history), "ended": state.ended, "train_pictures": len(train)}
+    folder = folder_of(run_folder, number)
+    with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
+        with ranks.first():
+            check_configuration(run_folder, data.config)
             if not ranks.rank():
-                files.write_json(folder / METRICS, facts | {"seconds": round(state.seconds, 1), "device": str(device)})
-            ranks.wait()
-        _tidy(folder)
+                if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
+                    (folder / METRICS).unlink(missing_ok=True)
+                files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
+        if not finished(folder):
+            _train(data, number, folder, device, workers, deadline)
+            ranks.wait()  # for the files
+        if not ranks.rank():  # what only an unfinished fold needs
+            checkpoint.remove(folder / checkpoint.NAME)
+            for frame in folder.glob("frame-*.npy"):
+                frame.unlink()
+    fold = read_fold(folder)
+    if number == FULL:
         print(f"the model of all pictures is finished (in {folder})")
-        return read_fold(folder)
+    else:
+        facts = fold.metrics
+        print(f"\nfold {number} is finished, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
+        print(f"{metrics.table(facts)}\n\n{folder} ({facts['seconds']:.0f} s, {facts['images_per_second']} images/s)")
+    return fold
+
+
+def _train(data: Data, number: int, folder: Path, device: Device, workers: int, deadline: float) -> None:
+    config, classes, kept = data.config, data.config.competition.classes, data.folds >= 0
+    train, valid = (np.flatnonzero(kept & rows) for rows in (data.folds != number, data.folds == number))
+    if number != FULL:
+        folds.check_training(data.index, data.folds, number, classes)
+    fold = "" if number == FULL else f"fold {number}: "
+    print(f"{fold}{len(train)} pictures to train on, {len(valid) or 'none'} to validate on")
+    # The three with the most classes are watched, for the filmstrip.
+    watched = np.argsort(-(data.index.counts[valid] > 0).sum(1), kind="stable")[:3]
+
+    def watch(epoch: int, model: models.Segmenter) -> None:
+        # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
+        if len(watched) and epoch & (epoch - 1) == 0 and not ranks.rank():
+            looked = predict.over(model, data.split.images, valid[watched], config.predict, device)
+            with files.whole(folder / f"frame-{epoch:05}.npy") as beside:
+                np.save(beside, np.concatenate([predict.labels(probabilities) for _, probabilities in looked]))
+
+    model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
+    trained = time.monotonic()
+    if len(valid):
+        confusions = _out_of_fold(folder / OOF, model, data, valid, device)
+    if ranks.rank():
+        return
+    facts = {
+        "fold": number,
+        "folds": config.folds.count,
+        **(metrics.scores(confusions, classes, config.competition.metric) if len(valid) else {}),
+        "tta": config.predict.tta,
+        "best_epoch": state.best_epoch + 1,
+        "epochs": len(state.history),
+        "ended": state.ended,
+        "train_pictures": len(train),
+        "valid_pictures": len(valid),
+        "seconds": round(state.seconds + time.monotonic() - trained, 1),
+        "images_per_second": round(state.images_per_second, 1),
+        "skipped_steps": state.skipped,
+        "device": str(device),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    if len(valid):
+        facts["confusion"] = confusions.sum(0).tolist()
+        _pictures(Fold(folder, number, facts), data, train, valid, watched)
+    files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
 def finished(folder: Path) -> bool:
     """Whether a fold's folder holds all that makes it one, or the model of all pictures."""
-    return all((folder / name).exists() for name in (METRICS, MODEL, OOF) if name != OOF or folder.name != FULL)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what only an unfinished fold needs."""
-    if not ranks.rank():
-        checkpoint.remove(folder / checkpoint.NAME)
-        for frame in folder.glob("frame-*.npy"):
-            frame.unlink()
-
-
-@contextlib.contextmanager
-def _held(folder: Path, config: Config) -> Iterator[None]:
-    """Hold a fold's folder, which holds nothing of another configuration, for this job alone. Raises Refused."""
-    with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
-        with ranks.first():
-            check_configuration(folder.parent, config)
-            if not ranks.rank():
-                files.sweep(folder)
-                if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
-                    (folder / METRICS).unlink(missing_ok=True)
-                files.write_text(folder.parent / CONFIG, config.model_dump_json(indent=2) + "\n")
-        yield
+    parts = (METRICS, MODEL) if folder.name == "full" else (METRICS, MODEL, OOF)
+    return all((folder / name).exists() for name in parts)
 
 
 def check_configuration(run_folder: Path, config: Config) -> None:
@@ -207,33 +199,31 @@ def read_fold(folder: Path) -> Fold:
         raise Refused(f"{folder / METRICS}: damaged or missing; delete {folder} and train it again") from None
 
 
-def find_folds(competition: str, run: str, runs_folder: Path, pattern: str = "fold-*") -> list[Fold]:
-    """The finished folds of a run, or `FULL`, here or among a kernel's inputs, by number. Raises Refused for none."""
-    places = [runs_folder, *sorted(path for path in arrays.KAGGLE_INPUT.rglob("runs") if path.is_dir())]
+def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
+    """The finished folds of a run, or "full", here or among a kernel's inputs, by number. Raises Refused for none."""
+    inputs = Path("runs", *run_folder.parts[-2:], pattern, METRICS)
+    there = [path for path in arrays.below_input(METRICS) if path.match(str(inputs))]
     found: dict[int, Fold] = {}
-    for place in places:
-        for metrics_file in sorted((place / competition / run).glob(f"{pattern}/{METRICS}")):
-            fold = read_fold(metrics_file.parent)
-            found.setdefault(fold.number, fold)
+    for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]:
+        fold = read_fold(path.parent)
+        found.setdefault(fold.number, fold)
     if not found:
-        place = runs_folder / competition / run / pattern
-        raise Refused(f"{place}: no finished fold; train one with kernels/train_fold.py")
+        raise Refused(f"{run_folder / pattern}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
 
 
-def _out_of_fold(
-    path: Path, model: models.Segmenter, split: Split, rows: np.ndarray, config: Config, device: Device
-) -> np.ndarray:
+def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarray, device: Device) -> np.ndarray:
     """Predict `rows`; rank 0 writes probabilities as they come, and returns confusions int64 (n, C, C)."""
-    classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
+    config, split, n = data.config, data.split, len(rows)
+    classes, size = len(config.competition.classes), split.images.shape[1:3]
     confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[ranks.Arrays]:
-        dealt = predict.batches(rows, split.images.shape[1:3], config.predict)[ranks.share()]
+        dealt = predict.batches(rows, size, config.predict)[ranks.share()]
         shared = np.concatenate([rows[:0], *dealt])
         for batch, probabilities in predict.over(model, split.images, shared, config.predict, device):
-            truth = np.ascontiguousarray(split.masks[batch])
-            confusion = metrics.confusion(truth, predict.labels(probabilities), classes, ignore)
+            truth, labels = np.ascontiguousarray(split.masks[batch]), predict.labels(probabilities)
+            confusion = metrics.confusion(truth, labels, classes, config.competition.arrays.ignore)
             yield probabilities.half().cpu().numpy(), confusion
 
     def blocks() -> Iterator[np.ndarray]:
@@ -241,70 +231,48 @@ def _out_of_fold(
             confusions.append(confusion)
             yield probabilities
 
-    def members() -> Iterator[tuple]:
-        ids, n = split.ids[rows], len(rows)
-        yield "ids", (n,), ids.dtype, [ids]
-        yield "probabilities", (n, classes, *split.images.shape[1:3]), np.float16, blocks()
-        yield "confusions", (n, classes, classes), np.int64, confusions
-
     if ranks.rank():
         list(blocks())  # which all go to rank 0
         return np.zeros((0, classes, classes), np.int64)
-    npz.write(path, members())
+    members = [
+        ("ids", (n,), split.ids.dtype, [split.ids[rows]]),
+        ("probabilities", (n, classes, *size), np.float16, blocks()),
+        ("confusions", (n, classes, classes), np.int64, confusions),  # there once the probabilities are written
+    ]
+    npz.write(path, members)
     return np.concatenate(confusions)
 
 
-def _watched(index: Index, valid: np.ndarray) -> np.ndarray:
-    """Positions in `valid` of the three pictures with the most classes, for the filmstrip."""
-    return np.argsort(-(index.counts[valid] > 0).sum(1), kind="stable")[:3]
-
-
-def _pictures(
-    folder: Path,
-    config: Config,
-    data: Data,
-    train: np.ndarray,
-    valid: np.ndarray,
-    state: fit.State,
-    confusions: np.ndarray,
-) -> None:
-    split, metric, classes = data.split, config.competition.metric, config.competition.classes
-    probabilities = npz.mapped(npz.member(folder / OOF, "probabilities"))
-
-    def shown(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.ascontiguousarray(split.images[rows]), np.ascontiguousarray(split.masks[rows])
+def _pictures(fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray) -> None:
+    config, split = data.config, data.split
+    metric, classes = config.competition.metric, config.competition.classes
+    folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
+    _, probabilities, confusions = fold.oof()
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)
 
-    stopped, best = None if state.ended == "all epochs" else state.ended, state.best_epoch + 1
+    stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
-    report.curves(state.history, folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+    report.curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
     report.confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
-    truth_only = metric.background == "drop_truth"
-    ignore = 0 if truth_only else config.competition.arrays.ignore
-    empty = (confusions[:, 1:] if truth_only else confusions).sum((1, 2)) == 0
-    scores = [np.nan if empty[i] else metrics.score(confusions[i : i + 1], metric) for i in range(len(valid))]
+    first = 1 if metric.background == "drop_truth" else 0
+    ignore = 0 if first else config.competition.arrays.ignore
+    scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose(scores)
-    names = [f"{label}: {name}" for label, name in zip(labels, split.ids[valid[at]], strict=True)]
-    rows = sheets.cases(*shown(valid[at]), predicted(at), names, [scores[i] for i in at], ignore)
+    rows = sheets.cases(split, valid[at], predicted(at), labels, [scores[i] for i in at], ignore)
     sheets.draw(rows, classes, folder / "examples.png", ignore)
 
-    at = _watched(data.index, valid)
-    frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")} | {
-        best: predicted(at)
-    }
+    frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
+    frames[best] = predicted(watched)
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    rows = sheets.filmstrip(*shown(valid[at]), film, split.ids[valid[at]].tolist(), ignore)
-    sheets.draw(rows, classes, folder / "filmstrip.png", ignore, columns=len(film) + 2)
+    sheets.draw(sheets.filmstrip(split, valid[watched], film), classes, folder / "filmstrip.png", ignore)
 
     if transform := augment.build(config.augment.transforms):
-        some = train[:3]
-        drawn = [
+        draws = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
-            for place, row in enumerate(some)
+            for place, row in enumerate(train[:3])
         ]
-        rows = sheets.samples(*shown(some), drawn, split.ids[some].tolist(), ignore)
-        sheets.draw(rows, classes, folder / "samples.png", ignore, columns=6)
+        sheets.draw(sheets.samples(split, train[:3], draws), classes, folder / "samples.png", ignore)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from comp.arrays import Split
 from comp.drawing import FAINT, INK, colours, plain, save
 from comp.text import number, short
 
@@ -17,7 +18,9 @@ LINE = 22  # pixels of a line of text
 DPI = 100
 IGNORED = (255, 255, 255)
 
-Row = tuple[str, dict[str, np.ndarray]]  # a caption, and pictures uint8 (h, w, 3) under their headings
+# A picture uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
+Cell = tuple[np.ndarray | None, np.ndarray | None]
+Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
 
 
 def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
@@ -42,75 +45,71 @@ def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
 
 
 def cases(
-    images: np.ndarray,
-    truths: np.ndarray,
-    predictions: np.ndarray,
-    names: Sequence[str],
+    split: Split,
+    rows: Sequence[int],
+    predictions: Iterable[np.ndarray],
+    labels: Sequence[str],
     scores: Sequence[float],
     ignore: int | None = None,
 ) -> Iterator[Row]:
     """A row a case: picture, truth and prediction over it, and where they differ in the predicted colour.
 
-    images: uint8 (n, H, W, C); truths, predictions: uint8 (n, H, W); names and scores: n each.
+    predictions: uint8 (H, W) for each of the rows; labels: what each is a case of.
     Pixels whose truth is `ignore` never differ; that may be a class's own label.
     """
-    for image, truth, prediction, name, score in zip(images, truths, predictions, names, scores, strict=True):
+    for row, prediction, label, score in zip(rows, predictions, labels, scores, strict=True):
+        image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & (True if ignore is None else truth != ignore)
-        picture = _rgb(image)
+        picture = overlay(image, None)
         bright = max(np.percentile(picture, 99), 1)  # a dark picture stays legible when it is dimmed
         grey = np.minimum(picture.mean(-1, keepdims=True) * (90 / bright), 90)
-        wrong = np.where(differ[..., None], _coloured(prediction, ignore), grey).astype(np.uint8)
-        cells = {"picture": picture, "truth": overlay(image, truth, ignore)}
-        cells |= {"prediction": overlay(image, prediction, ignore), "where they differ": wrong}
-        yield f"{short(name, 60)} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ", cells
+        wrong = np.where(differ[..., None], overlay(None, prediction, ignore), grey).astype(np.uint8)
+        cells = {"picture": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
+        name = short(f"{label}: {split.ids[row]}", 60)
+        caption = f"{name} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
+        yield caption, cells | {"where they differ": (wrong, None)}
 
 
-def filmstrip(
-    images: np.ndarray,
-    truths: np.ndarray,
-    frames: dict[str, np.ndarray],
-    names: Sequence[str],
-    ignore: int | None = None,
-) -> Iterator[Row]:
+def filmstrip(split: Split, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
     """What the same few pictures were predicted as while training went on, and at last their truth.
 
-    images: uint8 (n, H, W, C); truths: uint8 (n, H, W); frames: a heading such as "epoch 4" to
-    that moment's predictions, uint8 (n, H, W), in the order in which they are shown.
+    frames: a heading such as "epoch 4" to that moment's predictions, uint8 (n, H, W), in the order in which they
+    are shown.
     """
-    for i, name in enumerate(names):
-        masks = {heading: frame[i] for heading, frame in frames.items()} | {"truth": truths[i]}
-        yield name, {"picture": _rgb(images[i])} | {key: _coloured(mask, ignore) for key, mask in masks.items()}
+    for i, row in enumerate(rows):
+        film = {heading: (None, frame[i]) for heading, frame in frames.items()}
+        yield split.ids[row], {"picture": (split.images[row], None)} | film | {"truth": (None, split.masks[row])}
 
 
-def samples(
-    images: np.ndarray,
-    masks: np.ndarray,
-    draws: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
-    names: Sequence[str],
-    ignore: int | None = None,
-) -> Iterator[Row]:
+def samples(split: Split, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
     """Augmented samples beside their originals, under the colours of their masks.
 
-    images: uint8 (n, H, W, C); masks: uint8 (n, H, W); draws: for each of the n its augmented pictures
-    with their masks, of any size.
+    draws: for each of the rows its augmented pictures with their masks, of any size.
     """
-    for image, mask, drawn, name in zip(images, masks, draws, names, strict=True):
-        cells = {f"augmented {k}": overlay(*draw, ignore) for k, draw in enumerate(drawn, 1)}
-        yield name, {"original": _rgb(image), "with its mask": overlay(image, mask, ignore)} | cells
+    for row, drawn in zip(rows, draws, strict=True):
+        image, mask = split.images[row], split.masks[row]
+        cells = {f"augmented {k}": draw for k, draw in enumerate(drawn, 1)}
+        yield split.ids[row], {"original": (image, None), "with its mask": (image, mask)} | cells
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, ignore: int | None = None) -> np.ndarray:
-    """uint8 (H, W, C) under the colours of its labels, uint8 (H, W), as uint8 (H, W, 3); label 0 keeps the picture."""
+def overlay(image: np.ndarray | None, mask: np.ndarray | None, ignore: int | None = None) -> np.ndarray:
+    """A cell as uint8 (H, W, 3). Label 0 keeps the picture; without a picture it has a colour, too."""
+    if image is None:
+        return _coloured(mask, ignore)
+    # The first three channels, or the first.
+    picture = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if mask is None:
+        return picture
     strength = np.where(mask == 0, 0, 0.5)[..., None]
-    return (_rgb(image) * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
+    return (picture * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
 
 
-def draw(
-    rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None, columns: int = 4
-) -> None:
-    """Draw rows of at most `columns` pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None) -> None:
+    """Draw rows of pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+    rows = list(rows)
+    columns = max(len(cells) for _, cells in rows)
     side = min(CELL, WIDEST // columns - GAP)
-    fitted = [(caption, {key: _fitted(cell, side) for key, cell in cells.items()}) for caption, cells in rows]
+    fitted = [(caption, {key: _fitted(cell, side, ignore) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
     legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
@@ -142,11 +141,6 @@ def draw(
     save(figure, path)
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, C) as uint8 (H, W, 3), of the first three channels or the first."""
-    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
-
-
 def _coloured(mask: np.ndarray, ignore: int | None) -> np.ndarray:
     """uint8 (H, W) labels as uint8 (H, W, 3); 255 is drawn as the ignored label."""
     table = np.vstack([colours(255), np.array([IGNORED], np.uint8)])
@@ -155,8 +149,9 @@ def _coloured(mask: np.ndarray, ignore: int | None) -> np.ndarray:
     return table[mask]
 
 
-def _fitted(picture: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
+def _fitted(cell: Cell, side: int, ignore: int | None) -> np.ndarray:
+    """uint8 (h, w, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
+    picture = overlay(*cell, ignore)
     height, width = picture.shape[:2]
     if factor := side // max(height, width):
         return picture.repeat(factor, 0).repeat(factor, 1)

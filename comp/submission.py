@@ -61,8 +61,10 @@ def check(
     """
     path, layout = Path(path), competition.submission
     names = _key_columns(competition)
-    areas = _areas(competition, ids, sizes)
-    common = int(np.prod(sizes)) if np.ndim(sizes) == 1 else None
+    tests = [] if ids is None else list(ids)
+    common = int(np.prod(sizes)) if np.ndim(sizes) == 1 else runlength.UNKNOWN  # pixels of a picture
+    each = np.prod(sizes, axis=1, dtype=np.int64).tolist() if np.ndim(sizes) == 2 else [common] * len(tests)
+    areas = {key: area for name, area in zip(tests, each, strict=True) for key in _keys(competition, name)}
     lines = _lines(path)
     header = _header(path, lines)
     if sample is not None:
@@ -70,7 +72,8 @@ def check(
         sample_lines = _lines(sample)
         expected, source = _header(sample, sample_lines), sample.name
     else:
-        pixels = common or next(iter(areas.values()), None) or len(header) - 1
+        pixels = next(iter(areas.values()), common)
+        pixels = pixels if pixels < runlength.UNKNOWN else len(header) - 1
         values = map(str, range(pixels)) if layout.format == "pixels" else [layout.value_column]
         expected, source = [*names, *values], f"competition {competition.name}"
     _same_header(path, header, expected, source)
@@ -89,7 +92,7 @@ def check(
             if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, labels)
             else:
-                _check_runs(value, layout.empty, areas.get(key) or common or runlength.UNKNOWN)
+                _check_runs(value, layout.empty, areas.get(key, common))
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({_name(key)}): {problem}") from None
     missing = [key for key in wanted if key not in seen]
@@ -198,18 +201,6 @@ def _keys(competition: config.Competition, name: Any) -> list[Key]:
 
 
 # Reading
-
-
-def _areas(
-    competition: config.Competition, ids: Iterable[Any] | None, sizes: np.ndarray | tuple[int, int] | None
-) -> dict[Key, int | None]:
-    """The pixels of each row's picture, None where its size is not known."""
-    names = [] if ids is None else list(ids)
-    areas: list[int | None] = [None] * len(names)
-    if sizes is not None and names:
-        areas = np.broadcast_to(sizes, (len(names), 2)).astype(np.int64).prod(axis=1).tolist()
-    pairs = zip(names, areas, strict=True)
-    return {key: area for name, area in pairs for key in _keys(competition, name)}
 
 
 def _lines(path: Path) -> Iterator[bytes]:

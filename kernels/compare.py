@@ -42,11 +42,11 @@ def main(args: argparse.Namespace) -> int:
     competition = next(iter(variants.values())).competition
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
-    folders = {name: args.runs / competition.name / name for name in variants}
+    place = args.runs / competition.name
     data = {name: runs.data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
-        runs.check_configuration(folders[name], config)
+        runs.check_configuration(place / name, config)
         images = data[name].split.images
         models.build(config.model, images.shape[3], len(competition.classes), *fit.normalisation(images, np.arange(1)))
         augment.build(config.augment.transforms)
@@ -60,10 +60,10 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
-            before = runs.finished(folders[name] / f"fold-{number}")
+            before = runs.finished(runs.folder_of(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = runs.train_fold(config, data[name], number, folders[name], chosen, workers, deadline)
+                fold = runs.train(data[name], number, place / name, chosen, workers, deadline)
             except fit.Interrupted:
                 print("interrupted; the same command goes on from here")
                 return 130
@@ -94,7 +94,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     rows = [{"run": name} | summary([fold.metrics for fold in folds]) for name, folds in done.items()]
     rows.sort(key=lambda row: -row["score"])
     files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
-    first = {name: page.history(folds[0]) for name, folds in done.items()}
+    first = {name: folds[0].history() for name, folds in done.items()}
     report.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
     cells = [[*rows[0]], *([row["run"], *(text.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
     values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
@@ -121,7 +121,7 @@ def summary(folds: list[dict]) -> dict[str, float | str]:
         "epochs": of("epochs"),
         "seconds": of("seconds"),
         "images/s": of("images_per_second"),
-        "M parameters": folds[0].get("parameters", math.nan) / 1e6,
+        "M parameters": of("parameters") / 1e6,
     }
 
 
@@ -165,7 +165,7 @@ def jobs(args: argparse.Namespace) -> list:
             competition=config.competition,
             input=args.input,
             runs=args.runs,
-            leaves=[place / run / f"fold-{number}" / runs.METRICS for run in variants for number in numbers]
+            leaves=[runs.folder_of(place / run, number) / runs.METRICS for run in variants for number in numbers]
             + [place / name / "report.html"],
             weights=[one.model.encoder_weights for one in variants.values()],
         )

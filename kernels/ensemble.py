@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
     ranks.join(args.device)
     for override in args.overrides:
-        if not override.startswith(HEEDED) and not ranks.rank():
+        if not override.startswith(HEEDED):
             print(f"--set {override}: changes nothing here, since the models are trained")
     found = find(args, config)
     settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
@@ -87,8 +87,7 @@ def main(args: argparse.Namespace) -> int:
 
     def labelled() -> Iterator[ranks.Arrays]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
-        mine = ensemble.batches(test, len(blend.classes), settings)[ranks.share()]
-        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, mine, settings, computing):
+        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, settings, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
                 ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
@@ -144,8 +143,9 @@ def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     """The finished folds of each run, or the one model of all pictures. Raises Refused."""
     from comp import runs
 
-    pattern = runs.FULL if args.folds == "full" else "fold-*"
-    return [runs.find_folds(config.competition.name, name, args.runs, pattern) for name in cli.run_names(args, config)]
+    pattern = "full" if args.folds == "full" else "fold-*"
+    names = cli.run_names(args, config)
+    return [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
 
 
 if __name__ == "__main__":

@@ -45,13 +45,10 @@ def main(args: argparse.Namespace) -> int:
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     done, started = [], cli.STARTED
     try:
-        for number in numbers:
+        for number in numbers or [runs.FULL]:
             deadline = cli.deadline(started, args.time_budget)
-            done.append(runs.train_fold(config, data, number, run_folder, chosen, workers, deadline))
+            done.append(runs.train(data, number, run_folder, chosen, workers, deadline))
             started = time.monotonic()
-        if not numbers:
-            deadline = cli.deadline(started, args.time_budget)
-            runs.train_full(config, data, run_folder, chosen, workers, deadline)
     except fit.Interrupted:
         print("interrupted; the same command goes on from here")
         return 130
@@ -59,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"\n{runs.summary(done, config)}")
     if not ranks.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
-        if done:
+        if numbers:
             print(page.run_page(run_folder))
     return 0
 
@@ -69,20 +66,20 @@ def jobs(args: argparse.Namespace) -> list:
     from comp import elsewhere, runs
 
     config = cli.config(args)
-    run = cli.run_names(args, config)[0]
-    runs.check_configuration(args.runs / config.competition.name / run, config)
+    run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
+    runs.check_configuration(run_folder, config)
+    numbers = [runs.FULL] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
+    folders = [runs.folder_of(run_folder, number) for number in numbers]
     given = cli.arguments_but("--fold", "--workers")
-    numbers = [] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
-    folders = [f"fold-{number}" for number in numbers] or [runs.FULL]
     return [
         elsewhere.Job(
             entry=Path(__file__),
-            arguments=[*given, "--fold", folder.removeprefix("fold-")],
-            name=f"{config.competition.name}-{run}-{folder}",
+            arguments=[*given, "--fold", folder.name.removeprefix("fold-")],
+            name=f"{config.competition.name}-{run_folder.name}-{folder.name}",
             competition=config.competition,
             input=args.input,
             runs=args.runs,
-            leaves=[args.runs / config.competition.name / run / folder / runs.METRICS],
+            leaves=[folder / runs.METRICS],
             weights=[config.model.encoder_weights],
         )
         for folder in folders

@@ -259,7 +259,7 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
 
 @needs_namespaces
 def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
-    folds = runs.find_folds("tiny", "recipe", trained[0] / "runs")[:1]
+    folds = runs.find_folds(trained[0] / "runs/tiny/recipe")[:1]
     place = "runs/tiny/recipe/fold-0"
     names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
     elsewhere.rehearse([job(folds=folds)])

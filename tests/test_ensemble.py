@@ -86,7 +86,7 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
     with pytest.raises(Refused, match="validated on other pictures"):
         ensemble.search([three[:2], two], data, COMPETITION)
     with pytest.raises(Refused, match="no finished fold"):
-        runs.find_folds("tiny", "nothing", tmp_path)
+        runs.find_folds(tmp_path / "tiny" / "nothing")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -100,8 +100,7 @@ def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monk
         chosen.append(runs.Fold(tmp_path / f"fold-{number}", number, {}))
     monkeypatch.setattr(ensemble, "CHUNK_BYTES", chunk * 4 * 5 * 16 * 16)
     settings = config.Predict(tta="hflip", batch_size=2)
-    blending = [chosen[:2], chosen[2:]], [0.25, 0.75], data, ensemble.batches(data, 5, settings), settings, CPU
-    rows, got = zip(*ensemble.blended(*blending), strict=True)
+    rows, got = zip(*ensemble.blended([chosen[:2], chosen[2:]], [0.25, 0.75], data, settings, CPU), strict=True)
     assert np.concatenate(rows).tolist() == list(range(7))
     expected = 0
     for fold, weight in zip(chosen, (0.125, 0.125, 0.75), strict=True):

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from comp import config, files, metrics, page, report, sheets
+from comp.arrays import Split
 from comp.errors import Refused
 from comp.runs import read_fold
 
@@ -56,15 +57,15 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         write_history(folder / "history.csv", columns | {"score": [0.1, 0.4, 0.3]})
         scores = rng.random(6)
         rows, labels = sheets.choose(scores)
-        cases = [f"{label}: {NASTY}" for label in labels]
-        drawn = sheets.cases(images[rows], truths[rows], guesses[rows], cases, scores[rows])
+        split = Split(images, truths, np.array([NASTY, *"abcde"]), None, None)
+        drawn = sheets.cases(split, rows, guesses[rows], labels, scores[rows])
         sheets.draw(drawn, names, folder / "examples.png")
         frames = {f"epoch {k}": guesses[:2] for k in range(8)}
-        drawn = sheets.filmstrip(images[:2], truths[:2], frames, ["a", "b"])
-        sheets.draw(drawn, names, folder / "filmstrip.png", columns=10)
+        drawn = sheets.filmstrip(split, [0, 1], frames)
+        sheets.draw(drawn, names, folder / "filmstrip.png")
         draws = [list(zip(images[:5], truths[:5], strict=True))] * 2
-        sheets.draw(sheets.samples(images[:2], truths[:2], draws, ["a", "b"]), names, folder / "samples.png", columns=7)
-        history = page.history(read_fold(folder))
+        sheets.draw(sheets.samples(split, [0, 1], draws), names, folder / "samples.png")
+        history = read_fold(folder).history()
         report.curves(history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY)
         report.confusion(counts.sum(0), names, folder / "confusion.png")
     return run

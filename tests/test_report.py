@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from comp import report, sheets
+from comp.arrays import Split
 from comp.drawing import colours
 
 CLASSES = ("background", "pet", "_border $x_{$")
@@ -60,6 +61,10 @@ def test_curves_take_one_epoch_and_values_that_are_not_finite(tmp_path):
     assert len(pixels(tmp_path / "one.png")) == len(pixels(tmp_path / "gap.png"))
 
 
+def split(images: np.ndarray, masks: np.ndarray, *names: str) -> Split:
+    return Split(images, masks, np.array(names), None, None)
+
+
 HEAD = 44  # pixels: a row's caption and headings
 
 
@@ -68,7 +73,8 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     truths = np.zeros((1, 40, 80), np.uint8)
     predictions = truths.copy()
     predictions[0, :10, :20] = 1
-    sheets.draw(sheets.cases(images, truths, predictions, ["a"], [0.5]), CLASSES, tmp_path / "e.png")
+    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [0.5])
+    sheets.draw(rows, CLASSES, tmp_path / "e.png")
     factor = 280 // 80
     wrong = 200 * factor**2
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 40 * factor]  # without headings and legend
@@ -82,7 +88,8 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
 def test_ignored_pixels_never_differ(tmp_path):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    sheets.draw(sheets.cases(images, truths, predictions, ["a"], [np.nan], 255), CLASSES, tmp_path / "e.png", 255)
+    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], 255)
+    sheets.draw(rows, CLASSES, tmp_path / "e.png", 255)
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
     assert count(cells, colours(2)[1]) == 0
     assert count(cells, (177, 177, 177)) == 280 * 280  # the truth is veiled in white
@@ -95,7 +102,8 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
     images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
     masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
     names = [f"class {i}" for i in range(30)]
-    sheets.draw(sheets.cases(images, masks, masks[::-1], ["x" * 300, "b"], [0.1, 0.2]), names, tmp_path / "e.png")
+    rows = sheets.cases(split(images, masks, "x" * 300, "b"), [0, 1], masks[::-1], ["worst", "best"], [0.1, 0.2])
+    sheets.draw(rows, names, tmp_path / "e.png")
     height, width, _ = pixels(tmp_path / "e.png").shape
     assert width <= 4 * 286 + 6 and height < 2 * 330 + 700
 
@@ -104,14 +112,15 @@ def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
     images = np.full((2, 16, 16, 3), 90, np.uint8)
     truths = np.zeros((2, 16, 16), np.uint8)
     frames = {f"epoch {k}": np.full_like(truths, k) for k in (1, 2)}
-    sheets.draw(sheets.filmstrip(images, truths, frames, ["a", "b"]), CLASSES, tmp_path / "f.png")
+    two = split(images, truths, "a", "b")
+    sheets.draw(sheets.filmstrip(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
     film = pixels(tmp_path / "f.png")
     cell = 16 * (280 // 16)
     for k in range(3):
         assert 2 * cell**2 <= count(film, colours(3)[k]) < 2.1 * cell**2
     assert count(film[:, -cell - 7 :], colours(3)[0]) >= 2 * cell**2  # ending in the truth
     draws = [[(images[0], truths[0] + 2), (images[0, :8], truths[0, :8] + 2)]] * 2  # a crop among them
-    sheets.draw(sheets.samples(images, truths, draws, ["a", "b"]), CLASSES, tmp_path / "s.png")
+    sheets.draw(sheets.samples(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
     blend = (90 * 0.5 + colours(3)[2] * 0.5).astype(np.uint8)
     assert count(pixels(tmp_path / "s.png"), blend) == 2 * 1.5 * cell**2
 

@@ -115,8 +115,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         sparse(Path(folder) / "demo.npz", {"test_images": (pictures, side, side)})
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
-        shared = ensemble.batches(test, classes, settings.predict)
-        blending = [made], [1.0], test, shared, settings.predict, chosen
+        blending = [made], [1.0], test, settings.predict, chosen
         with submission.writer(Path(folder) / "s.csv", settings.competition) as write:
             for batch, probabilities in ensemble.blended(*blending):
                 write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
@@ -136,7 +135,7 @@ def train(pictures: int) -> dict[str, float]:
         started, chosen = time.perf_counter(), device.choose("cpu")
         data = runs.data(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            runs.train_fold(settings, data, 0, Path(folder) / "run", chosen, 0, math.inf)
+            runs.train(data, 0, Path(folder) / "run", chosen, 0, math.inf)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

@@ -185,14 +185,7 @@ def disk_to_csv(
     started = time.perf_counter()
     classes = len(settings.competition.classes)
     with submission.writer(place / "s.csv", settings.competition) as write:
-        blending = (
-            [[runs.Fold(path.parent, 0, {})]],
-            [1.0],
-            test,
-            ensemble.batches(test, classes, predict),
-            predict,
-            chosen,
-        )
+        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, predict, chosen
         for batch, probabilities in ensemble.blended(*blending):
             write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
     return len(rows) / (time.perf_counter() - started)
