@@ -129,19 +129,22 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     """The runs to compare, by name, each with its configuration. Raises Refused."""
     if bool(args.recipes) == bool(args.vary):
         raise cli.Refused("name --recipes to compare, or --vary KEY VALUE VALUE")
-    load, overrides = cli.configs.load, args.overrides
     if args.recipes:
-        named = [(config.recipe, config) for config in (load(args.competition, r, overrides) for r in args.recipes)]
+        asked = [(Path(recipe).stem, recipe, args.overrides) for recipe in args.recipes]
     else:
         key, *values = args.vary
         start = f"{cli.config(args).recipe}-{key.rpartition('.')[2]}-"
-        named = [
-            (start + re.sub(r"[^A-Za-z0-9.]+", "_", v), load(args.competition, args.recipe, [*overrides, f"{key}={v}"]))
-            for v in values
-        ]
-    if len(dict(named)) < 2 or len(dict(named)) < len(named):
-        raise cli.Refused(f"{', '.join(name for name, _ in named)}: name two runs or more, each once")
-    return dict(named)
+        names = [start + re.sub(r"[^A-Za-z0-9.]+", "_", value) for value in values]
+        asked = [(name, args.recipe, [*args.overrides, f"{key}={v}"]) for name, v in zip(names, values, strict=True)]
+    variants = {}
+    for name, recipe, overrides in asked:
+        try:
+            variants[name] = cli.configs.load(args.competition, recipe, overrides)
+        except cli.Refused as refused:
+            raise cli.Refused(f"{name}: {refused}") from None
+    if len(variants) < 2 or len(variants) < len(asked):
+        raise cli.Refused(f"{', '.join(name for name, *_ in asked)}: name two runs or more, each once")
+    return variants
 
 
 def comparison_name(args: argparse.Namespace) -> str:
