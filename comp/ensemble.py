@@ -6,7 +6,6 @@ picture was held out from two of them, so nothing could judge a difference.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -120,7 +119,7 @@ def blended(
     batches = [everything[start : start + size] for start in range(0, len(everything), size)][ranks.share()]
     buffer = torch.empty(min(chunk, len(everything)), *shape, device=device.device)
     pictures = sum(map(len, batches))
-    bar = tqdm(total=pictures * len(paths), desc="predict", unit="picture", disable=not sys.stderr.isatty())
+    bar = tqdm(total=pictures * len(paths), desc="predict", unit="picture", disable=True if ranks.rank() else None)
     for start in range(0, len(batches), chunk // size):
         some = batches[start : start + chunk // size]
         rows = np.concatenate(some)

@@ -3,7 +3,6 @@
 import copy
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,7 +130,7 @@ def fit(
             clock = time.monotonic()
             bar = tqdm(
                 total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
-                leave=False, disable=not sys.stderr.isatty(), unit="batch",
+                leave=False, disable=True if ranks.rank() else None, unit="batch",
             )  # fmt: skip
             for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
                 state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)

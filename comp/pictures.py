@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -148,7 +147,7 @@ def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[P
     paths = [parts / f"{name}-{_digest(plan, block)}.npz" for block in blocks]
     said = time.monotonic()
     with (
-        tqdm(total=len(rows), desc=name, unit="picture", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=len(rows), desc=name, unit="picture", disable=None) as bar,
         ThreadPoolExecutor(_workers()) as pool,
     ):
         for done, (path, block) in enumerate(zip(paths, blocks, strict=True), start=1):
