@@ -70,9 +70,10 @@ def _once(method: str, arguments: dict[str, Any]) -> Any:
 
 def log(ref: str) -> Iterator[str]:
     """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
+    secrets = credentials.found()
     with _declining():
         for event in _api().kernels_logs_stream(ref):
-            yield from credentials.strike(event.get("data") or "").splitlines()
+            yield from credentials.strike(event.get("data") or "", secrets).splitlines()
 
 
 @functools.cache

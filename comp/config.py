@@ -157,8 +157,8 @@ LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "ja
 
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
-    # inverse class frequency on the fold's training part, to a power from 0 to 1 or to that of its name: 0, 1, 0.5;
-    # anew on every batch ("batch"); or weights by class name
+    # inverse class frequency on the fold's training part, to a power from 0 to 1 ("sqrt": 0.5, "inverse": 1); its
+    # root anew on every batch ("batch"); or weights by class name
     class_weights: Literal["none", "inverse", "sqrt", "batch"] | Fraction | dict[str, float] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
@@ -333,9 +333,12 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), known)}"
-    message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "missing":
         return f"{key}: missing"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    for other in error.errors()[1:]:  # a union's other alternatives
+        if other["loc"][:-1] == first["loc"][:-1] and re.search(r"[\[(-]", str(other["loc"][-1])):
+            message += ", or " + other["msg"].removeprefix("Input should be ")
     return f"{key}: {message}, not {first['input']!r:.100}"
 
 

@@ -8,6 +8,7 @@ integers from a hash: the arrays are equal, bit for bit, on every machine.
 Lengths along a picture are in 1/256 of a noise cell; noise, thresholds and chances are 0 to 65535.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def ensure(folder: Path) -> Path:
     folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    cache = cache_folder(folder)
-    path = (folder if cache.parent == folder.absolute() else cache) / NAME
+    path = folder / NAME
+    if not path.is_file() and not os.access(folder, os.W_OK):
+        path = cache_folder(folder) / NAME
     if not path.is_file():
         with whole(path) as beside:
             np.savez(beside, **draw())  # not compressed, so that it can be mapped

@@ -71,21 +71,20 @@ def _kinds(found: Sequence[Finding]) -> dict[str, list[Finding]]:
 
 def _rows(train: Split, test: Split | None, found: Sequence[Finding]) -> Iterator[sheets.Row]:
     """Some training pictures, then for each kind of finding some of its; one that is like another follows that one."""
-    cells = dict(zip(train.ids.tolist(), zip(train.images, train.masks, strict=True), strict=True))
+    places = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
     if test is not None:
-        masks = [None] * len(test.ids) if test.masks is None else test.masks
-        pairs = zip(test.images, masks, strict=True)
-        cells |= {f"test/{name}": cell for name, cell in zip(test.ids, pairs, strict=True)}
+        places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
 
     def shown(names: Iterable[str]) -> dict[str, sheets.Cell]:
-        return {name: cells[name] for name in names}
+        some = {name: places[name] for name in names}
+        return {name: (s.images[k], None if s.masks is None else s.masks[k]) for name, (s, k) in some.items()}
 
     some = np.linspace(0, len(train.ids) - 1, min(ACROSS, len(train.ids)), dtype=int)
     yield "some training pictures", shown(train.ids[some].tolist())
     for kind, of_kind in _kinds(found).items():
         names: dict[str, None] = {}
         for finding in of_kind:
-            both = dict.fromkeys(name for name in (finding.group, finding.id) if name in cells)
+            both = dict.fromkeys(name for name in (finding.group, finding.id) if name in places)
             if len(names | both) > ACROSS:
                 break
             names |= both

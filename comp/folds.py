@@ -77,6 +77,8 @@ def load_or_make(path: Path, split: Split, index: Index, config: Config) -> np.n
         return assigned
     saved = _read(path, config.folds.count)
     excluded = _excluded(index, split.ids, config.competition.arrays)
+    if split.folds is not None:
+        excluded |= split.folds == EXCLUDED
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     now = zip(split.ids.tolist(), contents, excluded.tolist(), strict=True)
     for (id, fold, content), (id_now, content_now, out) in zip(saved, now, strict=False):

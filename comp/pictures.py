@@ -145,13 +145,17 @@ def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[P
     step = max(1, BLOCK // (4 * plan.size[0] * plan.size[1]))
     blocks = [rows[first : first + step] for first in range(0, len(rows), step)]
     paths = [parts / f"{name}-{_digest(plan, block)}.npz" for block in blocks]
+    for left in {*parts.glob(f"{name}-*.npz")} - {*paths}:  # of other pictures, or another size
+        left.unlink()
     said = time.monotonic()
     with (
         tqdm(total=len(rows), desc=name, unit="picture", disable=None) as bar,
         ThreadPoolExecutor(_workers()) as pool,
     ):
         for done, (path, block) in enumerate(zip(paths, blocks, strict=True), start=1):
-            if not path.exists():
+            try:
+                npz.member(path, "unknown")
+            except Refused:  # missing, or cut short with the machine
                 read = zip(*pool.map(lambda row: _read(row, plan), block), strict=True)
                 npz.write(path, map(_member, ("images", "masks", "unknown"), read))
             bar.update(len(block))

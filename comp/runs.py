@@ -152,7 +152,7 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     }
     if len(valid):
         facts["confusion"] = confusions.sum(0).tolist()
-        _pictures(Fold(folder, number, facts), data, train, valid, watched)
+        _pictures(Fold(folder, number, facts), data, train, valid, watched, confusions)
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
@@ -243,11 +243,13 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
     return np.concatenate(confusions)
 
 
-def _pictures(fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray) -> None:
+def _pictures(
+    fold: Fold, data: Data, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, confusions: np.ndarray
+) -> None:
     config, split = data.config, data.split
     metric, classes = config.competition.metric, config.competition.classes
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
-    _, probabilities, confusions = fold.oof()
+    probabilities = npz.mapped(npz.member(folder / OOF, "probabilities"))
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)

@@ -63,7 +63,7 @@ def check(
     names = _key_columns(competition)
     tests = [] if ids is None else list(ids)
     common = int(np.prod(sizes)) if np.ndim(sizes) == 1 else runlength.UNKNOWN  # pixels of a picture
-    each = np.prod(sizes, axis=1, dtype=np.int64).tolist() if np.ndim(sizes) == 2 else [common] * len(tests)
+    each = np.prod(sizes, axis=1, dtype=np.int64).tolist() if tests and np.ndim(sizes) == 2 else [common] * len(tests)
     areas = {key: area for name, area in zip(tests, each, strict=True) for key in _keys(competition, name)}
     lines = _lines(path)
     header = _header(path, lines)

@@ -139,9 +139,10 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     variants = {}
     for name, recipe, overrides in asked:
         try:
-            variants[name] = cli.configs.load(args.competition, recipe, overrides)
+            config = cli.configs.load(args.competition, recipe, overrides)
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
+        variants[config.recipe if args.recipes else name] = config
     if len(variants) < 2 or len(variants) < len(asked):
         raise cli.Refused(f"{', '.join(name for name, *_ in asked)}: name two runs or more, each once")
     return variants
