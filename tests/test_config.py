@@ -49,6 +49,7 @@ def test_the_first_difference_names_its_key():
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
         ("loss.terms={dise=1.0}", "loss.terms.dise: input should be 'cross_entropy'"),
         ("loss.class_weights=sqr", "loss.class_weights: input should be 'none', 'inverse', 'sqrt' or 'batch'"),
+        ("loss.class_weights=2", "or 'batch', or less than or equal to 1, or an object, not 2"),
         ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
         ('competition.classes=["a", "b", "a"]', "competition.classes: 'a' is there 2 times"),
         ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask a picture'),

@@ -379,6 +379,21 @@ def test_a_changed_file_is_read_again_after_an_interruption(tmp_path, monkeypatc
     ).all()
 
 
+def test_a_block_that_a_crash_of_the_machine_cut_short_is_read_again(tmp_path, monkeypatch):
+    folder, own = pairs(tmp_path / "source"), competition()
+    monkeypatch.setattr(pictures, "BLOCK", 2 * 16 * 16 * 4)
+    whole = make(folder, tmp_path / "whole.npz", own)
+    broken = folder / "images/p3.jpg"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:-100])
+    with pytest.raises(Refused, match=r"p3\.jpg"):
+        make(folder, tmp_path / "own.npz", own)
+    (block,) = (tmp_path / ".own.parts").glob("*.npz")
+    block.write_bytes(block.read_bytes()[:-100])
+    broken.write_bytes(good)
+    assert (make(folder, tmp_path / "own.npz", own)["train_images"] == whole["train_images"]).all()
+
+
 def test_what_was_odd_about_the_files_is_kept(tmp_path):
     folder = pairs(tmp_path / "source")
     picture(folder / "images/p1.jpg", mode="P", format="GIF")
