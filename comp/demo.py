@@ -31,7 +31,7 @@ def ensure(folder: Path) -> Path:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    if not path.is_file() and not os.access(folder, os.W_OK):
+    if not path.is_file() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         path = cache_folder(folder) / NAME
     if not path.is_file():
         with whole(path) as beside:
