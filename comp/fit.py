@@ -179,7 +179,9 @@ def fit(
                 _average(averaged, model, 0.0, state.updates)
             valid_loss = score = math.nan
             if len(valid):
+                looked = time.monotonic()
                 valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+                timer.forward = (time.monotonic() - looked) / len(valid)
                 score = metrics.score(confusions, config.competition.metric)
             if watch:
                 watch(state.epoch + 1, averaged)

@@ -49,11 +49,12 @@ class Timer:
     """Runs the schedule by the clock, so that a deadline meets its end and not its middle.
 
     `before` is the share of the schedule that earlier starts have spent, `forwards` how many pictures are predicted
-    after the last step.
+    after the last step; `forward`, once a validation has shown it, how many seconds each takes.
     """
 
     def __init__(self, deadline: float, before: float, forwards: int):
         self.deadline, self.before, self.forwards = deadline, before, forwards
+        self.forward = 0.0
         self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
 
     def progress(self, samples: int) -> float:
@@ -64,7 +65,7 @@ class Timer:
             return 0.0
         self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
-        finishing = 4.0 + 0.5 * self.forwards * (now - self.first) / self.samples
+        finishing = 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
         if self.steps < 8:  # a slow start must not end the run
             finishing = 0.0
         left = self.deadline - finishing - self.started
