@@ -327,7 +327,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first, *others = error.errors()
     # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
     key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
     if first["type"] == "extra_forbidden":
@@ -336,9 +336,9 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key}: missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    for other in error.errors()[1:]:  # a union's other alternatives
-        if other["loc"][:-1] == first["loc"][:-1] and re.search(r"[\[(-]", str(other["loc"][-1])):
-            message += ", or " + other["msg"].removeprefix("Input should be ")
+    if "[" in str(first["loc"][-1]):  # of a union's alternatives the first; those at the same place fit as well
+        same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
+        message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
     return f"{key}: {message}, not {first['input']!r:.100}"
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from comp import arrays, bundle, files, page, remote, sandbox, submission
 from comp.config import Competition
 from comp.errors import Refused
-from comp.runs import METRICS, MODEL, OOF, Fold
+from comp.runs import METRICS, Fold, parts
 
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
 
@@ -191,8 +191,7 @@ def _weights(job: Job) -> list[Path]:
 def _fold_files(job: Job, fold: Fold) -> dict[str, Path]:
     """What an ensemble reads of a fold, by where it looks for it below /kaggle/input/<…>."""
     place = f"runs/{job.competition.name}/{fold.folder.parent.name}/{fold.folder.name}"
-    found = [fold.folder / name for name in (MODEL, OOF, METRICS)]  # a model of all pictures has nothing out of fold
-    return {f"{place}/{file.name}": file for file in found if file.exists()}
+    return {f"{place}/{file.name}": file for file in parts(fold.folder)}
 
 
 def _kernel_of(fold: Fold) -> tuple[str, int] | None:

@@ -27,7 +27,7 @@ def make(split: Split, index: Index, config: Config) -> np.ndarray:
     A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
     for fewer independent groups than folds, and where the given split has not as many folds.
     """
-    excluded, folds = _excluded(index, split.ids, config.competition.arrays), config.folds
+    excluded, folds = _excluded(split, index, config.competition.arrays), config.folds
     if split.folds is not None:
         count = int(split.folds.max()) + 1
         if split.folds.min() < EXCLUDED or count != folds.count:
@@ -76,9 +76,7 @@ def load_or_make(path: Path, split: Split, index: Index, config: Config) -> np.n
         write_csv(path, [("id", "fold", "content"), *rows])
         return assigned
     saved = _read(path, config.folds.count)
-    excluded = _excluded(index, split.ids, config.competition.arrays)
-    if split.folds is not None:
-        excluded |= split.folds == EXCLUDED
+    excluded = _excluded(split, index, config.competition.arrays)
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     now = zip(split.ids.tolist(), contents, excluded.tolist(), strict=True)
     for (id, fold, content), (id_now, content_now, out) in zip(saved, now, strict=False):
@@ -114,11 +112,14 @@ def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     return lowest
 
 
-def _excluded(index: Index, ids: np.ndarray, arrays: Arrays) -> np.ndarray:
-    unknown = set(arrays.exclude).difference(ids.tolist())
+def _excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
+    """Which samples the competition, or the split that came with the arrays, leaves out: bool (N,)."""
+    unknown = set(arrays.exclude).difference(split.ids.tolist())
     if unknown:
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
-    excluded = np.isin(ids, np.array(arrays.exclude, dtype=str))
+    excluded = np.isin(split.ids, np.array(arrays.exclude, dtype=str))
+    if split.folds is not None:
+        excluded |= split.folds == EXCLUDED
     if arrays.exclude_shared_masks:
         telling = np.flatnonzero(~index.constant)
         _, mask = np.unique(index.mask_hash[telling], return_inverse=True)

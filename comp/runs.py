@@ -156,10 +156,14 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files that make a fold, or the model of all pictures, which has nothing out of fold."""
+    return [folder / name for name in (MODEL, OOF, METRICS) if name != OOF or folder.name != "full"]
+
+
 def finished(folder: Path) -> bool:
-    """Whether a fold's folder holds all that makes it one, or the model of all pictures."""
-    parts = (METRICS, MODEL) if folder.name == "full" else (METRICS, MODEL, OOF)
-    return all((folder / name).exists() for name in parts)
+    """Whether a folder holds all that makes it a fold, or the model of all pictures."""
+    return all(path.exists() for path in parts(folder))
 
 
 def check_configuration(run_folder: Path, config: Config) -> None:
