@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,10 +45,12 @@ _Block = tuple[Sequence[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class _Part:
-    """One fold: its rows of the split, the float16 probabilities of each run, and a block of sampled pixels."""
+    """One fold of every run, and a block of sampled pixels."""
 
-    rows: np.ndarray
-    probabilities: tuple[np.ndarray, ...]
+    folder: Path  # of the first run
+    rows: np.ndarray  # of the split
+    probabilities: tuple[np.ndarray, ...]  # float16, of each run
+    truth: np.ndarray  # int64 (n, C): pixels per class, as they were when the fold was validated
     sample: _Block
 
     def blocks(self, split: Split) -> Iterator[_Block]:
@@ -81,7 +84,7 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
 
     `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
     found on sampled pixels, and scored on all pixels of the fold that was left out. Raises Refused where
-    runs were not validated on the same pictures.
+    runs were not validated on the same pictures, or on other masks than the split's.
     """
     parts = _parts(runs, split, competition)
     kinds = {"equal weights": (False, False)}
@@ -95,6 +98,8 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
         for part in parts:
             weights = _find([p for p in parts if p is not part] or parts, *free, competition)
             confusions.append(_confusions(part.blocks(split), *weights, competition))
+            if not np.array_equal(confusions[-1].sum(2), part.truth):
+                raise Refused(f"{part.folder}: the training masks have changed since; train it again")
         scores[kind] = metrics.score(np.concatenate(confusions), competition.metric)
     best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
     run_weights, class_weights = _find(parts, *kinds[best], competition)
@@ -198,15 +203,16 @@ def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     step = max(1, pixels // max(1, most)) | 1
     parts = []
     for same in zip(*runs, strict=True):
-        ids, probabilities = zip(*(fold.oof()[:2] for fold in same), strict=True)
-        for fold, others, stored in zip(same, ids, probabilities, strict=True):
+        ids, probabilities, confusions = zip(*(fold.oof() for fold in same), strict=True)
+        truths = [confusion.sum(2) for confusion in confusions]
+        for fold, others, stored, truth in zip(same, ids, probabilities, truths, strict=True):
             shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
             fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
-            if not fits or stored.shape != shape:
+            if not fits or stored.shape != shape or not np.array_equal(truth, truths[0]):
                 raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
         rows = np.array([row_of[name] for name in ids[0].tolist()])
         # Sampled pixels stand below one another, as a picture of one column.
-        truth = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
+        masks = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
         sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
-        parts.append(_Part(rows, probabilities, (sampled, truth)))
+        parts.append(_Part(same[0].folder, rows, probabilities, truths[0], (sampled, masks)))
     return parts

@@ -87,9 +87,9 @@ def train(data: Data, number: int, run_folder: Path, device: Device, workers: in
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = folder_of(run_folder, number)
+    check_configuration(run_folder, data.config)
     with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
         with ranks.first():
-            check_configuration(run_folder, data.config)
             if not ranks.rank():
                 if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
                     (folder / METRICS).unlink(missing_ok=True)

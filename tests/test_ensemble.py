@@ -18,12 +18,13 @@ def split(count=30):
     return Split(images[..., None], masks, np.array([f"p{i}" for i in range(count)]), None, None)
 
 
-def write_fold(folder, number, ids, probabilities):
+def write_fold(folder, number, ids, probabilities, masks):
     folder.mkdir(parents=True)
+    confusions = metrics.confusion(masks, probabilities.argmax(1).astype(np.uint8), 3)
     members = [
         ("ids", ids.shape, ids.dtype, [ids]),
         ("probabilities", probabilities.shape, np.float16, [probabilities]),
-        ("confusions", (len(ids), 3, 3), np.int64, [np.zeros((len(ids), 3, 3))]),
+        ("confusions", (len(ids), 3, 3), np.int64, [confusions]),
     ]
     npz.write(folder / runs.OOF, members)
     (folder / runs.METRICS).write_text(json.dumps({"fold": number, "valid_pictures": len(ids)}))
@@ -38,7 +39,8 @@ def run(place, name, data, noise, bias=(1, 1, 1), folds=3):
         rows = np.arange(number, len(data.ids), folds)
         p = np.eye(3)[data.masks[rows]].transpose(0, 3, 1, 2) + noise * rng.random((len(rows), 3, 16, 16))
         p *= np.array(bias)[:, None, None]
-        made.append(write_fold(place / name / f"fold-{number}", number, data.ids[rows], p / p.sum(1, keepdims=True)))
+        folder, p = place / name / f"fold-{number}", p / p.sum(1, keepdims=True)
+        made.append(write_fold(folder, number, data.ids[rows], p, data.masks[rows]))
     return made
 
 
@@ -85,6 +87,9 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
     assert [[f.number for f in r] for r in ensemble.same_folds([three, two], [1, 0])] == [[1, 0], [1, 0]]
     with pytest.raises(Refused, match="validated on other pictures"):
         ensemble.search([three[:2], two], data, COMPETITION)
+    data.masks[data.ids == "p1"] = 2
+    with pytest.raises(Refused, match="fold-1: the training masks have changed since"):
+        ensemble.search([three], data, COMPETITION)
     with pytest.raises(Refused, match="no finished fold"):
         runs.find_folds(tmp_path / "tiny" / "nothing")
 

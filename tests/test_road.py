@@ -76,9 +76,10 @@ def test_a_fold_that_lacks_a_part_is_trained_again(name, trained, tmp_path, monk
 def test_another_configuration_is_refused(trained, monkeypatch, capsys):
     place, _ = trained
     output = inside(
-        monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "1", "--set", "epochs=3", cwd=place, status=2
+        monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", "--set", "epochs=3", cwd=place, status=2
     )
     assert "epochs: 2, now 3" in output and "--run" in output and "Traceback" not in output
+    assert not (place / "runs/tiny/recipe/full").exists()
 
 
 def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained, monkeypatch, capsys):
