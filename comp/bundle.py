@@ -5,7 +5,7 @@
 Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
 Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py and .toml
 files of `comp`, the .py files and licence of segmentation-models-pytorch, and the TOML files that
-the arguments name. So credentials, which lie in none of them, cannot.
+the arguments name, with those of the same folder that these name. So credentials, which lie in none of them, cannot.
 """
 
 import atexit
@@ -48,8 +48,8 @@ class Pack:
 def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
     """Pack an entry script with its arguments; the same input gives the same bytes.
 
-    TOML files that the arguments name travel inside. Raises Refused for one that names another TOML
-    file, and for a pack that Kaggle would not take.
+    TOML files that the arguments name travel inside, and those beside them that they name. Raises Refused for
+    one that names a TOML file of another folder, and for a pack that Kaggle would not take.
     """
     words, carried = _carried(arguments)
     data = _zip({f"kernels/{entry.name}": entry.read_bytes()} | _comp() | _distribution(LACKING) | carried)
@@ -168,27 +168,34 @@ def _carried(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
     for word in arguments:
         option, _, path = word.rpartition("=") if word.startswith("--") else ("", "", word)
         if path.endswith(".toml"):
-            name = f"given/{len(carried)}/{Path(path).name}"
-            carried[name] = _toml(Path(path))
-            words += [option, f"pack:{name}"] if option else [f"pack:{name}"]
+            place = f"given/{len(carried)}"
+            carried |= {f"{place}/{name}": data for name, data in _tomls(Path(path)).items()}
+            travels = f"pack:{place}/{Path(path).name}"
+            words += [option, travels] if option else [travels]
         else:
             words.append(word)
     return words, carried
 
 
-def _toml(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        values = tomllib.loads(data.decode())
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not valid TOML: {error}") from None
-    credentials.refuse([path])
-    for key in ("base", "recipe"):
-        if str(values.get(key, "")).endswith(".toml"):
-            raise Refused(f"{path}: {key} = {values[key]}: only this file travels; name one that ships, or copy it in")
-    return data
+def _tomls(path: Path) -> dict[str, bytes]:
+    """A TOML file, its base or recipe where that is a file, that one's base, and so on, by their names."""
+    found, wanted = {}, [path]
+    for path in wanted:  # which grows meanwhile
+        try:
+            found[path.name] = path.read_bytes()
+            values = tomllib.loads(found[path.name].decode())
+        except OSError as error:
+            raise Refused(f"{path}: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"{path}: not valid TOML: {error}") from None
+        credentials.refuse([path])
+        for key in ("base", "recipe"):
+            other = str(values.get(key, ""))
+            if other.endswith(".toml") and Path(other).name != other:
+                raise Refused(f"{path}: {key} = {other}: only files of its own folder travel with it")
+            if other.endswith(".toml") and other not in found:
+                wanted.append(path.with_name(other))
+    return found
 
 
 def _comp() -> dict[str, bytes]:

@@ -110,7 +110,7 @@ class Competition(Section):
     kaggle: str = ""  # the competition's slug on kaggle.com
     code_competition: bool = False  # submitted as a kernel's output, not as a file
     datasets: tuple[str, ...] = ()  # Kaggle datasets, owner/slug, that its kernels read: arrays, weights
-    recipe: str = "default"  # used when none is named
+    recipe: str = "default"  # used when none is named; a .toml file is meant from where the competition's lies
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
     source: Source = Source()
     arrays: Arrays = Arrays()
@@ -216,7 +216,7 @@ def load(competition: str = "demo", recipe: str | None = None, overrides: Iterab
     competition's own is taken. A value is read as TOML, and as plain text where it is none. Raises Refused.
     """
     about = _read("competitions", competition)
-    recipe = recipe or str(about.get("recipe", "default"))
+    recipe = recipe or _beside(competition, str(about.get("recipe", "default")))
     values = _recipe(recipe)
     values["competition"] = about
     values.setdefault("recipe", Path(recipe).stem)
@@ -287,14 +287,17 @@ def _read(kind: str, name: str) -> dict[str, Any]:
 def _recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's values on top of those of its `base`, which is a recipe too."""
     values = _read("recipes", name)
-    base = str(values.pop("base", ""))
+    base = _beside(name, str(values.pop("base", "")))
     if not base:
         return values
-    if base.endswith(".toml"):
-        base = str(Path(name).parent / base)  # a path is meant from where the recipe lies
     if base in (*above, name):
         raise Refused(f"recipe {name}: its base {base!r} is based on it")
     return _merge(_recipe(base, (*above, name)), values)
+
+
+def _beside(file: str, name: str) -> str:
+    """A path that a TOML file names is meant from where that file lies; the name of one that ships stays."""
+    return str(Path(file).parent / name) if name.endswith(".toml") else name
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -160,11 +160,20 @@ def test_tomls_travel(entry, tmp_path, words):
     assert contents(pack)["given/0/own.toml"] == b"epochs = 7\n"
 
 
-@pytest.mark.parametrize("line", ['base = "other.toml"', 'recipe = "other.toml"'])
-def test_a_toml_that_names_another_is_refused(entry, tmp_path, line):
+def test_tomls_that_it_names_travel_beside_it(entry, tmp_path):
+    texts = {"own": 'recipe = "other.toml"', "other": 'base = "last.toml"', "last": 'base = "other.toml"'}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    pack = bundle.pack(entry, ["--competition", str(tmp_path / "own.toml")])
+    assert pack.arguments == ("--competition", "pack:given/0/own.toml")
+    assert {f"given/0/{name}.toml": text.encode() for name, text in texts.items()}.items() <= contents(pack).items()
+
+
+@pytest.mark.parametrize("line", ['base = "../other.toml"', 'recipe = "/other.toml"'])
+def test_a_toml_that_names_one_elsewhere_is_refused(entry, tmp_path, line):
     own = tmp_path / "own.toml"
     own.write_text(line)
-    with pytest.raises(Refused, match=r"own\.toml: .* = other\.toml: only this file travels"):
+    with pytest.raises(Refused, match=r"own\.toml: .*other\.toml: only files of its own folder"):
         bundle.pack(entry, ["--recipe", str(own)])
 
 

@@ -28,6 +28,15 @@ def test_a_recipe_is_laid_over_its_base(tmp_path):
     assert loaded.model == base.model
 
 
+def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    demo = (config.SHIPPED / "competitions/demo.toml").read_text().replace('recipe = "quick"', 'recipe = "own.toml"')
+    (tmp_path / "mine.toml").write_text(demo)
+    (tmp_path / "own.toml").write_text('base = "below.toml"')
+    (tmp_path / "below.toml").write_text('base = "default"\nepochs = 2\n')
+    assert config.load(str(tmp_path / "mine.toml")).epochs == 2
+
+
 def test_it_survives_json():
     loaded = config.load("mars")
     assert config.from_dict(loaded.model_dump(mode="json")) == loaded
