@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -180,10 +179,7 @@ def _start_again(processes: int) -> None:
     if "ipykernel" in sys.modules:  # a notebook cannot become another process
         print(f"one of {processes} GPUs is used; a script, or torchrun, uses all")
         return
-    script = Path(sys.modules["__main__"].__file__)
-    words = sys.orig_argv
-    begin = next(place for place, word in enumerate(words) if place and Path(word).resolve() == script.resolve())
     print(f"{processes} GPUs: one process each, under torchrun", flush=True)
     # "--" keeps torchrun from reading the script's own --run as a short form of its --run-path.
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
-    os.execv(sys.executable, [sys.executable, *launcher, *words[begin:]])
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])

@@ -94,26 +94,14 @@ def test_a_lost_rank_ends_the_job_and_the_same_command_goes_on(place):
     assert "Traceback" not in said.partition("closing signal")[0], said
 
 
-def test_two_gpus_start_the_same_command_again_under_torchrun(monkeypatch, tmp_path):
-    script = tmp_path / "train_fold.py"
-    script.touch()
+def test_two_gpus_start_the_same_command_again_under_torchrun(monkeypatch):
     began = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "execv", lambda program, words: began.append(words))
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", str(script), "--run", "a", "--fold", "0"])
+    monkeypatch.setattr(sys, "argv", ["kernels/train_fold.py", "--run", "a", "--fold", "0"])
     ranks.join("cuda:1")  # one was asked for
     assert not began
     ranks.join("auto")
-    assert began[0][2:] == [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "--",
-        str(script),
-        "--run",
-        "a",
-        "--fold",
-        "0",
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    assert began[0] == [sys.executable, *launcher, *sys.argv]
