@@ -25,7 +25,7 @@ MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and eac
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
-INDEX_VERSION = 1  # raised when `index` changes, so that older caches are not used
+INDEX_VERSION = 2  # raised when `index` changes, so that older caches are not used
 INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
 
 
@@ -54,7 +54,7 @@ class Index:
     counts: np.ndarray  # int64 (N, classes): pixels per class; ignored pixels are counted nowhere
     image_hash: np.ndarray  # uint64 (N,)
     mask_hash: np.ndarray  # uint64 (N,)
-    constant: np.ndarray  # bool (N,): the mask is one label throughout, or there is none
+    constant: np.ndarray  # bool (N,): the mask is one label throughout, ignored pixels aside, or there is none
 
 
 def find(file: str, folder: Path) -> Path:
@@ -161,10 +161,9 @@ def _index(split: Split, competition: Competition) -> Index:
             if done % 64 == 0:
                 release(split.images)
                 release(split.masks)
-    constant = counts.max(axis=1) == (0 if split.masks is None else pixels)
     if ignore is not None:
         counts[:, labels.index(ignore)] = 0
-    return Index(counts[:, :classes], image_hash, mask_hash, constant)
+    return Index(counts[:, :classes], image_hash, mask_hash, (counts > 0).sum(axis=1) <= 1)
 
 
 def _hash(sample: np.ndarray) -> int:

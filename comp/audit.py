@@ -17,6 +17,7 @@ from comp.folds import connected
 
 BLOCK = 8 << 20  # bytes of pictures looked at together
 NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
+CROWD = 1000  # different pictures with an equal band, beyond which it is padding's or the sky's and says nothing
 NEAR_CORRELATION = 0.98  # of the thumbnails, without which smooth pictures would all be alike
 SHARING = 3  # different pictures under one mask, from which on it is a finding
 ODD_Z = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993)
@@ -82,7 +83,9 @@ def near_pairs(thumbs: np.ndarray) -> np.ndarray:
     found = [same[same[:, 0] != same[:, 1]]]
     for band in range(4):
         value = (distinct >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        order = np.argsort(value, kind="stable")
+        _, which_value, times = np.unique(value, return_inverse=True, return_counts=True)
+        few = np.flatnonzero(times[which_value] <= CROWD)
+        order = few[np.argsort(value[few], kind="stable")]
         value = value[order]
         for apart in range(1, len(value)):
             equal = np.flatnonzero(value[apart:] == value[:-apart])

@@ -74,6 +74,7 @@ class Source(Section):
     """How kernels/prepare.py turns pictures and masks into arrays."""
 
     size: tuple[Positive, Positive] = (256, 256)  # height, width
+    ids: Literal["stem", "name"] = "stem"  # a picture's id is its file's name without its suffix, or with it
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
     labels: dict[str, str] = {}
 
@@ -303,8 +304,9 @@ def _beside(file: str, name: str) -> str:
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = below | above
     for key, value in above.items():
-        # Sections are merged; dicts that are values of their own, such as loss.terms, are replaced.
-        if isinstance(value, dict) and isinstance(below.get(key), dict) and key in Config.model_fields:
+        # Sections are merged; dicts that are values of their own, oversample and loss.terms, are replaced.
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        if both and key in Config.model_fields and key != "oversample":
             merged[key] = below[key] | value
             if value.get("architecture", kind := below[key].get("architecture")) != kind and "options" not in value:
                 merged[key].pop("options", None)  # they were another architecture's

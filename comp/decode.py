@@ -77,8 +77,17 @@ def load(path: Path, role: str) -> Image.Image:
     return image
 
 
-def read(path: Path, turn: bool) -> Image.Image:
-    """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused."""
+def depth(paths: Sequence[Path]) -> int:
+    """How many bits grey pictures of more than 8 really use, 12 say of 16: what the largest value of all needs."""
+    peak = max((int(np.asarray(load(path, "picture")).max()) for path in paths), default=0)
+    return max(8, peak.bit_length())
+
+
+def read(path: Path, turn: bool, bits: int = 16) -> Image.Image:
+    """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused.
+
+    Of a deep grey picture (mode "I…") the highest 8 of `bits` bits are kept.
+    """
     image = load(path, "picture")
     if turn:
         image = ImageOps.exif_transpose(image)
@@ -86,7 +95,7 @@ def read(path: Path, turn: bool) -> Image.Image:
         raise Refused(f"{path}: holds fractions; 8- or 16-bit pictures would fit")
     if image.mode.startswith("I"):
         # PIL would clip 16-bit grey to 255 instead of scaling it.
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> (bits - 8)).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

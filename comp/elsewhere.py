@@ -1,5 +1,6 @@
 """The same command somewhere else: rehearsed in the sandbox, or run on Kaggle, its output brought back."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from typing import Literal
 from comp import arrays, bundle, files, page, remote, sandbox, submission
 from comp.config import Competition
 from comp.errors import Refused
-from comp.runs import METRICS, Fold, parts
+from comp.runs import METRICS, Fold, begun, parts
 
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
 
@@ -68,9 +69,11 @@ def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namesp
         for fold in job.folds:
             inputs |= {f"notebooks/me/{job.name}/{place}": file for place, file in _fold_files(job, fold).items()}
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
-            if status := sandbox.rehearse(_packed(job), inputs, Path(working), form):
+            status = sandbox.rehearse(_packed(job), inputs, Path(working), form)
+            with contextlib.suppress(Refused) if status else contextlib.nullcontext():
+                bring(job, Path(working))  # of one that failed what it had finished
+            if status:
                 raise Refused(f"{job.name}: the script ended with status {status} in the sandbox; see above")
-            bring(job, Path(working))
 
 
 def kaggle(jobs: Iterable[Job]) -> None:
@@ -79,14 +82,17 @@ def kaggle(jobs: Iterable[Job]) -> None:
     failed: list[Refused] = []
 
     def finish(job: Job, kernel: remote.Kernel) -> None:
-        try:
-            remote.follow(kernel.ref)
+        def fetch() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 remote.output(kernel.ref, Path(folder))
                 bring(job, Path(folder), kernel)
-        except Refused as refused:  # the other kernels' output is wanted all the same
-            print(refused)
-            failed.append(refused)
+
+        for step in (lambda: remote.follow(kernel.ref), fetch):
+            try:
+                step()
+            except Refused as refused:  # what it had finished is wanted all the same, and the other kernels' output
+                print(refused)
+                failed.append(refused)
 
     for job in jobs:
         if _done(job):
@@ -111,36 +117,50 @@ def kaggle(jobs: Iterable[Job]) -> None:
 
 
 def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
-    """Put a kernel's output where the same command here would have left it. Raises Refused."""
+    """Put a kernel's output where the same command here would have left it. Raises Refused for what it lacks."""
     about = {"kernel": dataclasses.asdict(kernel)} if kernel else {}
-    for leaf in job.leaves:
-        came = folder / "runs" / leaf.relative_to(job.runs)
-        if not came.exists():
-            raise Refused(f"{job.name}: its output holds no finished {came.parent.relative_to(folder)}")
-        if kernel:
-            files.write_json(came.with_name(KERNEL), about["kernel"])
-    filled = [leaf.parent for leaf in job.leaves]
+    came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
+    for leaf in came.values():
+        if kernel and leaf.exists():
+            files.write_json(leaf.with_name(KERNEL), about["kernel"])
+    there = [place for place, leaf in came.items() if leaf.exists()]
+    lacking = [place for place in came if place not in there]
+    # A run's own files stay as they are here, but where nothing was trained with them.
+    fresh = {place.parent for place in there if came[place].name == METRICS and not begun(place.parent)}
     # metrics.json comes last: it says that the fold is finished.
     for source in sorted((folder / "runs").rglob("[!.]*"), key=lambda path: (path.name == METRICS, path)):
         target = job.runs / source.relative_to(folder / "runs")
-        # Files of the run and the competition stay as they are here.
-        if source.is_file() and (target.parent in filled or not target.exists()):
+        replaced = target.parent in there or target.parent in fresh or not target.exists()
+        if source.is_file() and replaced and target.parent not in lacking:
             _place(source, target)
-    for place in filled:
+    for place in there:
         report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
+    if lacking:
+        raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")
     if job.submissions is None:
         return
-    came = folder / "submission.csv"
-    if not came.exists():
+    made = folder / "submission.csv"
+    if not made.exists():
         raise Refused(f"{job.name}: its output holds no submission.csv")
-    made_by = json.loads(came.with_suffix(".json").read_text(encoding="utf-8"))
+    made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    test, sample = arrays.load_test(job.competition, job.input), arrays.sample_submission(job.competition, job.input)
-    rows = submission.check(came, job.competition, test.ids, test.shapes, sample)
-    _place(came, target)
+    rows = check(made, job.competition, job.input)
+    _place(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
+
+
+def check(path: Path, competition: Competition, folder: Path) -> int:
+    """Check a submission against the test pictures, unless only a dataset on Kaggle has them; how many rows it has.
+
+    Raises Refused.
+    """
+    sample = arrays.sample_submission(competition, folder)
+    if competition.datasets and not (folder / competition.file).exists():
+        return submission.check(path, competition, sample=sample)
+    test = arrays.load_test(competition, folder)
+    return submission.check(path, competition, test.ids, test.shapes, sample)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -173,8 +193,8 @@ def _arrays(job: Job) -> list[Path]:
 
 def _weights(job: Job) -> list[Path]:
     """Local files of encoder weights. Raises Refused for what a kernel cannot get."""
-    found = []
-    for weights in {*job.weights} - {"none"}:
+    found: dict[str, Path] = {}
+    for weights in sorted({*job.weights} - {"none"}):
         if not weights.endswith(".safetensors"):
             raise Refused(
                 f"model.encoder_weights = {weights}: a kernel has no network to fetch it; "
@@ -184,8 +204,10 @@ def _weights(job: Job) -> list[Path]:
             continue
         if not Path(weights).is_file():
             raise Refused(f"model.encoder_weights = {weights}: no such file")
-        found.append(Path(weights))
-    return found
+        path = Path(weights)
+        if found.setdefault(path.name, path).resolve() != path.resolve():
+            raise Refused(f"{path} and {found[path.name]}: in a kernel, files of one name would be one; rename one")
+    return [*found.values()]
 
 
 def _fold_files(job: Job, fold: Fold) -> dict[str, Path]:
@@ -211,13 +233,20 @@ def _datasets(job: Job) -> dict[str, str]:
         if not _kernel_of(fold):
             lacking[f"{job.name}-folds"] |= _fold_files(job, fold)
     for file in _weights(job):
-        lacking[f"{competition.name}-{file.stem}"] = {file.name: file}
+        # Other weights are another dataset: a kernel reads the newest version of one, whichever it was pushed with.
+        lacking[f"{competition.name}-{file.stem}-{files.sha256(file)[:6]}"] = {file.name: file}
     if not competition.datasets:
         for file in _arrays(job):
-            if not (competition.kaggle and remote.has_file(competition.kaggle, file.name)):
+            there = remote.size_of(competition.kaggle, file.name) if competition.kaggle else None
+            if there is None:
                 lacking[f"{competition.name}-arrays"] = {file.name: file}
+            elif there not in (0, file.stat().st_size):
+                print(
+                    f"{file}: not as large as the competition's own file of that name, which the kernel reads; "
+                    "to send yours, give it another name, as competition.arrays.file"
+                )
     uploaded = (_upload(job, slug(name), contents) for name, contents in lacking.items() if contents)
-    return dict.fromkeys(competition.datasets, "as it is") | dict(uploaded)
+    return {ref: str(remote.dataset(ref)) for ref in competition.datasets} | dict(uploaded)
 
 
 def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:
@@ -226,7 +255,8 @@ def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:
     state = hashlib.sha256(listed.encode()).hexdigest()
     record = job.runs / job.competition.name / f"{name}.uploaded.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"sha256": ""}
-    if before["sha256"] != state:
+    ours = before["sha256"] == state and before["ref"].startswith(f"{remote.user()}/")
+    if not (ours and remote.dataset(before["ref"])):
         before = {"ref": remote.upload(contents, name), "sha256": state}
         files.write_json(record, before)
     return before["ref"], state

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from comp import metrics, models, predict, ranks
 from comp.arrays import Split, release
-from comp.config import Competition, Predict
+from comp.config import Competition
 from comp.device import Device
 from comp.errors import Refused
 from comp.runs import Fold
@@ -107,11 +107,17 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
 
 
 def blended(
-    runs: Sequence[Sequence[Fold]], weights: Sequence[float], test: Split, settings: Predict, device: Device
+    runs: Sequence[Sequence[Fold]],
+    weights: Sequence[float],
+    test: Split,
+    tta: str | None,
+    batch_size: int,
+    device: Device,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Blend this rank's share of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
 
-    Batches of up to `settings.batch_size` pictures, fewer where they are large, go to one rank after the other.
+    Each model predicts as it was validated, but with test-time augmentation `tta` where that is given.
+    Batches of up to `batch_size` pictures, fewer where they are large, go to one rank after the other.
     Models take turns on chunks of pictures, so memory grows neither with their number nor with the
     number of pictures.
     """
@@ -119,7 +125,7 @@ def blended(
     at, loaded = paths[0][0], models.load(paths[0][0], device.device)
     shape = (len(loaded.config.competition.classes), *test.images.shape[1:3])
     chunk = max(1, CHUNK_BYTES // (4 * math.prod(shape)))  # pictures
-    size = min(settings.batch_size, chunk)
+    size = min(batch_size, chunk)
     everything = np.arange(len(test.ids))
     batches = [everything[start : start + size] for start in range(0, len(everything), size)][ranks.share()]
     buffer = torch.empty(min(chunk, len(everything)), *shape, device=device.device)
@@ -132,10 +138,10 @@ def blended(
         for path, weight in paths:
             if path != at:
                 at, loaded = path, models.load(path, device.device, loaded)
-            # Tiles belong to the model, which was validated so; augmentation and batches to this prediction.
-            own = settings.model_copy(update={"tile": loaded.config.predict.tile})
+            own = loaded.config.predict
+            settings = own.model_copy(update={"tta": tta or own.tta, "batch_size": batch_size})
             seen = 0
-            for batch, probabilities in predict.over(loaded.model, test.images, rows, own, device):
+            for batch, probabilities in predict.over(loaded.model, test.images, rows, settings, device):
                 total[seen : seen + len(batch)].add_(probabilities, alpha=weight)
                 seen += len(batch)
                 bar.update(len(batch))
@@ -214,5 +220,8 @@ def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
         # Sampled pixels stand below one another, as a picture of one column.
         masks = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
         sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
+        if competition.metric.average == "global":  # as one picture, whose confusions are one matrix and not many
+            masks = masks.reshape(1, -1, 1)
+            sampled = [p.swapaxes(0, 1).reshape(1, p.shape[1], -1, 1) for p in sampled]
         parts.append(_Part(same[0].folder, rows, probabilities, truths[0], (sampled, masks)))
     return parts

@@ -97,13 +97,15 @@ def fit(
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := checkpoint.load(folder / checkpoint.NAME, modules, optimizer):
         facts, note = restored
-        if scaling := facts.pop("scaler", None):  # empty from a CPU
+        scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
+        if scaling and scaling["growth_interval"] == scaler.get_growth_interval():
             scaler.load_state_dict(scaling)
         if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     forwards = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     timer = schedule.Timer(deadline, state.progress, forwards)
     began, saved, parts = started - state.seconds, time.monotonic(), 1
 
@@ -140,8 +142,12 @@ def fit(
                 torch.manual_seed(int(mixing.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
                 samples = sum(size for size, *_ in group)
                 mixed = [_on_device(images, labels, config, mixing, device) for _, images, labels in group]
+                before = _flat(statistics)
                 loss, parts = _gradients(model, mixed, samples, loss_of, scaler, device, parts)
                 loss = ranks.total_gradients(model, loss)
+                # A step that is left out leaves batch statistics as they were, too.
+                after = torch.where(loss.isfinite(), _flat(statistics), before).split([s.numel() for s in statistics])
+                torch._foreach_copy_(statistics, [a.view_as(s) for a, s in zip(after, statistics, strict=True)])
                 if config.optimizer.clip:
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
@@ -267,13 +273,17 @@ def evaluate(
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
     model.eval()
     classes, mine = len(config.competition.classes), rows[ranks.share()]
-    total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
-    for batch in predict.batches(mine, split.images.shape[1:3], config.predict):
-        images = batches.to_device(torch.from_numpy(np.ascontiguousarray(split.images[batch])), device.device)
+
+    def look(images: Tensor, batch: np.ndarray) -> tuple[float, np.ndarray]:
         logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
         masks = np.ascontiguousarray(split.masks[batch])
-        total += loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
-        confusions.append(metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignore))
+        loss = loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
+        return loss, metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignore)
+
+    total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
+    for _, (loss, confusion) in predict.each(look, split.images, mine, config.predict, device):
+        total += loss
+        confusions.append(confusion)
     counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)
     counted[ranks.share()] = torch.from_numpy(np.concatenate(confusions))
     total = ranks.total(torch.tensor(total, dtype=torch.float64)).item()
@@ -345,6 +355,10 @@ def _backward(
             scaler.scale(loss).backward()
             mean += loss.detach()
     return mean
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ names ("train-label-img", "annotations/trimaps", "test_images", "val/masks") and
 with or without a suffix such as "_mask". Files that belong nowhere are named, not lost.
 """
 
+import os
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +40,11 @@ class Layout:
     odd: list[Finding]
 
 
-def find(source: Path) -> Layout:
-    """Find the samples below `source`, ordered by id. Raises Refused, naming what is missing or ambiguous."""
+def find(source: Path, for_test: bool = False) -> Layout:
+    """Find the samples below `source`, ordered by id. Raises Refused, naming what is missing or ambiguous.
+
+    `for_test`: it is test pictures that must be there, and not training ones.
+    """
     if not source.is_dir():
         raise Refused(f"{source}: no such folder")
     lists = sorted(path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}ImageSets/Segmentation"))
@@ -47,7 +52,9 @@ def find(source: Path) -> Layout:
         years = ", ".join(path.parts[-3] for path in lists)
         raise Refused(f"{source}: holds several VOC years ({years}); name one of them as --source")
     layout = _voc(lists[0]) if lists else _folders(source)
-    if not layout.train:
+    if for_test and not layout.test:
+        raise Refused(f"{source}: no test pictures; they lie in a folder named test…, or stand in VOC's test list")
+    if not for_test and not layout.train:
         raise Refused(
             f"{source}: no picture there has a mask; what fits: images/ and masks/ with equal stems (test_images/ "
             "beside them), images/ and annotations/trimaps/, or VOC's JPEGImages, SegmentationClass and ImageSets"
@@ -91,7 +98,7 @@ def _folders(source: Path) -> Layout:
     pictures: dict[str, dict[str, Path]] = defaultdict(dict)
     masks: dict[str, dict[str, Path]] = defaultdict(dict)
     odd = []
-    for path in sorted(path for path in source.rglob("*") if not path.is_dir()):
+    for path in sorted(_files(source)):
         folder = path.relative_to(source).parent.as_posix()
         if not _is_picture(path):
             odd.append(Finding(path.name, "not a picture", folder))
@@ -118,6 +125,18 @@ def _folders(source: Path) -> Layout:
         alone = sorted({*masks[split].values()} - {*paired.values()})
         odd += [Finding(path.stem, "no picture", path.relative_to(source).as_posix()) for path in alone]
     return Layout(sorted(train.values()), sorted(test.values()), odd)
+
+
+def _files(source: Path) -> Iterator[Path]:
+    """Every file below a folder, those behind links to folders, too; a folder that is met again is passed over."""
+    seen = set()
+    for place, folders, names in os.walk(source, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield from (Path(place, name) for name in names)
 
 
 def _is_picture(path: Path) -> bool:

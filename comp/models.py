@@ -152,8 +152,11 @@ def _check_encoder(smp: Any, encoder: str) -> None:
 def _load_encoder(encoder: nn.Module, path: Path) -> str:
     """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
     given, wanted = files.read_tensors(path)[0], encoder.state_dict()
-    # timm encoders sit one level deeper ("model."), which the file's own keys do not have.
-    renamed = {f"model.{key}" if f"model.{key}" in wanted else key: value for key, value in given.items()}
+    # timm's encoders sit one level deeper ("model."), and some of their stages are one level flatter, than in a file.
+    renamed = {}
+    for key, value in given.items():
+        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}")
+        renamed[next((name for name in names if name in wanted), key)] = value
     fitting = {}
     for key, value in renamed.items():
         if key in wanted:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from comp import audit, decode, labels, layouts, npz
+from comp import arrays, audit, cache, decode, labels, layouts, npz, ranks
 from comp.audit import Finding
 from comp.config import Competition, Fit
 from comp.decode import Size
@@ -31,6 +31,7 @@ from comp.errors import Refused
 from comp.files import lock
 
 BLOCK = 32 << 20  # bytes of rows that are kept together
+DEEP = 64  # pictures that are looked at to see how many of their 16 bits are used
 VERSION = 1  # raised when the same files would give other rows
 
 
@@ -50,7 +51,8 @@ class _Plan:
 
     size: Size
     fit: Fit
-    coding: labels.Coding
+    coding: labels.Coding | None  # None: there are no masks
+    bits: int  # of grey pictures deeper than 8
 
 
 def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
@@ -63,12 +65,13 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     fit, ignore = competition.arrays.fit, competition.arrays.ignore
     if fit == "letterbox" and ignore is None:
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
-    layout = layouts.find(source)
-    rows, odd = _look(layout)
-    train, test = rows[: len(layout.train)], rows[len(layout.train) :]
+    train, test, odd, deep = _look(competition, layouts.find(source))
+    rows = train + test
     masks = [row.sample.mask for row in rows if row.sample.mask]
-    plan = _Plan(size, fit, labels.detect(masks, competition.classes, ignore, competition.source.labels))
-    print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {plan.coding.text}")
+    coding = labels.detect(masks, competition.classes, ignore, competition.source.labels)
+    plan = _Plan(size, fit, coding, decode.depth(deep[:: max(1, len(deep) // DEEP)]))
+    bits = f"; grey pictures of {plan.bits} bits" if deep else ""
+    print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {coding.text}{bits}")
     digest = _digest(plan, rows)
     if path.exists():
         if _made(path).get("digest") != digest:
@@ -92,12 +95,36 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
                         odd.append(Finding(row.sample.id, "unclear mask", f"{share:.2%} of the pixels ignored"))
                 members += _members(some, blocks, size, name)
             made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
-            made |= {"masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
+            made |= {"bits": plan.bits, "masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
             npz.write(path, [*members, _member("prepared", json.dumps(made))])
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
     print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def hidden(competition: Competition, folder: Path) -> Path:
+    """In a code competition's kernel: the folder of the npz with the test pictures, which in the end are hidden ones.
+
+    It is `folder` where the npz is the competition's own. One that `prepare` made holds the pictures that could be
+    seen then, so that those now among the competition's data are read anew, in the same way. Raises Refused.
+    """
+    path, slug = arrays.find(competition.file, folder), competition.kaggle
+    homes = filter(Path.is_dir, (arrays.KAGGLE_INPUT / "competitions" / slug, arrays.KAGGLE_INPUT / slug))
+    if not slug or (home := next(homes, path.parent)) in path.parents:
+        return folder
+    if not (made := _made(path)):
+        raise Refused(f"{path}: holds no hidden pictures; one that kernels/prepare.py made tells how to read them here")
+    new = cache.cache_folder(folder) / "hidden" / competition.file
+    with ranks.first():
+        if not new.exists():
+            rows = _look(competition, layouts.find(home, for_test=True))[1]
+            plan = _Plan(tuple(made["size"]), made["fit"], None, made["bits"])
+            parts = new.with_name("parts")
+            with lock(parts):
+                npz.write(new, _members(rows, _blocks(rows, plan, parts, "test"), plan.size, "test"))
+            print(f"{home}: {len(rows):,} test pictures")
+    return new.parent
 
 
 def findings(path: Path) -> list[Finding]:
@@ -115,8 +142,11 @@ def _made(path: Path) -> dict:
         raise Refused(f"{path}: prepared: is not what kernels/prepare.py writes; leave that key out") from None
 
 
-def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
-    """Read all headers: which pictures are turned, which files are unusual; masks of a wrong size are refused."""
+def _look(competition: Competition, layout: layouts.Layout) -> tuple[list[_Row], list[_Row], list[Finding], list[Path]]:
+    """Read all headers: training and test rows, unusual files, grey pictures deeper than 8 bits.
+
+    Raises Refused where a mask is not of its picture's size.
+    """
     samples = layout.train + layout.test
     with ThreadPoolExecutor(_workers()) as pool:
         pictures = list(pool.map(lambda sample: decode.header(sample.picture), samples))
@@ -134,10 +164,13 @@ def _look(layout: layouts.Layout) -> tuple[list[_Row], list[Finding]]:
             how = "turned upright" if turn else "not turned, as the masks are not"
             odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {picture.orientation}"))
         stats = [file.stat() for file in (sample.picture, sample.mask) if file]
+        if competition.source.ids == "name":
+            sample = replace(sample, id=sample.picture.name)
         rows.append(_Row(sample, size, turn, repr([(stat.st_size, stat.st_mtime_ns) for stat in stats])))
     if wrong:
         raise Refused(wrong[0] + (f"; {len(wrong)} masks are of another size" if len(wrong) > 1 else ""))
-    return rows, odd
+    deep = [row.sample.picture for row, picture in zip(rows, pictures, strict=True) if picture.mode.startswith("I")]
+    return rows[: len(layout.train)], rows[len(layout.train) :], odd, deep
 
 
 def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[Path]:
@@ -167,7 +200,7 @@ def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[P
 
 def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
     """A picture uint8 (H, W, 3), its mask uint8 (H, W), and the share of the mask's pixels that are near no class."""
-    picture = decode.placed(decode.read(row.sample.picture, row.turn), plan.size, plan.fit)
+    picture = decode.placed(decode.read(row.sample.picture, row.turn, plan.bits), plan.size, plan.fit)
     if row.sample.mask is None:
         return picture, np.zeros(plan.size, np.uint8), 0.0
     mask, unknown = labels.read(row.sample.mask, plan.coding)
@@ -175,8 +208,8 @@ def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
-    coding = (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
-    digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, coding)).encode())
+    coding = plan.coding and (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
+    digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, plan.bits, coding)).encode())
     for row in rows:
         digest.update(repr((row.sample.id, row.sample.fold, row.turn, row.state)).encode())
     return digest.hexdigest()

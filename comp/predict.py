@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,9 +149,28 @@ def over(
     model: Segmenter, images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
-    for batch in batches(rows, images.shape[1:3], predict):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
-        yield batch, probabilities(model, to_device(pixels, device.device), predict, device)
+    return each(lambda x, _: probabilities(model, x, predict, device), images, rows, predict, device)
+
+
+def each(
+    look: Callable[[Tensor, np.ndarray], Any], images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Show `look` batches of uint8 images (N, H, W, C), on the device, with their rows: yields (rows, what it gave).
+
+    A batch is halved where memory is short. Raises Refused where a single picture does not fit.
+    """
+    waiting = batches(rows, images.shape[1:3], predict)[::-1]
+    while waiting:
+        batch = waiting.pop()
+        try:
+            pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
+            seen = look(to_device(pixels, device.device), batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise Refused("out of memory with a single picture; use a smaller model or predict.tile") from None
+            waiting += np.array_split(batch, 2)[::-1]
+        else:
+            yield batch, seen
 
 
 def original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:

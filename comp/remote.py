@@ -174,10 +174,10 @@ def upload(contents: Mapping[str, Path], slug: str) -> str:
     """
     credentials.refuse(contents.values())
     ref = f"{user()}/{slug}"
-    before = _dataset(ref)
+    before = dataset(ref)
 
     def arrived() -> dict[str, str] | None:
-        return {"status": "ok"} if _dataset(ref) != before else None
+        return {"status": "ok"} if dataset(ref) != before else None
 
     size = sum(path.stat().st_size for path in contents.values()) / 1e6
     print(f"dataset {ref}: {'a new version' if before else 'new'}, {len(contents)} files, {size:.1f} MB", flush=True)
@@ -195,7 +195,7 @@ def upload(contents: Mapping[str, Path], slug: str) -> str:
         raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
     end = time.monotonic() + PATIENCE
     while True:
-        state, version = _dataset(ref) or ("unknown", 0)
+        state, version = dataset(ref) or ("unknown", 0)
         # While a new version is worked on, Kaggle serves the one before, ready as ever.
         if state == "ready" and (not before or not version or version > before[1]):
             return ref
@@ -206,8 +206,8 @@ def upload(contents: Mapping[str, Path], slug: str) -> str:
         time.sleep(10)
 
 
-def _dataset(ref: str) -> tuple[str, int] | None:
-    """Status and version of a dataset, if there is one."""
+def dataset(ref: str) -> tuple[str, int] | None:
+    """Status and version of a dataset, owner/slug; None where there is none for this user. Raises Refused."""
     if (found := _find("dataset_status", dataset=ref, format="json")) is None:
         return None
     about = json.loads(found)
@@ -217,22 +217,27 @@ def _dataset(ref: str) -> tuple[str, int] | None:
 # Competitions
 
 
-def has_file(competition: str, name: str) -> bool:
-    """Whether a competition's data hold a file of this name, among the first 200. Raises Refused."""
+def size_of(competition: str, name: str) -> int | None:
+    """Bytes of a file among the first 200 of a competition's data, 0 where Kaggle does not say; None: no such file.
+
+    Raises Refused.
+    """
     listed = _of(competition, "competition_list_files", page_size=200)["files"] or []
-    return any(file["name"].rpartition("/")[2] == name for file in listed)
+    sizes = (file["totalBytes"] or 0 for file in listed if file["name"].rpartition("/")[2] == name)
+    return next(sizes, None)
 
 
 def submit(competition: str, what: Path | Kernel, message: str) -> int:
     """Submit a file, or the submission.csv that a kernel's version left; returns the submission's number.
 
-    `message` must be like no other: one that bears it already, of an interrupted start or with an answer
-    that got lost, is found by it and not sent again. Raises Refused.
+    The last word of `message` must be like no other: a submission that ends in it already, of an interrupted
+    start or with an answer that got lost, is found by it and not sent again. Raises Refused.
     """
 
     def find() -> dict[str, Any] | None:
         sent = _submissions(competition)
-        return next((one for one in sent if one["description"] == message and one["status"] != "ERROR"), None)
+        same = (one for one in sent if (one["description"] or "").split(" ")[-1] == message.split(" ")[-1])
+        return next((one for one in same if one["status"] != "ERROR"), None)
 
     def arrived() -> dict[str, Any]:
         for _ in range(4):

@@ -41,7 +41,7 @@ class Fold:
         ids, probabilities, confusions = (
             npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
         )
-        return npz.read(ids), npz.mapped(probabilities), npz.read(confusions)
+        return npz.read(ids), npz.mapped(probabilities), npz.mapped(confusions)
 
     def history(self) -> list[dict[str, float]]:
         """Its epochs, as `report.curves` takes them. Raises Refused."""
@@ -116,6 +116,11 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     train, valid = (np.flatnonzero(kept & rows) for rows in (data.folds != number, data.folds == number))
     if number != FULL:
         folds.check_training(data.index, data.folds, number, classes)
+    elif config.schedule.name == "plateau":
+        raise Refused(
+            "schedule.name: no validation shows a plateau to a model of all pictures; "
+            "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
+        )
     fold = "" if number == FULL else f"fold {number}: "
     print(f"{fold}{len(train)} pictures to train on, {len(valid) or 'none'} to validate on")
     # The three with the most classes are watched, for the filmstrip.
@@ -166,10 +171,14 @@ def finished(folder: Path) -> bool:
     return all(path.exists() for path in parts(folder))
 
 
+def begun(run_folder: Path) -> bool:
+    """Whether a run's folder holds anything that was trained, with the configuration that lies there."""
+    return any(any(run_folder.glob(f"*/{name}")) for name in (MODEL, METRICS, checkpoint.NAME))
+
+
 def check_configuration(run_folder: Path, config: Config) -> None:
     """Refused where folds that were trained with another configuration lie in the run's folder."""
-    kept = [file for name in (MODEL, METRICS, checkpoint.NAME) for file in run_folder.glob(f"*/{name}")]
-    if not kept or not (run_folder / CONFIG).exists():
+    if not begun(run_folder) or not (run_folder / CONFIG).exists():
         return
     if difference := configs.first_difference(read_config(run_folder), config):
         raise Refused(

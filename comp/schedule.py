@@ -17,7 +17,12 @@ def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, optimizer.lr, momentum=optimizer.momentum, nesterov=True, fused=True)
+        momentum = optimizer.momentum
+        made = torch.optim.SGD(groups, optimizer.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+        for parameter in trained if momentum else ():
+            # Made by torch, it would stay uninitialised where the scaler leaves out the first step.
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return made
     kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
     return kind(groups, optimizer.lr, fused=True)
 

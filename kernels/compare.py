@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
                 return 130
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 note(f"{name}, fold {number}: {refused}")
-                failed.append(refused)
+                failed.append(cli.Refused(str(refused)))  # anew: the old one's traceback holds a network and its memory
                 continue
             if before:
                 spent = text.duration(fold.metrics["seconds"])

@@ -19,15 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from comp import cli
-from comp.config import Predict
 
-HEEDED = ("competition.", "predict.tta", "predict.batch_size", "recipe=")  # of the configuration
+HEEDED = ("competition.", "predict.batch_size", "recipe=")  # of the configuration
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, runs="append")
     parser.add_argument("--folds", default="all", help="fold numbers such as 0,1, or full (default: all)")
-    parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: the recipe's)")
+    parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: each model's own)")
     parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
     return parser
 
@@ -37,14 +36,15 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, device, ensemble, files, metrics, predict, ranks, submission
+    from comp import arrays, device, ensemble, files, metrics, pictures, predict, ranks, submission
 
     ranks.join(args.device)
     for override in args.overrides:
         if not override.startswith(HEEDED):
-            print(f"--set {override}: changes nothing here, since the models are trained")
+            print(f"--set {override}: changes nothing here, since the models are trained; --tta can")
     found = find(args, config)
-    settings = Predict(tta=args.tta or config.predict.tta, batch_size=config.predict.batch_size)
+    # As each was validated: where flips were left out, they would turn what is left into what is right.
+    tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
     computing = device.choose(args.device)
     metric = metrics.describe(competition.metric)
     if args.folds == "full":
@@ -57,25 +57,28 @@ def main(args: argparse.Namespace) -> int:
         for kind, score in blend.scores.items():
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
-    test = arrays.load_test(competition, args.input)
+    in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
+    place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
+    test = arrays.load_test(competition, place)
     models = {
         f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run
     }
+    seen = arrays.index(test, competition, place).image_hash, test.ids, test.shapes
     made_of = {
         "competition": competition.name,
         "runs": names,
         "folds": [fold.number for fold in chosen[0]],
-        "tta": settings.tta,
+        "tta": tta,
         "run_weights": blend.runs,
         "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
         "models": models,
-        "pictures": hashlib.sha256(arrays.index(test, competition, args.input).image_hash.tobytes()).hexdigest(),
+        "pictures": hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in seen)).hexdigest(),
     }
     # Named by what made it: other models or settings never overwrite it.
-    layout = competition.submission.model_dump_json()
+    layout = competition.submission.model_dump_json() + competition.arrays.fit
     digest = hashlib.sha256((json.dumps(made_of) + layout).encode()).hexdigest()[:8]
     made_of = {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
-    in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")  # where a code competition collects submission.csv
+    # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
@@ -83,11 +86,12 @@ def main(args: argparse.Namespace) -> int:
         submission.check(path, competition, test.ids, test.shapes, sample)
         return 0
 
-    print(f"{len(test.ids)} pictures; models: {len(models)}; test-time augmentation: {settings.tta}; on {computing}")
+    print(f"{len(test.ids)} pictures; models: {len(models)}; test-time augmentation: {tta}; on {computing}")
 
     def labelled() -> Iterator[ranks.Arrays]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
-        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, settings, computing):
+        batch_size = config.predict.batch_size
+        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, args.tta, batch_size, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
                 ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]

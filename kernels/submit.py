@@ -13,7 +13,7 @@ import datetime
 import json
 from pathlib import Path
 
-from comp import arrays, cli, files, ledger, remote, submission
+from comp import cli, elsewhere, files, ledger, remote
 from comp import config as configs
 
 
@@ -44,9 +44,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     competition = configs.load(args.competition or about["competition"]).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
-    test = arrays.load_test(competition, args.input)
-    sample = arrays.sample_submission(competition, args.input)
-    rows = submission.check(args.file, competition, test.ids, test.shapes, sample)
+    rows = elsewhere.check(args.file, competition, args.input)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
@@ -60,8 +58,8 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         if "kernel" not in about:
             raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
         what = remote.Kernel(**about["kernel"])
-    # The file's name holds a hash of what made it. A submission that an interrupted start sent is found by it.
-    message = f"{args.message} {args.file.stem}".strip()
+    # A submission that an interrupted start sent is found by its last word, whatever came before it.
+    message = f"{args.message} {args.file.stem} {digest[:12]}".strip()
     row = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,

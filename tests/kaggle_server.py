@@ -343,8 +343,8 @@ class Kaggle:
 
     def ListDataFiles(self, body: dict) -> dict:
         root = self._joined(body).files
-        names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-        return {"files": [{"name": name} for name in names[: body.get("pageSize", 20)]]}
+        paths = sorted(path for path in root.rglob("*") if path.is_file())[: body.get("pageSize", 20)]
+        return {"files": [{"name": str(path.relative_to(root)), "totalBytes": path.stat().st_size} for path in paths]}
 
     def DownloadDataFiles(self, body: dict) -> str:
         self._joined(body)

@@ -450,6 +450,8 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
     masks[4] = 2
     if ignore is not None:
         masks[5, 0], masks[6] = ignore, ignore
+        masks[7] = 0
+        masks[7, :2] = ignore  # an empty mask under a letterbox's padding
     split = arrays.Split(images[..., None], masks, np.arange(20).astype(str), None, None)
     index = arrays.index(split, competition(ignore=ignore), folder)
     expected = np.stack([np.bincount(mask.ravel(), minlength=256)[:3] for mask in masks])
@@ -457,7 +459,7 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
         expected[:, 1] = 0
     np.testing.assert_array_equal(index.counts, expected)
     assert index.counts.dtype == np.int64
-    assert np.flatnonzero(index.constant).tolist() == ([4] if ignore is None else [4, 6])
+    assert np.flatnonzero(index.constant).tolist() == ([4] if ignore is None else [4, 6, 7])
 
 
 def test_counts_do_not_overflow(folder):

@@ -136,6 +136,14 @@ def test_near_pairs_are_those_of_a_full_comparison(seed, copies):
     assert audit.near_pairs(thumbs).tolist() == expected.tolist()
 
 
+def test_a_band_that_all_pictures_share_costs_no_full_comparison(monkeypatch):
+    monkeypatch.setattr(audit, "CROWD", 50)
+    thumbs = np.random.default_rng(0).integers(0, 256, (400, 8, 9)).astype(np.float32)
+    thumbs[:, :, 6:] = 0  # padding on the right
+    thumbs[123] = thumbs[45] + 1
+    assert audit.near_pairs(thumbs).tolist() == [[45, 123]]
+
+
 def test_a_chain_of_near_duplicates_is_one_group():
     thumbs = np.random.default_rng(0).integers(0, 256, (6, 8, 9)).astype(np.float32)
     thumbs[3], thumbs[5] = thumbs[1] + 2, thumbs[1] * 0.9

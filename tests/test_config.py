@@ -28,6 +28,12 @@ def test_a_recipe_is_laid_over_its_base(tmp_path):
     assert loaded.model == base.model
 
 
+def test_what_is_drawn_more_often_replaces_the_bases(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('base = "mars-a"\noversample = { sand = 2.0 }\n')
+    assert config.load("mars", "mars-a").oversample and config.load("mars", str(own)).oversample == {"sand": 2.0}
+
+
 def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     demo = (config.SHIPPED / "competitions/demo.toml").read_text().replace('recipe = "quick"', 'recipe = "own.toml"')

@@ -1,6 +1,7 @@
 """The road again, with two words more: in the sandbox, and on a Kaggle of our own with the real client."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -16,8 +17,9 @@ import safetensors.torch
 import torch
 from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
 from kaggle_server import KEY, TOKEN, Competition, Kaggle
+from PIL import Image
 
-from comp import arrays, bundle, client, config, elsewhere, namespaces, runs, sandbox
+from comp import arrays, bundle, client, config, elsewhere, files, namespaces, runs, sandbox
 from comp.errors import Refused
 
 ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
@@ -177,6 +179,39 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
         assert not any(secret.encode() in path.read_bytes() for secret in planted), path
 
 
+@needs_namespaces
+def test_a_code_competitions_kernel_reads_the_pictures_that_are_hidden_till_then(tmp_path, kaggle, monkeypatch, capsys):
+    place, data = tmp_path / "place", tmp_path / "data"
+
+    def save(folder, pictures, name=""):
+        (data / folder).mkdir()
+        for k, picture in enumerate(pictures):
+            Image.fromarray(picture).save(data / folder / f"{name}{k}.png")
+
+    for folder, pictures in zip(("images", "masks"), draw(24, 0), strict=True):
+        save(folder, pictures)
+    save("test_images", draw(5, 1)[0], "seen-")
+    code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nids = "name"\n'
+    lay_out(place, competition=code)
+    (place / "input/tiny.npz").unlink()
+    source = ("--source", str(data), "--size", "32x48")
+    inside(monkeypatch, capsys, "prepare.py", "--competition", "tiny.toml", *source, cwd=place)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place)
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0")
+
+    def ids(file):
+        return set(pd.read_csv(file)["id"])
+
+    (made,) = (place / "submissions").glob("*.csv")
+    assert ids(made) == {f"seen-{k}.png" for k in range(5)}
+    shutil.rmtree(data / "test_images")
+    save("test_images", draw(3, 2)[0], "hidden-")
+    ((version,),) = kaggle.kernels.values()
+    (tmp_path / "rerun").mkdir()
+    assert not sandbox.rehearse(version.request["text"], kaggle._inputs(version.request), tmp_path / "rerun")
+    assert ids(tmp_path / "rerun/submission.csv") == {f"hidden-{k}.png" for k in range(3)}
+
+
 # What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
 
 ENTRY = """
@@ -190,6 +225,7 @@ place.mkdir(parents=True)
 (place.parent / "config.json").write_text(sys.argv[1])
 found = sorted(str(path.relative_to("/kaggle/input")) for path in Path("/kaggle/input").rglob("*") if path.is_file())
 (place / "found.json").write_text(json.dumps(found))
+assert "late" not in sys.argv, "as asked"
 """
 
 
@@ -251,7 +287,12 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
     assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
     shutil.rmtree(job().runs)
     elsewhere.kaggle([job(overrides=words)])
-    assert found(job())[-1] == "datasets/tester/comp-tiny-b3/b3.safetensors"
+    digest = files.sha256(tmp_path / "b3.safetensors")[:6]
+    assert found(job())[-1] == f"datasets/tester/comp-tiny-b3-{digest}/b3.safetensors"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b3.safetensors").write_bytes(b"others")
+    with pytest.raises(Refused, match="files of one name would be one"):
+        elsewhere.rehearse([job(weights=[f"{tmp_path}/b3.safetensors", f"{tmp_path}/other/b3.safetensors"], leaves=())])
     for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
         with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
             elsewhere.rehearse([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
@@ -296,6 +337,17 @@ def test_a_kernel_that_fails_leaves_nothing_here_and_keeps_no_other_from_coming(
 
 
 @needs_namespaces
+@pytest.mark.parametrize("where", [elsewhere.rehearse, elsewhere.kaggle])
+def test_what_a_failed_kernel_had_finished_comes_here(kaggle, job, where):
+    failed = job("late")
+    lacking = failed.runs / "tiny/lacking/fold-0"
+    lacking.mkdir(parents=True)
+    with pytest.raises(Refused, match=r"ended on Kaggle as ERROR|ended with status 1"):
+        where([dataclasses.replace(failed, leaves=[*failed.leaves, lacking / "metrics.json"])])
+    assert found(failed) and not list(lacking.iterdir())
+
+
+@needs_namespaces
 def test_what_fails_in_the_sandbox_is_one_line_here(job):
     with pytest.raises(Refused, match="tiny-listed-fold-0: the script ended with status 1 in the sandbox"):
         elsewhere.rehearse([job("fail")])
@@ -306,10 +358,14 @@ def test_what_fails_in_the_sandbox_is_one_line_here(job):
 def test_what_is_here_of_the_run_stays(job):
     listed = job().runs / "tiny/listed"
     (listed / "fold-0").mkdir(parents=True)
-    (listed / "config.json").write_text("here")
+    (listed / "config.json").write_text("of a start that trained nothing")
     (listed / "fold-0/found.json").write_text("of an interrupted run")
-    elsewhere.rehearse([job()])
-    assert (listed / "config.json").read_text() == "here" and found(job())
+    elsewhere.rehearse([job("there")])
+    assert (listed / "config.json").read_text() == "there" and found(job())
+    (listed / "config.json").write_text("here")
+    (listed / "fold-0/metrics.json").rename(listed / "fold-0/model.safetensors")
+    elsewhere.rehearse([job("there")])
+    assert (listed / "config.json").read_text() == "here"
 
 
 def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):

@@ -94,9 +94,10 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
         runs.find_folds(tmp_path / "tiny" / "nothing")
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monkeypatch, chunk):
-    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+@pytest.mark.parametrize(("chunk", "tta"), [(1, None), (3, "hflip"), (100, "none")])
+def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monkeypatch, chunk, tta):
+    own = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "predict.tta=flips"]
+    loaded = config.load("demo", overrides=own)
     data, chosen = split(7), []
     for number in range(3):
         torch.manual_seed(number)
@@ -104,8 +105,8 @@ def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monk
         models.save(model, tmp_path / f"fold-{number}" / runs.MODEL, loaded)
         chosen.append(runs.Fold(tmp_path / f"fold-{number}", number, {}))
     monkeypatch.setattr(ensemble, "CHUNK_BYTES", chunk * 4 * 5 * 16 * 16)
-    settings = config.Predict(tta="hflip", batch_size=2)
-    rows, got = zip(*ensemble.blended([chosen[:2], chosen[2:]], [0.25, 0.75], data, settings, CPU), strict=True)
+    settings = config.Predict(tta=tta or "flips", batch_size=2)
+    rows, got = zip(*ensemble.blended([chosen[:2], chosen[2:]], [0.25, 0.75], data, tta, 2, CPU), strict=True)
     assert np.concatenate(rows).tolist() == list(range(7))
     expected = 0
     for fold, weight in zip(chosen, (0.125, 0.125, 0.75), strict=True):

@@ -151,6 +151,32 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
     assert all(math.isfinite(row["train_loss"]) for row in state.history)
 
 
+def test_a_step_that_is_left_out_leaves_batch_statistics_as_they_were(tmp_path, monkeypatch):
+    real, calls = fit._backward, itertools.count()
+
+    def poisoned(model, mixed, *rest):
+        if next(calls) == 1:
+            mixed = [(images.float() * float("inf"), *others) for images, *others in mixed]
+        return real(model, mixed, *rest)
+
+    monkeypatch.setattr(fit, "_backward", poisoned)
+    model, state = train(tmp_path, "epochs=2")
+    assert state.skipped == 1
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert all(math.isfinite(row["valid_loss"]) for row in state.history)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgds_momentum_starts_at_zero(momentum):
+    weight = torch.nn.Linear(3, 2)
+    optimizer = schedule.make_optimizer(config.Optimizer(name="sgd", lr=0.1, momentum=momentum, weight_decay=0), weight)
+    assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
+    before = weight.weight.detach().clone()
+    weight(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(before - weight.weight, torch.full((2, 3), 0.1 * (1 + momentum)))
+
+
 def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
     def infinite(model, *rest):
         return torch.tensor(float("nan"))

@@ -3,6 +3,7 @@ import struct
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 from comp import config, models
@@ -140,6 +141,15 @@ def test_encoder_weights_from_a_file_are_matched_by_key(tmp_path, monkeypatch):
     assert "unused: fc.weight" in build(3, encoder="tu-resnet10t", encoder_weights="weights/encoder.safetensors")[1]
     with pytest.raises(Refused, match="fits 0 of the encoder's"):
         build(3, encoder="resnet18", encoder_weights=str(_file(tmp_path, {"a": torch.zeros(1)})))
+
+
+def test_timms_own_weights_fit_an_encoder_whose_stages_it_flattens(tmp_path):
+    weights = {key: value.clone() for key, value in timm.create_model("convnext_atto").state_dict().items()}
+    file = _file(tmp_path, weights)
+    model, note = build(3, encoder="tu-convnext_atto", encoder_weights=str(file), options={"decoder_channels": [8] * 5})
+    assert "from scratch" not in note
+    ours = model.net.encoder.state_dict()["model.stages_2.blocks.0.conv_dw.weight"]
+    assert torch.equal(ours, weights["stages.2.blocks.0.conv_dw.weight"])
 
 
 def _file(folder, tensors):

@@ -114,6 +114,24 @@ def test_pairs_by_folder_or_suffix(tmp_path, picture_at, mask_at):
     assert (sample.id, sample.picture, sample.mask) == ("x", tmp_path / picture_at, tmp_path / mask_at)
 
 
+def test_folders_behind_links_are_read_once(tmp_path):
+    pairs(tmp_path / "elsewhere")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("images", "masks", "test_images"):
+        (source / name).symlink_to(tmp_path / "elsewhere" / name)
+    (source / "again").symlink_to(source)
+    layout = layouts.find(source)
+    assert [len(layout.train), len(layout.test), layout.odd] == [4, 4, []]
+
+
+def test_ids_can_be_the_files_names(tmp_path):
+    own = competition().model_copy(update={"source": config.Source(ids="name")})
+    pictures.prepare(own, pairs(tmp_path / "source"), tmp_path / "own.npz", (16, 16))
+    npz = made(tmp_path / "own.npz")
+    assert npz["train_ids"].tolist()[:2] == ["p0.jpg", "p1.jpg"] and npz["test_ids"][0] == "t0.jpg"
+
+
 def test_folders_named_val_are_a_given_fold(tmp_path):
     for split, stem in (("train", "a"), ("val", "b"), ("test", "c")):
         picture(tmp_path / split / f"images/{stem}.jpg"), mask(tmp_path / split / f"masks/{stem}.png", halves(0, 255))
@@ -249,6 +267,14 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert np.asarray(decode.read(tmp_path / "a.png", turn=False))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_twelve_bits_in_sixteen_are_not_taken_for_the_dark(tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(2)]
+    for path, peak in zip(paths, (300, 4000), strict=True):
+        Image.fromarray(np.full((2, 2), peak, np.uint16)).save(path)
+    assert decode.depth(paths) == 12
+    assert [np.asarray(decode.read(path, False, 12))[0, 0, 0] for path in paths] == [300 >> 4, 4000 >> 4]
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path):
     folder = pairs(tmp_path / "source")
     broken = folder / "images/p2.jpg"
@@ -344,11 +370,11 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, killed_after):
     reads: list[str] = []
     read_picture = decode.read
 
-    def dying(path, turn):
+    def dying(path, *how):
         if len(reads) == killed_after:
             raise KeyboardInterrupt
         reads.append(path.stem)
-        return read_picture(path, turn)
+        return read_picture(path, *how)
 
     monkeypatch.setattr(decode, "read", dying)
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from comp import device, predict
+from comp.errors import Refused
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 
@@ -137,6 +138,24 @@ def test_batches_count_tiles():
     assert [len(batch) for batch in predict.batches(rows, (64, 64), predict.Predict(batch_size=4))] == [4, 4, 2]
     tiles = predict.Predict(batch_size=8, tile=40)  # 2 × 2 a picture
     assert [len(batch) for batch in predict.batches(rows, (64, 64), tiles)] == [2, 2, 2, 2, 2]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved():
+    images, rows = np.arange(10, dtype=np.uint8)[:, None, None, None], np.array([7, 1, 5, 2, 9])
+
+    def look(most):
+        def look(pixels, batch):
+            if len(pixels) > most:
+                raise torch.OutOfMemoryError
+            return pixels.flatten().tolist()
+
+        return look
+
+    settings = predict.Predict(batch_size=5)
+    seen = [(batch.tolist(), got) for batch, got in predict.each(look(2), images, rows, settings, CPU)]
+    assert seen == [([7, 1], [7, 1]), ([5], [5]), ([2, 9], [2, 9])]
+    with pytest.raises(Refused, match=r"a single picture.*predict\.tile"):
+        list(predict.each(look(0), images, rows, settings, CPU))
 
 
 def test_batches_cover_the_rows_in_order():

@@ -511,15 +511,16 @@ def test_no_submission_is_sent_twice(kaggle, tmp_path, status, late):
 def test_one_that_an_interrupted_start_sent_is_found_and_a_failed_one_is_not(kaggle, tmp_path):
     ref = remote.submit("mars", _csv(tmp_path), "run a 1")
     assert remote.submit("mars", _csv(tmp_path), "run a 1") == ref
+    assert remote.submit("mars", _csv(tmp_path), "in other words 1") == ref
     failed = remote.submit("mars", _csv(tmp_path, "image\n"), "run a 2")
     assert remote.wait_score("mars", failed).status == "ERROR"
     assert remote.submit("mars", _csv(tmp_path), "run a 2") != failed
 
 
 def test_a_competitions_files_are_asked_for(kaggle):
-    assert remote.has_file("mars", "train.npz") and not remote.has_file("mars", "other.npz")
+    assert remote.size_of("mars", "train.npz") == len("arrays") and remote.size_of("mars", "other.npz") is None
     with pytest.raises(Refused, match="venus: not joined"):
-        remote.has_file("venus", "train.npz")
+        remote.size_of("venus", "train.npz")
 
 
 def test_a_submission_that_kaggle_put_off_is_repeated(kaggle, tmp_path):

@@ -115,7 +115,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         sparse(Path(folder) / "demo.npz", {"test_images": (pictures, side, side)})
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
-        blending = [made], [1.0], test, settings.predict, chosen
+        blending = [made], [1.0], test, None, settings.predict.batch_size, chosen
         with submission.writer(Path(folder) / "s.csv", settings.competition) as write:
             for batch, probabilities in ensemble.blended(*blending):
                 write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))

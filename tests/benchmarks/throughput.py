@@ -181,11 +181,10 @@ def disk_to_csv(
     path = place / "fold-0" / runs.MODEL
     models.save(network(settings, split, chosen), path, settings)
     test = arrays.Split(split.images[rows], None, np.arange(len(rows)).astype(str), None, None)
-    predict = settings.predict.model_copy(update={"tta": "d4"})
     started = time.perf_counter()
     classes = len(settings.competition.classes)
     with submission.writer(place / "s.csv", settings.competition) as write:
-        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, predict, chosen
+        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, "d4", settings.predict.batch_size, chosen
         for batch, probabilities in ensemble.blended(*blending):
             write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
     return len(rows) / (time.perf_counter() - started)
