@@ -72,8 +72,8 @@ def near_pairs(thumbs: np.ndarray) -> np.ndarray:
     """Pairs of pictures that look alike, int64 (P, 2), each with the smaller index first.
 
     Difference hashes (Krawetz, 2013) of 64 bits that differ in at most 3, found through equal bands
-    of 16 bits and so without comparing all with all; then the thumbnails must correlate. Of pictures
-    with equal hashes each is compared with the first only.
+    of 16 bits and so without comparing all with all (a band that more than `CROWD` share is passed over);
+    then the thumbnails must correlate. Of pictures with equal hashes each is compared with the first only.
     """
     bits = thumbs[:, :, 1:] > thumbs[:, :, :-1]
     # Column by column, so that the padding of letterboxed pictures does not fill a band.

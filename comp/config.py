@@ -334,14 +334,14 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _one_line(error: ValidationError) -> str:
     first, *others = error.errors()
     # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
-    key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
+    key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part))) or "configuration"
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
         return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{key}: missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    if "[" in str(first["loc"][-1]):  # of a union's alternatives the first; those at the same place fit as well
+    if "[" in str(first["loc"][-1:]):  # of a union's alternatives the first; those at the same place fit as well
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
     return f"{key}: {message}, not {first['input']!r:.100}"

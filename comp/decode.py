@@ -79,8 +79,7 @@ def load(path: Path, role: str) -> Image.Image:
 
 def depth(paths: Sequence[Path]) -> int:
     """How many bits grey pictures of more than 8 really use, 12 say of 16: what the largest value of all needs."""
-    peak = max((int(np.asarray(load(path, "picture")).max()) for path in paths), default=0)
-    return max(8, peak.bit_length())
+    return max(8, max(int(np.asarray(load(path, "picture")).max()) for path in paths).bit_length())
 
 
 def read(path: Path, turn: bool, bits: int = 16) -> Image.Image:

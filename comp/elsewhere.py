@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -82,17 +82,14 @@ def kaggle(jobs: Iterable[Job]) -> None:
     failed: list[Refused] = []
 
     def finish(job: Job, kernel: remote.Kernel) -> None:
-        def fetch() -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                remote.output(kernel.ref, Path(folder))
-                bring(job, Path(folder), kernel)
-
-        for step in (lambda: remote.follow(kernel.ref), fetch):
-            try:
-                step()
-            except Refused as refused:  # what it had finished is wanted all the same, and the other kernels' output
-                print(refused)
-                failed.append(refused)
+        complete = None
+        with _noted(failed):
+            remote.follow(kernel.ref)
+            complete = kernel
+        # Of one that failed, too, for what it had finished; no other kernel could read it there.
+        with _noted(failed), tempfile.TemporaryDirectory() as folder:
+            remote.output(kernel.ref, Path(folder))
+            bring(job, Path(folder), complete)
 
     for job in jobs:
         if _done(job):
@@ -116,13 +113,20 @@ def kaggle(jobs: Iterable[Job]) -> None:
         raise failed[0]
 
 
+@contextlib.contextmanager
+def _noted(failed: list[Refused]) -> Iterator[None]:
+    """Put a refusal down for later: the other kernels' output is wanted all the same."""
+    try:
+        yield
+    except Refused as refused:
+        print(refused)
+        failed.append(refused)
+
+
 def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
     """Put a kernel's output where the same command here would have left it. Raises Refused for what it lacks."""
     about = {"kernel": dataclasses.asdict(kernel)} if kernel else {}
     came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
-    for leaf in came.values():
-        if kernel and leaf.exists():
-            files.write_json(leaf.with_name(KERNEL), about["kernel"])
     there = [place for place, leaf in came.items() if leaf.exists()]
     lacking = [place for place in came if place not in there]
     # A run's own files stay as they are here, but where nothing was trained with them.
@@ -134,6 +138,10 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
         if source.is_file() and replaced and target.parent not in lacking:
             _place(source, target)
     for place in there:
+        if kernel:
+            files.write_json(place / KERNEL, about["kernel"])
+        else:
+            (place / KERNEL).unlink(missing_ok=True)
         report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if lacking:
@@ -141,26 +149,14 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
     if job.submissions is None:
         return
     made = folder / "submission.csv"
-    if not made.exists():
+    if not (made.exists() and made.with_suffix(".json").exists()):
         raise Refused(f"{job.name}: its output holds no submission.csv")
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    rows = check(made, job.competition, job.input)
+    rows = submission.check_at(made, job.competition, job.input)
     _place(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
-
-
-def check(path: Path, competition: Competition, folder: Path) -> int:
-    """Check a submission against the test pictures, unless only a dataset on Kaggle has them; how many rows it has.
-
-    Raises Refused.
-    """
-    sample = arrays.sample_submission(competition, folder)
-    if competition.datasets and not (folder / competition.file).exists():
-        return submission.check(path, competition, sample=sample)
-    test = arrays.load_test(competition, folder)
-    return submission.check(path, competition, test.ids, test.shapes, sample)
 
 
 def _place(source: Path, target: Path) -> None:
@@ -246,7 +242,8 @@ def _datasets(job: Job) -> dict[str, str]:
                     "to send yours, give it another name, as competition.arrays.file"
                 )
     uploaded = (_upload(job, slug(name), contents) for name, contents in lacking.items() if contents)
-    return {ref: str(remote.dataset(ref)) for ref in competition.datasets} | dict(uploaded)
+    versions = {ref: str((remote.dataset(ref) or ("", 0))[1]) for ref in competition.datasets}
+    return versions | dict(uploaded)
 
 
 def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def fit(
     if restored := checkpoint.load(folder / checkpoint.NAME, modules, optimizer):
         facts, note = restored
         scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
-        if scaling and scaling["growth_interval"] == scaler.get_growth_interval():
+        if scaler.is_enabled() and scaling and scaling["growth_interval"] == scaler.get_growth_interval():
             scaler.load_state_dict(scaling)
         if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from comp import arrays, audit, cache, decode, labels, layouts, npz, ranks
+from comp import arrays, audit, cache, decode, labels, layouts, npz
 from comp.audit import Finding
 from comp.config import Competition, Fit
 from comp.decode import Size
@@ -69,7 +69,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     rows = train + test
     masks = [row.sample.mask for row in rows if row.sample.mask]
     coding = labels.detect(masks, competition.classes, ignore, competition.source.labels)
-    plan = _Plan(size, fit, coding, decode.depth(deep[:: max(1, len(deep) // DEEP)]))
+    plan = _Plan(size, fit, coding, decode.depth(deep[:: max(1, len(deep) // DEEP)]) if deep else 16)
     bits = f"; grey pictures of {plan.bits} bits" if deep else ""
     print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {coding.text}{bits}")
     digest = _digest(plan, rows)
@@ -106,25 +106,25 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
 def hidden(competition: Competition, folder: Path) -> Path:
     """In a code competition's kernel: the folder of the npz with the test pictures, which in the end are hidden ones.
 
-    It is `folder` where the npz is the competition's own. One that `prepare` made holds the pictures that could be
-    seen then, so that those now among the competition's data are read anew, in the same way. Raises Refused.
+    It is `folder` where the npz is the competition's own, or not of `prepare`. One that `prepare` made holds the
+    pictures that could be seen then, so that those now among the competition's data are read anew, in the same way.
+    Raises Refused.
     """
     path, slug = arrays.find(competition.file, folder), competition.kaggle
     homes = filter(Path.is_dir, (arrays.KAGGLE_INPUT / "competitions" / slug, arrays.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
         return folder
     if not (made := _made(path)):
-        raise Refused(f"{path}: holds no hidden pictures; one that kernels/prepare.py made tells how to read them here")
-    new = cache.cache_folder(folder) / "hidden" / competition.file
-    with ranks.first():
-        if not new.exists():
-            rows = _look(competition, layouts.find(home, for_test=True))[1]
-            plan = _Plan(tuple(made["size"]), made["fit"], None, made["bits"])
-            parts = new.with_name("parts")
-            with lock(parts):
-                npz.write(new, _members(rows, _blocks(rows, plan, parts, "test"), plan.size, "test"))
-            print(f"{home}: {len(rows):,} test pictures")
-    return new.parent
+        print(f"{path}: holds no hidden pictures; one that kernels/prepare.py made would tell how to read them here")
+        return folder
+    place = cache.cache_folder(folder) / "hidden"
+    if not (new := place / competition.file).exists():
+        rows = _look(competition, layouts.find(home, for_test=True))[1]
+        plan, parts = _Plan(tuple(made["size"]), made["fit"], None, made.get("bits", 16)), place / "parts"
+        with lock(parts):
+            npz.write(new, _members(rows, _blocks(rows, plan, parts, "test"), plan.size, "test"))
+        print(f"{home}: {len(rows):,} test pictures")
+    return place
 
 
 def findings(path: Path) -> list[Finding]:
@@ -209,7 +209,7 @@ def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
 
 def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
     coding = plan.coding and (plan.coding.kind, sorted(plan.coding.meaning.items()), plan.coding.ignore)
-    digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, plan.bits, coding)).encode())
+    digest = hashlib.sha256(repr((VERSION, plan.size, plan.fit, coding) + (plan.bits,) * (plan.bits != 16)).encode())
     for row in rows:
         digest.update(repr((row.sample.id, row.sample.fold, row.turn, row.state)).encode())
     return digest.hexdigest()

@@ -87,7 +87,7 @@ def train(data: Data, number: int, run_folder: Path, device: Device, workers: in
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
     folder = folder_of(run_folder, number)
-    check_configuration(run_folder, data.config)
+    check_configuration(run_folder, data.config, number)
     with contextlib.nullcontext() if ranks.rank() else files.lock(folder):
         with ranks.first():
             if not ranks.rank():
@@ -116,11 +116,6 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     train, valid = (np.flatnonzero(kept & rows) for rows in (data.folds != number, data.folds == number))
     if number != FULL:
         folds.check_training(data.index, data.folds, number, classes)
-    elif config.schedule.name == "plateau":
-        raise Refused(
-            "schedule.name: no validation shows a plateau to a model of all pictures; "
-            "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
-        )
     fold = "" if number == FULL else f"fold {number}: "
     print(f"{fold}{len(train)} pictures to train on, {len(valid) or 'none'} to validate on")
     # The three with the most classes are watched, for the filmstrip.
@@ -176,8 +171,13 @@ def begun(run_folder: Path) -> bool:
     return any(any(run_folder.glob(f"*/{name}")) for name in (MODEL, METRICS, checkpoint.NAME))
 
 
-def check_configuration(run_folder: Path, config: Config) -> None:
-    """Refused where folds that were trained with another configuration lie in the run's folder."""
+def check_configuration(run_folder: Path, config: Config, number: int = 0) -> None:
+    """Refused where folds of another configuration lie in the run's folder, and where it cannot train this fold."""
+    if number == FULL and config.schedule.name == "plateau":
+        raise Refused(
+            "schedule.name: no validation shows a plateau to a model of all pictures; "
+            "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
+        )
     if not begun(run_folder) or not (run_folder / CONFIG).exists():
         return
     if difference := configs.first_difference(read_config(run_folder), config):
@@ -232,12 +232,13 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
     confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[ranks.Arrays]:
-        dealt = predict.batches(rows, size, config.predict)[ranks.share()]
-        shared = np.concatenate([rows[:0], *dealt])
-        for batch, probabilities in predict.over(model, split.images, shared, config.predict, device):
-            truth, labels = np.ascontiguousarray(split.masks[batch]), predict.labels(probabilities)
-            confusion = metrics.confusion(truth, labels, classes, config.competition.arrays.ignore)
-            yield probabilities.half().cpu().numpy(), confusion
+        for dealt in predict.batches(rows, size, config.predict)[ranks.share()]:
+            # Together again where memory was short: ranks take turns, a batch each.
+            seen = predict.over(model, split.images, dealt, config.predict, device)
+            parts = [(part.half().cpu().numpy(), predict.labels(part)) for _, part in seen]
+            probabilities, labels = map(np.concatenate, zip(*parts, strict=True))
+            truth = np.ascontiguousarray(split.masks[dealt])
+            yield probabilities, metrics.confusion(truth, labels, classes, config.competition.arrays.ignore)
 
     def blocks() -> Iterator[np.ndarray]:
         for probabilities, confusion in ranks.in_order(mine()):

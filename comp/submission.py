@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from comp import config, files, runlength
+from comp import arrays, config, files, runlength
 from comp.errors import Refused
 
 Key = tuple[str, ...]  # what names a row: (id,), or (id, class)
@@ -101,6 +101,15 @@ def check(
     if not seen:
         raise Refused(f"{path}: no rows below the header")
     return len(seen)
+
+
+def check_at(path: Path, competition: config.Competition, folder: Path) -> int:
+    """`check` against the test pictures of the input `folder`, unless only a dataset on Kaggle has them."""
+    sample = arrays.sample_submission(competition, folder)
+    if competition.datasets and not (folder / competition.file).exists():
+        return check(path, competition, sample=sample)
+    test = arrays.load_test(competition, folder)
+    return check(path, competition, test.ids, test.shapes, sample)
 
 
 # Writing

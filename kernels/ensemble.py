@@ -58,7 +58,8 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
-    place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
+    with ranks.first():
+        place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
     test = arrays.load_test(competition, place)
     models = {
         f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run

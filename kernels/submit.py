@@ -13,7 +13,7 @@ import datetime
 import json
 from pathlib import Path
 
-from comp import cli, elsewhere, files, ledger, remote
+from comp import cli, files, ledger, remote, submission
 from comp import config as configs
 
 
@@ -44,7 +44,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     competition = configs.load(args.competition or about["competition"]).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
-    rows = elsewhere.check(args.file, competition, args.input)
+    rows = submission.check_at(args.file, competition, args.input)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")

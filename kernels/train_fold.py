@@ -67,8 +67,8 @@ def jobs(args: argparse.Namespace) -> list:
 
     config = cli.config(args)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
-    runs.check_configuration(run_folder, config)
     numbers = [runs.FULL] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
+    runs.check_configuration(run_folder, config, numbers[0])
     folders = [runs.folder_of(run_folder, number) for number in numbers]
     given = cli.arguments_but("--fold", "--workers")
     return [

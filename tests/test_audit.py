@@ -140,8 +140,13 @@ def test_a_band_that_all_pictures_share_costs_no_full_comparison(monkeypatch):
     monkeypatch.setattr(audit, "CROWD", 50)
     thumbs = np.random.default_rng(0).integers(0, 256, (400, 8, 9)).astype(np.float32)
     thumbs[:, :, 6:] = 0  # padding on the right
-    thumbs[123] = thumbs[45] + 1
+    thumbs[123] = thumbs[45]
+    row = np.abs(thumbs[45, :, 1] - thumbs[45, :, 0]).argmin()
+    thumbs[123, row, :2] = thumbs[45, row, 1::-1]  # another hash, in its first band
+    count, compared = np.bitwise_count, []
+    monkeypatch.setattr(np, "bitwise_count", lambda bits: compared.append(len(bits)) or count(bits))
     assert audit.near_pairs(thumbs).tolist() == [[45, 123]]
+    assert sum(compared) < 400
 
 
 def test_a_chain_of_near_duplicates_is_one_group():

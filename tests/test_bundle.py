@@ -141,7 +141,7 @@ def test_two_gpus_start_the_packed_script_again(entry, tmp_path):
         "ranks.join('auto')\n"
         "print('rank', ranks.rank(), 'of', ranks.count(), sys.argv[1:])\n"
     )
-    ended = start(bundle.script(bundle.pack(entry, ["--fold", "0"])), tmp_path)
+    ended = start(bundle.script(bundle.pack(entry, ["--fold", "0"])), tmp_path, CUDA_VISIBLE_DEVICES="")
     assert "rank 0 of 2 ['--fold', '0']" in ended.stdout.splitlines(), ended.stderr
 
 

@@ -43,6 +43,12 @@ def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
     assert config.load(str(tmp_path / "mine.toml")).epochs == 2
 
 
+def test_what_is_no_configuration_at_all_is_refused():
+    for value in ([], None, 3):
+        with pytest.raises(Refused, match=r"^configuration: input should be an object"):
+            config.from_dict(value)
+
+
 def test_it_survives_json():
     loaded = config.load("mars")
     assert config.from_dict(loaded.model_dump(mode="json")) == loaded

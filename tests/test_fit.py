@@ -186,6 +186,21 @@ def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
         train(tmp_path, "epochs=3")
 
 
+def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, monkeypatch):
+    real = checkpoint.save
+
+    def of_a_gpu(path, parts, optimizer, facts):
+        real(path, parts, optimizer, facts | {"scaler": {"scale": 65536.0, "growth_interval": 2000}})
+
+    monkeypatch.setattr(checkpoint, "save", of_a_gpu)
+    monkeypatch.setattr(files, "write_csv", lambda *_: 1 / 0)  # killed at the end of the first epoch
+    monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, "epochs=2")
+    monkeypatch.undo()
+    assert train(tmp_path, "epochs=2")[1].ended == "all epochs"
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     loaded = settings()
     model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
