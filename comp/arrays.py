@@ -66,7 +66,10 @@ def find(file: str, folder: Path) -> Path:
         return found
     if file == demo.NAME:
         return demo.ensure(folder)
-    raise Refused(f"{path}: no such file, and none of that name below {KAGGLE_INPUT}")
+    raise Refused(
+        f"{path}: no such file, and none of that name below {KAGGLE_INPUT}; "
+        "put it there, or make it of pictures with kernels/prepare.py --source"
+    )
 
 
 def below_input(name: str) -> Iterator[Path]:

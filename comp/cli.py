@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from comp import config as configs
 from comp.errors import Refused
@@ -20,11 +20,20 @@ KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and 
 HERE = ("--on", "--input", "--runs", "--submissions", "--device")  # a kernel has its own
 
 
-def parser(description: str, runs: str = "store") -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Takes no shortened options, shows a description as it stands, and says in one line what is wrong."""
+
+    def __init__(self, description: str):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help shows all options\n")
+
+
+def parser(description: str, runs: str = "store") -> Parser:
     """A parser with the arguments that every entry script takes; `runs="append"` lets --run be repeated."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    made = Parser(description)
     made.add_argument("--competition", default="demo", help="a name that ships, or a .toml file (default: demo)")
     made.add_argument("--recipe", help="a name that ships, or a .toml file (default: the competition's)")
     made.add_argument("--run", action=runs, help="name of the run's folder (default: the recipe's name)")

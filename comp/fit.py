@@ -129,6 +129,7 @@ def fit(
         while not state.ended:
             model.train()
             steps = loader.steps(state.epoch)
+            average_every = min(EMA_EVERY, math.ceil(steps / config.optimizer.accumulate))  # once an epoch at least
             clock = time.monotonic()
             bar = tqdm(
                 total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
@@ -157,8 +158,8 @@ def fit(
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 state.updates += 1
-                if config.ema and state.updates % EMA_EVERY == 0:
-                    _average(averaged, model, config.ema**EMA_EVERY, state.updates)
+                if config.ema and state.updates % average_every == 0:
+                    _average(averaged, model, config.ema**average_every, state.updates)
 
                 sums[0] += loss.nan_to_num(0.0, 0.0, 0.0) * samples
                 sums[1] += ~loss.isfinite() * len(group)
@@ -167,6 +168,8 @@ def fit(
                 bar.update(len(group))
                 state.progress = (state.epoch + state.batch / steps) / config.epochs
                 spent, stopping = ranks.agree(timer.progress(samples), stop.is_set())
+                if state.progress < 0.8 and spent >= 1.0:
+                    print(f"the time budget is too short: it ends the schedule at {state.progress:.0%} of it")
                 state.progress = max(state.progress, spent)
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
@@ -181,13 +184,15 @@ def fit(
                         raise Interrupted
             bar.close()
             settle()
-            if config.ema and state.updates < EMA_EVERY:
+            if config.ema and state.updates < average_every:
                 _average(averaged, model, 0.0, state.updates)
             valid_loss = score = math.nan
             if len(valid):
                 looked = time.monotonic()
                 valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
-                timer.forward = (time.monotonic() - looked) / len(valid)
+                # The first is cold, which is most of a short one.
+                if state.epoch or time.monotonic() - looked > 5.0:
+                    timer.forward = (time.monotonic() - looked) / len(valid)
                 score = metrics.score(confusions, config.competition.metric)
             if watch:
                 watch(state.epoch + 1, averaged)
@@ -211,15 +216,16 @@ def _end_epoch(
         "epoch": state.epoch + 1,
         "seconds": round(state.seconds, 2),
         "lr": state.lr,
-        "train_loss": state.loss / state.samples,
+        "train_loss": state.loss / state.samples if state.bad < steps else math.nan,
         "valid_loss": valid_loss,
         "score": score,
     }
     state.history.append(row)
     diverged = state.bad > steps / 2
-    better = not diverged and (score > state.best_score or math.isnan(score))
+    sound = math.isnan(score) or math.isfinite(valid_loss)
+    better = not diverged and not score <= state.best_score and (sound or state.best_epoch < 0)
     if better:
-        state.best_score, state.best_epoch = score, state.epoch
+        state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
         if not ranks.rank():
             models.save(model, folder / "model.safetensors", config)
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' if better else ''}"

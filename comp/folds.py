@@ -41,7 +41,8 @@ def make(split: Split, index: Index, config: Config) -> np.ndarray:
     group_of = _groups(index, split.groups, kept)
     count = int(group_of.max(initial=-1)) + 1
     if count < folds.count:
-        raise Refused(f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once)")
+        fits = f"; set folds.count={count}" if count > 1 else ""
+        raise Refused(f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once){fits}")
     strata = _strata(index.counts[kept])
     stratum = np.full(count, strata.max() + 1)
     np.minimum.at(stratum, group_of, strata)

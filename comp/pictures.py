@@ -76,7 +76,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     if path.exists():
         if _made(path).get("digest") != digest:
             raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
-        print(f"{path}: holds these pictures already")
+        print(f"{path}: was made of these pictures already; delete it to make it anew")
         return
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,8 +68,9 @@ def main(args: argparse.Namespace) -> int:
                 print("interrupted; the same command goes on from here")
                 return 130
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
-                note(f"{name}, fold {number}: {refused}")
-                failed.append(cli.Refused(str(refused)))  # anew: the old one's traceback holds a network and its memory
+                # Anew, since its traceback holds a network and its memory.
+                failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))
+                note(str(failed[-1]))
                 continue
             if before:
                 spent = text.duration(fold.metrics["seconds"])

@@ -18,7 +18,7 @@ from comp import config as configs
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="a CSV that kernels/ensemble.py made")
     parser.add_argument("--competition", help="a name that ships, or a .toml file (default: what the .json says)")
     parser.add_argument("--message", default="", help="what Kaggle shows beside the score")
@@ -41,7 +41,10 @@ def main(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace, book: Path) -> None:
     about = made_by(args.file)
-    competition = configs.load(args.competition or about["competition"]).competition
+    name = args.competition or about["competition"]
+    if not args.competition and name not in configs.shipped("competitions"):
+        raise cli.Refused(f"{args.file}: of a competition of your own; name its file, as --competition {name}.toml")
+    competition = configs.load(name).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
     rows = submission.check_at(args.file, competition, args.input)

@@ -151,6 +151,16 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
     assert all(math.isfinite(row["train_loss"]) for row in state.history)
 
 
+def test_weights_are_averaged_in_every_epoch_however_few_its_steps(tmp_path):
+    seen = []
+
+    def watch(epoch, model):
+        seen.append(next(model.parameters()).clone())
+
+    train(tmp_path, "epochs=3", "batch_size=6", "ema=0.9", watch=watch)
+    assert len(seen) == 3 and not any(torch.equal(a, b) for a, b in itertools.pairwise(seen))
+
+
 def test_a_step_that_is_left_out_leaves_batch_statistics_as_they_were(tmp_path, monkeypatch):
     real, calls = fit._backward, itertools.count()
 

@@ -352,7 +352,7 @@ def test_the_same_command_twice_changes_nothing_and_another_is_refused(tmp_path,
     make(folder, out, competition())
     before = out.read_bytes()
     make(folder, out, competition())
-    assert capsys.readouterr().out.endswith("holds these pictures already\n")
+    assert capsys.readouterr().out.endswith("was made of these pictures already; delete it to make it anew\n")
     with pytest.raises(Refused, match="move it away"):
         make(folder, out, competition(), size=(8, 8))
     (folder / "images/p0.jpg").write_bytes((folder / "images/p1.jpg").read_bytes())
