@@ -166,10 +166,10 @@ def fit(
                 state.samples, state.trained = state.samples + samples, state.trained + samples
                 state.batch += len(group)
                 bar.update(len(group))
-                state.progress = (state.epoch + state.batch / steps) / config.epochs
+                gone, state.progress = state.progress, (state.epoch + state.batch / steps) / config.epochs
                 spent, stopping = ranks.agree(timer.progress(samples), stop.is_set())
-                if state.progress < 0.8 and spent >= 1.0:
-                    print(f"the time budget is too short: it ends the schedule at {state.progress:.0%} of it")
+                if gone < 0.8 and spent >= 1.0:
+                    print(f"the time budget is too short: it ends the schedule at {gone:.0%} of it")
                 state.progress = max(state.progress, spent)
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
