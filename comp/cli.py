@@ -123,7 +123,12 @@ def entry(
     try:
         arguments = parser.parse_args()
         if jobs is None or arguments.on == "here":
-            sys.exit(main(arguments) or 0)
+            status = main(arguments) or 0
+            if "LOCAL_RANK" in os.environ:  # under torchrun
+                from comp import ranks
+
+                ranks.leave()
+            sys.exit(status)
         from comp import elsewhere
 
         there = {

@@ -34,6 +34,12 @@ def join(device: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
+def leave() -> None:
+    """End what join began; threads of it that outlive the interpreter abort some processes that had done all."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """The number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
