@@ -120,11 +120,11 @@ def sample_submission(competition: Competition, folder: Path) -> Path | None:
 def index(split: Split, competition: Competition, folder: Path) -> Index:
     """Count and hash every sample in one pass; kept in the cache folder. Memory stays flat.
 
-    Raises Refused where a label is neither a class nor `arrays.ignore`, naming the sample.
+    Raises Refused where a label is neither a class nor ignored, naming the sample.
     """
     if not split.origin:
         return _index(split, competition)
-    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignore]
+    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
     stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
     with suppress(Refused):
         return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
@@ -136,7 +136,7 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
 
 def _index(split: Split, competition: Competition) -> Index:
     samples, pixels = len(split.images), prod(split.images.shape[1:3])
-    classes, ignore = len(competition.classes), competition.arrays.ignore
+    classes, ignore = len(competition.classes), competition.arrays.ignored
     labels = sorted({*range(classes)} | ({ignore} - {None}))
     counts = np.zeros((samples, len(labels)), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
@@ -194,7 +194,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     if selector is not None:
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
-            labels[arrays.ignore] = arrays.ignore
+            labels[arrays.ignore] = arrays.ignored
         masks = convert.Source(*_selected(path, selector), "masks", labels=labels)
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")

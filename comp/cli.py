@@ -152,6 +152,6 @@ def entry(
             raise
         line, status = f"rank {ranks.rank()}: another process of this job ended; start it again to go on", 1
     except KeyboardInterrupt:
-        line, status = "interrupted; the same command starts again, or goes on where it was", 130
+        line, status = "interrupted; the same command goes on where it was, or starts again", 130
     print(line, file=sys.stderr)
     sys.exit(status)

@@ -69,6 +69,11 @@ class Arrays(Section):
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Count = 0  # leave out pictures whose mask this many others share
 
+    @property
+    def ignored(self) -> int | None:
+        """The label of ignored pixels in masks as they are read: with `labels` it is 255, which is never a class."""
+        return 255 if self.labels and self.ignore is not None else self.ignore
+
 
 class Source(Section):
     """How kernels/prepare.py turns pictures and masks into arrays."""
@@ -256,6 +261,11 @@ def _check_together(config: Config) -> None:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
     if labels and (len(labels) != len(classes) or ignore in labels):
         raise Refused(f"competition.arrays.labels: one value for each of {len(classes)} classes, none of them ignored")
+    if not labels and ignore is not None and ignore < len(classes):
+        raise Refused(
+            f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; leave it out of classes, and "
+            "name the masks' values of the others in arrays.labels"
+        )
     if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
         raise Refused(
             f'competition.submission.rows: "image" is one mask a picture, and there are {len(classes) - 1} classes '
@@ -268,8 +278,8 @@ def _check_together(config: Config) -> None:
             if name not in classes:
                 raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
     for k, transform in enumerate(config.augment.transforms):
-        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignore):
-            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor competition.arrays.ignore")
+        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), competition.arrays.ignored):
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor the ignored label")
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:
@@ -308,9 +318,13 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(below.get(key), dict)
         if both and key in Config.model_fields and key != "oversample":
             merged[key] = below[key] | value
-            if value.get("architecture", kind := below[key].get("architecture")) != kind and "options" not in value:
+            if _architecture(merged[key]) != _architecture(below[key]) and "options" not in value:
                 merged[key].pop("options", None)  # they were another architecture's
     return merged
+
+
+def _architecture(model: dict[str, Any]) -> str:
+    return model.get("architecture", Model().architecture)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -326,7 +340,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise Refused(f"--set {key}: {section} is a value, not a section")
-    if key.strip() == "model.architecture" and values.get(last) != value:
+    if key.strip() == "model.architecture" and _architecture(values) != value:
         values.pop("options", None)  # they were another architecture's
     values[last] = value
 

@@ -183,7 +183,7 @@ def _confusions(
         together = torch.zeros(probabilities[0].shape)
         for weight, p in zip(runs.tolist(), probabilities, strict=True):
             together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
-        confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignore))
+        confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignored))
     return np.concatenate(confusions)
 
 

@@ -28,7 +28,7 @@ def write(
     write_csv(folder / "audit.csv", [("id", "finding", "detail", "group"), *map(astuple, found)])
     write_text(folder / "audit.txt", text + "\n")
     rows = _rows(train, test, found)
-    sheets.draw(rows, competition.classes, folder / "audit.png", competition.arrays.ignore)
+    sheets.draw(rows, competition.classes, folder / "audit.png", {competition.arrays.ignored} - {None})
     return text
 
 

@@ -1,6 +1,5 @@
 """The training loop, whole: one fold from arrays to weights."""
 
-import copy
 import math
 import signal
 import threading
@@ -14,21 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import augment, batches, checkpoint, files, losses, metrics, models, predict, ranks, schedule
+from comp import batches, checkpoint, files, losses, metrics, models, predict, ranks, schedule
 from comp.arrays import Index, Split
 from comp.config import Config
 from comp.device import Device
 from comp.errors import Refused
 from comp.models import Segmenter
+from comp.step import Step
 
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; its state is on disk."""
 
 
@@ -43,11 +44,11 @@ class State:
     seconds: float = 0.0  # spent training, over all starts
     lr: float = 0.0  # of the last step
     loss: float = 0.0  # sum over this epoch's samples
-    samples: int = 0  # of this epoch
-    bad: int = 0  # steps of this epoch that were not finite
+    samples: int = 0  # that loss is of
+    bad: int = 0  # steps of this epoch that were left out, since the loss was not finite
     trained: int = 0  # samples since the run began
     training: float = 0.0  # seconds spent on them, validation left out
-    skipped: int = 0  # steps that were not finite, in all epochs before this one
+    skipped: int = 0  # steps that were left out in all epochs before this one
     rate: float = 1.0  # plateau's factor on the learning rate
     best_score: float = -math.inf
     best_epoch: int = -1
@@ -78,43 +79,45 @@ def fit(
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
     the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
     left of it, with time to spare for what comes after training. `watch` is shown each epoch's number, from 1,
-    and its model, in evaluation mode.
+    and its model.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
     started = time.monotonic()
     torch.manual_seed(config.seed)
-    classes, ignore = len(config.competition.classes), config.competition.arrays.ignore
-    model, note = models.build(config.model, split.images.shape[3], classes, *normalisation(split.images, train))
+    classes, ignore = len(config.competition.classes), config.competition.arrays.ignored
+    mean_and_deviation = models.normalisation(split.images, train)
+    model, note = models.build(config.model, split.images.shape[3], classes, *mean_and_deviation)
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
     model = ranks.synchronize(model.to(device.device), device.device)
-    averaged = copy.deepcopy(model).requires_grad_(False) if config.ema else model
-    optimizer = schedule.make_optimizer(config.optimizer, model)
+    averaging = ModelEmaV3(model) if config.ema else None
+    averaged = averaging.module if averaging else model
     loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
-    scaler = schedule.make_scaler(device)
+    step = Step(model, loss_of, config, device)
     times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
-    if restored := checkpoint.load(folder / checkpoint.NAME, modules, optimizer):
+    if restored := checkpoint.load(folder / checkpoint.NAME, modules, step.optimizer):
         facts, note = restored
         scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
-        if scaler.is_enabled() and scaling and scaling["growth_interval"] == scaler.get_growth_interval():
-            scaler.load_state_dict(scaling)
+        if step.scaler.is_enabled() and scaling and scaling["growth_interval"] == step.scaler.get_growth_interval():
+            step.scaler.load_state_dict(scaling)
         if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     forwards = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
-    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     timer = schedule.Timer(deadline, state.progress, forwards)
-    began, saved, parts = started - state.seconds, time.monotonic(), 1
+    began, saved = started - state.seconds, time.monotonic()
 
-    sums, clock = torch.zeros(2, device=device.device), 0.0  # loss and bad steps since they were last settled
+    # Since they were last settled: the loss over samples, the samples, and the steps that were left out.
+    sums, clock = torch.zeros(3, device=device.device), 0.0
 
     def settle() -> None:
         """Bring what the device and the clock have counted into the state."""
         nonlocal clock
-        state.loss, state.bad = state.loss + sums[0].item(), state.bad + int(sums[1])
+        loss, samples, bad = sums.tolist()
+        state.loss, state.samples, state.bad = state.loss + loss, state.samples + int(samples), state.bad + int(bad)
         state.training, clock = state.training + time.monotonic() - clock, time.monotonic()
         sums.zero_()
 
@@ -122,8 +125,8 @@ def fit(
         if ranks.rank():
             return
         state.seconds = time.monotonic() - began
-        facts = asdict(state) | {"scaler": scaler.state_dict()}
-        checkpoint.save(folder / checkpoint.NAME, modules, optimizer, facts)
+        facts = asdict(state) | {"scaler": step.scaler.state_dict()}
+        checkpoint.save(folder / checkpoint.NAME, modules, step.optimizer, facts)
 
     with _stop_requests() as stop:
         while not state.ended:
@@ -137,40 +140,18 @@ def fit(
             )  # fmt: skip
             for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
                 state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
-                for parameters in optimizer.param_groups:
-                    parameters["lr"] = state.lr
-                mixing = np.random.default_rng([config.seed, state.epoch, state.batch])
-                torch.manual_seed(int(mixing.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
-                samples = sum(size for size, *_ in group)
-                mixed = [_on_device(images, labels, config, mixing, device) for _, images, labels in group]
-                before = _flat(statistics)
-                loss, parts = _gradients(model, mixed, samples, loss_of, scaler, device, parts)
-                loss = ranks.total_gradients(model, loss)
-                # A step that is left out leaves batch statistics as they were, too.
-                after = torch.where(loss.isfinite(), _flat(statistics), before).split([s.numel() for s in statistics])
-                torch._foreach_copy_(statistics, [a.view_as(s) for a, s in zip(after, statistics, strict=True)])
-                if config.optimizer.clip:
-                    scaler.unscale_(optimizer)
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-                # Reading the loss is free on a CPU; on a GPU, where it would stall, the scaler looks.
-                if scaler.is_enabled() or loss.isfinite():
-                    scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                loss = step(group, state.lr, [config.seed, state.epoch, state.batch])
                 state.updates += 1
-                if config.ema and state.updates % average_every == 0:
-                    _average(averaged, model, config.ema**average_every, state.updates)
+                if averaging and state.updates % average_every == 0:
+                    _average(averaging, model, config.ema**average_every, state.updates)
 
-                sums[0] += loss.nan_to_num(0.0, 0.0, 0.0) * samples
-                sums[1] += ~loss.isfinite() * len(group)
-                state.samples, state.trained = state.samples + samples, state.trained + samples
+                samples, finite = sum(size for size, *_ in group), loss.isfinite()
+                sums += torch.stack([torch.where(finite, loss * samples, 0.0), finite * samples, ~finite])
+                state.trained += samples
                 state.batch += len(group)
                 bar.update(len(group))
-                gone, state.progress = state.progress, (state.epoch + state.batch / steps) / config.epochs
-                spent, stopping = ranks.agree(timer.progress(samples), stop.is_set())
-                if gone < 0.8 and spent >= 1.0:
-                    print(f"the time budget is too short: it ends the schedule at {gone:.0%} of it")
-                state.progress = max(state.progress, spent)
+                progress = timer.progress((state.epoch + state.batch / steps) / config.epochs, samples)
+                state.progress, stopping = ranks.agree(progress, stop.is_set())
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
                     if not state.epoch:
@@ -184,44 +165,42 @@ def fit(
                         raise Interrupted
             bar.close()
             settle()
-            if config.ema and state.updates < average_every:
-                _average(averaged, model, 0.0, state.updates)
+            if averaging and state.updates < average_every:
+                _average(averaging, model, 0.0, state.updates)
             valid_loss = score = math.nan
             if len(valid):
                 looked = time.monotonic()
                 valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
-                # The first is cold, which is most of a short one.
+                # The first also pays for starting; only if it is long does its time say what the next will take.
                 if state.epoch or time.monotonic() - looked > 5.0:
                     timer.forward = (time.monotonic() - looked) / len(valid)
                 score = metrics.score(confusions, config.competition.metric)
             if watch:
                 watch(state.epoch + 1, averaged)
             state.seconds = time.monotonic() - began
-            _end_epoch(state, steps, averaged, valid_loss, score, config, folder)
+            _end_epoch(state, averaged, valid_loss, score, config, folder)
         save()
         if ranks.agree(0.0, stop.is_set())[1]:
             raise Interrupted
     return models.load(folder / "model.safetensors", device.device).model, state
 
 
-def _end_epoch(
-    state: State, steps: int, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path
-) -> None:
-    """Enter an epoch of so many steps into the history, keep its model if it is the best, settle how training goes on.
+def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
+    """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
     A `score` that is not a number says that nothing was validated: then the last epoch is the best. Raises Refused
-    where most steps were not finite.
+    where the loss of most of its steps was not finite.
     """
     row = {
         "epoch": state.epoch + 1,
         "seconds": round(state.seconds, 2),
         "lr": state.lr,
-        "train_loss": state.loss / state.samples if state.bad < steps else math.nan,
+        "train_loss": state.loss / state.samples if state.samples else math.nan,
         "valid_loss": valid_loss,
         "score": score,
     }
     state.history.append(row)
-    diverged = state.bad > steps / 2
+    diverged = state.bad > math.ceil(state.batch / config.optimizer.accumulate) / 2
     sound = math.isnan(score) or math.isfinite(valid_loss)
     better = not diverged and not score <= state.best_score and (sound or state.best_epoch < 0)
     if better:
@@ -239,7 +218,7 @@ def _end_epoch(
     if diverged:
         raise Refused(
             f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
-            "try a lower optimizer.lr or optimizer.clip = 1.0 (the best epoch's weights are kept)"
+            "try a lower optimizer.lr or optimizer.clip = 1.0"
         )
     waited = state.epoch - state.best_epoch
     if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
@@ -255,23 +234,6 @@ def _end_epoch(
             state.ended = "time budget"
 
 
-def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
-
-    From a histogram, so exact and the same on every machine.
-    """
-    rows = rows[:: max(1, len(rows) // most)]
-    channels = images.shape[3]
-    counts = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(rows), 64):
-        some = images[rows[start : start + 64]]
-        counts += np.stack([np.bincount(some[..., c].ravel(), minlength=256) for c in range(channels)])
-    values, total = np.arange(256.0), counts.sum(1)
-    mean = counts @ values / total
-    variance = counts @ values**2 / total - mean**2
-    return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
-
-
 @torch.inference_mode()
 def evaluate(
     model: Segmenter, split: Split, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
@@ -284,7 +246,7 @@ def evaluate(
         logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
         masks = np.ascontiguousarray(split.masks[batch])
         loss = loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
-        return loss, metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignore)
+        return loss, metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignored)
 
     total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
     for _, (loss, confusion) in predict.each(look, split.images, mine, config.predict, device):
@@ -296,88 +258,10 @@ def evaluate(
     return total / len(rows), ranks.total(counted).numpy()
 
 
-Mixed = tuple[Tensor, Tensor, Tensor | None, float]
-
-
-def _on_device(images: Tensor, labels: Tensor, config: Config, generator: np.random.Generator, device: Device) -> Mixed:
-    images = batches.to_device(images, device.device)
-    labels = labels.to(device.device, non_blocking=True)
-    if not augment.mixes(config.augment):
-        return images, labels, None, 1.0
-    images, labels, others, share = augment.mix(images, labels, config.augment, generator)
-    mine = ranks.share()
-    return images[mine], labels[mine], None if others is None else others[mine], share
-
-
-def _gradients(
-    model: Segmenter,
-    mixed: list[Mixed],
-    samples: int,
-    loss_of: Callable,
-    scaler: torch.amp.GradScaler,
-    device: Device,
-    parts: int,
-) -> tuple[Tensor, int]:
-    """Gradients of one step, its batches computed in so many parts, and in more where memory is short.
-
-    Of the step's `samples`, `mixed` holds this rank's. Returns the mean loss, detached, and the number of
-    parts that fitted. Raises Refused.
-    """
-    while True:
-        try:
-            return _backward(model, mixed, samples, loss_of, scaler, device, parts), parts
-        except torch.OutOfMemoryError:
-            if ranks.count() > 1:  # the others wait for this one's batch statistics
-                raise Refused(
-                    f"rank {ranks.rank()}: out of memory; halve batch_size and double optimizer.accumulate"
-                ) from None
-            if parts >= max(len(images) for images, *_ in mixed):
-                raise Refused("out of memory with a single picture; use a smaller model or crops") from None
-            parts *= 2
-            model.zero_grad(set_to_none=True)
-            print(f"out of memory: batches are now computed in {parts} parts")
-
-
-def _backward(
-    model: Segmenter,
-    mixed: list[Mixed],
-    samples: int,
-    loss_of: Callable,
-    scaler: torch.amp.GradScaler,
-    device: Device,
-    parts: int,
-) -> Tensor:
-    # A function of its own: where memory runs out, what it held is let go before the next try.
-    mean = torch.zeros((), device=device.device)
-    for images, labels, other, share in mixed:
-        others = other.chunk(parts) if other is not None else [None] * parts
-        for x, y, z in zip(images.chunk(parts), labels.chunk(parts), others, strict=False):
-            with device.autocast():
-                logits = model(x)
-            loss = loss_of(logits, y)
-            if z is not None:
-                loss = share * loss + (1 - share) * loss_of(logits, z)
-            loss = loss * (len(x) / samples)
-            scaler.scale(loss).backward()
-            mean += loss.detach()
-    return mean
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
 @torch.no_grad()
-def _average(averaged: Segmenter, model: Segmenter, decay: float, updates: int) -> None:
+def _average(averaging: ModelEmaV3, model: Segmenter, decay: float, updates: int) -> None:
     # A young average forgets faster, or a short run would keep its random start.
-    weight = 1 - min(decay, (1 + updates) / (10 + updates))
-    for old, new in ((averaged.parameters(), model.parameters()), (averaged.buffers(), model.buffers())):
-        pairs = list(zip(old, new, strict=True))
-        floats = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], weight)
-        for a, b in pairs:
-            if not a.is_floating_point():
-                a.copy_(b)
+    averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
 
 
 def _groups(loaded: Iterator, size: int) -> Iterator[list]:

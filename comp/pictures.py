@@ -65,6 +65,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     fit, ignore = competition.arrays.fit, competition.arrays.ignore
     if fit == "letterbox" and ignore is None:
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
+    if competition.arrays.labels:
+        raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
     train, test, odd, deep = _look(competition, layouts.find(source))
     rows = train + test
     masks = [row.sample.mask for row in rows if row.sample.mask]

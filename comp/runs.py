@@ -238,7 +238,7 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
             parts = [(part.half().cpu().numpy(), predict.labels(part)) for _, part in seen]
             probabilities, labels = map(np.concatenate, zip(*parts, strict=True))
             truth = np.ascontiguousarray(split.masks[dealt])
-            yield probabilities, metrics.confusion(truth, labels, classes, config.competition.arrays.ignore)
+            yield probabilities, metrics.confusion(truth, labels, classes, config.competition.arrays.ignored)
 
     def blocks() -> Iterator[np.ndarray]:
         for probabilities, confusion in ranks.in_order(mine()):
@@ -275,20 +275,20 @@ def _pictures(
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
     first = 1 if metric.background == "drop_truth" else 0
-    ignore = 0 if first else config.competition.arrays.ignore
+    unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose(scores)
-    rows = sheets.cases(split, valid[at], predicted(at), labels, [scores[i] for i in at], ignore)
-    sheets.draw(rows, classes, folder / "examples.png", ignore)
+    rows = sheets.cases(split, valid[at], predicted(at), labels, [scores[i] for i in at], unscored)
+    sheets.draw(rows, classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    sheets.draw(sheets.filmstrip(split, valid[watched], film), classes, folder / "filmstrip.png", ignore)
+    sheets.draw(sheets.filmstrip(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
 
     if transform := augment.build(config.augment.transforms):
         draws = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
             for place, row in enumerate(train[:3])
         ]
-        sheets.draw(sheets.samples(split, train[:3], draws), classes, folder / "samples.png", ignore)
+        sheets.draw(sheets.samples(split, train[:3], draws), classes, folder / "samples.png", unscored)

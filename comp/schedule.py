@@ -61,17 +61,22 @@ class Timer:
         self.deadline, self.before, self.forwards = deadline, before, forwards
         self.forward = 0.0
         self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
+        self.last = before
 
-    def progress(self, samples: int) -> float:
-        """The share of the schedule that is spent, after a step of so many samples."""
+    def progress(self, epochs: float, samples: int) -> float:
+        """The share of the schedule that is done after a step of so many samples: of `epochs` or of the time."""
         now = time.monotonic()
         if not self.first:
             self.first = now  # the first step also pays for starting, and says nothing of the next
-            return 0.0
+            return max(epochs, self.before)
         self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
         finishing = 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
         if self.steps < 8:  # a slow start must not end the run
             finishing = 0.0
         left = self.deadline - finishing - self.started
-        return self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
+        spent = self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
+        if self.last < 0.8 and spent >= 1.0:
+            print(f"the time budget is too short: it ends the schedule at {self.last:.0%} of it")
+        self.last = max(epochs, spent)
+        return self.last

@@ -1,6 +1,6 @@
 """Sheets of small pictures: cases with their errors, predictions over time, augmented samples."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,20 +50,20 @@ def cases(
     predictions: Iterable[np.ndarray],
     labels: Sequence[str],
     scores: Sequence[float],
-    ignore: int | None = None,
+    unscored: Collection[int] = (),
 ) -> Iterator[Row]:
     """A row a case: picture, truth and prediction over it, and where they differ in the predicted colour.
 
     predictions: uint8 (H, W) for each of the rows; labels: what each is a case of.
-    Pixels whose truth is `ignore` never differ; that may be a class's own label.
+    Pixels whose truth is an `unscored` label never differ; it may be a class's own.
     """
     for row, prediction, label, score in zip(rows, predictions, labels, scores, strict=True):
         image, truth = split.images[row], split.masks[row]
-        differ = (truth != prediction) & (True if ignore is None else truth != ignore)
+        differ = (truth != prediction) & ~np.isin(truth, [*unscored])
         picture = overlay(image, None)
         bright = max(np.percentile(picture, 99), 1)  # a dark picture stays legible when it is dimmed
         grey = np.minimum(picture.mean(-1, keepdims=True) * (90 / bright), 90)
-        wrong = np.where(differ[..., None], overlay(None, prediction, ignore), grey).astype(np.uint8)
+        wrong = np.where(differ[..., None], overlay(None, prediction, unscored), grey).astype(np.uint8)
         cells = {"picture": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
         name = short(f"{label}: {split.ids[row]}", 60)
         caption = f"{name} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
@@ -92,31 +92,32 @@ def samples(split: Split, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) 
         yield split.ids[row], {"original": (image, None), "with its mask": (image, mask)} | cells
 
 
-def overlay(image: np.ndarray | None, mask: np.ndarray | None, ignore: int | None = None) -> np.ndarray:
+def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
     """A cell as uint8 (H, W, 3). Label 0 keeps the picture; without a picture it has a colour, too."""
     if image is None:
-        return _coloured(mask, ignore)
+        return _coloured(mask, unscored)
     # The first three channels, or the first.
     picture = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if mask is None:
         return picture
     strength = np.where(mask == 0, 0, 0.5)[..., None]
-    return (picture * (1 - strength) + _coloured(mask, ignore) * strength).astype(np.uint8)
+    return (picture * (1 - strength) + _coloured(mask, unscored) * strength).astype(np.uint8)
 
 
-def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: int | None = None) -> None:
+def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
     """Draw rows of pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
     rows = list(rows)
     columns = max(len(cells) for _, cells in rows)
     side = min(CELL, WIDEST // columns - GAP)
-    fitted = [(caption, {key: _fitted(cell, side, ignore) for key, cell in cells.items()}) for caption, cells in rows]
+    fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
     legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
-    if ignore is not None and ignore < len(legend):
-        legend[ignore] = (f"{legend[ignore][0]} (not scored)", IGNORED)
-    elif ignore is not None:
-        legend.append(("not scored", IGNORED))
+    for label in sorted(unscored):
+        if label < len(classes):
+            legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
+        else:
+            legend.append(("not scored", IGNORED))
     step = 8 * max(len(name) for name, _ in legend) + 40
     across = max(1, total // step)
     tall = 2 * LINE + height + 2 * GAP
@@ -141,17 +142,16 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, ignore: 
     save(figure, path)
 
 
-def _coloured(mask: np.ndarray, ignore: int | None) -> np.ndarray:
-    """uint8 (H, W) labels as uint8 (H, W, 3); 255 is drawn as the ignored label."""
+def _coloured(mask: np.ndarray, unscored: Collection[int]) -> np.ndarray:
+    """uint8 (H, W) labels as uint8 (H, W, 3); 255 is drawn as labels that are not scored."""
     table = np.vstack([colours(255), np.array([IGNORED], np.uint8)])
-    if ignore is not None:
-        table[ignore] = IGNORED
+    table[[*unscored]] = IGNORED
     return table[mask]
 
 
-def _fitted(cell: Cell, side: int, ignore: int | None) -> np.ndarray:
+def _fitted(cell: Cell, side: int, unscored: Collection[int]) -> np.ndarray:
     """uint8 (h, w, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
-    picture = overlay(*cell, ignore)
+    picture = overlay(*cell, unscored)
     height, width = picture.shape[:2]
     if factor := side // max(height, width):
         return picture.repeat(factor, 0).repeat(factor, 1)

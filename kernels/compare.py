@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import augment, batches, device, fit, models, ranks, runs, text
+    from comp import augment, batches, device, models, ranks, runs, text
 
     ranks.join(args.device)
     competition = next(iter(variants.values())).competition
@@ -48,7 +48,8 @@ def main(args: argparse.Namespace) -> int:
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(place / name, config)
         images = data[name].split.images
-        models.build(config.model, images.shape[3], len(competition.classes), *fit.normalisation(images, np.arange(1)))
+        mean_and_deviation = models.normalisation(images, np.arange(1))
+        models.build(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
         augment.build(config.augment.transforms)
 
     done, notes, failed = {}, [], []
@@ -64,9 +65,6 @@ def main(args: argparse.Namespace) -> int:
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
                 fold = runs.train(data[name], number, place / name, chosen, workers, deadline)
-            except fit.Interrupted:
-                print("interrupted; the same command goes on from here")
-                return 130
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 # Anew, since its traceback holds a network and its memory.
                 failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))

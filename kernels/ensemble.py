@@ -52,7 +52,9 @@ def main(args: argparse.Namespace) -> int:
         print("models of all pictures, which none is left to score; weighted equally")
     else:
         chosen = ensemble.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
-        blend = ensemble.search(chosen, arrays.load_train(competition, args.input), competition)
+        with ranks.first():
+            split = arrays.load_train(competition, args.input)
+        blend = ensemble.search(chosen, split, competition)
         print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
         for kind, score in blend.scores.items():
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
@@ -60,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     with ranks.first():
         place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
-    test = arrays.load_test(competition, place)
+        test = arrays.load_test(competition, place)
     models = {
         f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run
     }
@@ -108,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
         for rows, labels, *originals in batches:
             if test.masks is not None:  # a practice competition
                 truth = np.ascontiguousarray(test.masks[rows])
-                confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignore))
+                confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignored))
             write(test.ids[rows], originals or labels)
     count = submission.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {

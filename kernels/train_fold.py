@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, device, files, fit, folds, page, ranks, runs
+    from comp import arrays, batches, device, files, folds, page, ranks, runs
 
     ranks.join(args.device)
     chosen = device.choose(args.device)
@@ -44,14 +44,10 @@ def main(args: argparse.Namespace) -> int:
         folds.check_training(data.index, data.folds, number, config.competition.classes)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     done, started = [], cli.STARTED
-    try:
-        for number in numbers or [runs.FULL]:
-            deadline = cli.deadline(started, args.time_budget)
-            done.append(runs.train(data, number, run_folder, chosen, workers, deadline))
-            started = time.monotonic()
-    except fit.Interrupted:
-        print("interrupted; the same command goes on from here")
-        return 130
+    for number in numbers or [runs.FULL]:
+        deadline = cli.deadline(started, args.time_budget)
+        done.append(runs.train(data, number, run_folder, chosen, workers, deadline))
+        started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
     if not ranks.rank():

@@ -124,20 +124,20 @@ def test_boolean_masks_and_masks_with_one_channel(folder):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("ignore", [None, 7])
+@pytest.mark.parametrize("ignore", [None, 7, 1])
 def test_masks_of_other_values_than_class_numbers(folder, dtype, ignore):
     masks = np.array([0, 255, 60], dtype)[good_masks]
     expected = good_masks.copy()
     if ignore is not None:
-        masks[3, 1], expected[3, 1] = ignore, ignore
+        masks[3, 1], expected[3, 1] = ignore, 255  # which is no class, whatever the masks' value was
     save(folder, train_images=good_images, train_masks=masks)
     own = competition(labels=(0, 255, 60), ignore=ignore)
     split = arrays.load_train(own, folder)
     assert np.array_equal(split.masks, expected) and split.masks.dtype == np.uint8 and is_mapped(split.masks)
     arrays.index(split, own, folder)
-    masks[4, 2, 3] = 1  # a class's number, but no value of the masks
+    masks[4, 2, 3] = 2  # a class's number, but no value of the masks
     save(folder, train_images=good_images, train_masks=masks)
-    says = r"train_masks: sample '4' has 1(\.0)?; competition.arrays.labels and ignore say 0, 255, 60"
+    says = r"train_masks: sample '4' has 2(\.0)?; competition.arrays.labels and ignore say 0, 255, 60"
     with pytest.raises(Refused, match=says):
         arrays.load_train(own, folder)
 

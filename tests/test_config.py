@@ -43,6 +43,23 @@ def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
     assert config.load(str(tmp_path / "mine.toml")).epochs == 2
 
 
+def test_a_class_cannot_be_the_ignored_label():
+    values = {"name": "own", "classes": ["building", "road"], "arrays": {"ignore": 0}}
+    with pytest.raises(Refused, match=r"arrays.ignore: 0 is the class 'building'.*arrays.labels"):
+        config.from_dict({"competition": values})
+    values["arrays"]["labels"] = [1, 2]
+    assert config.from_dict({"competition": values}).competition.arrays.ignored == 255
+
+
+def test_options_stay_where_the_architecture_is_named_anew_but_the_same(tmp_path):
+    (tmp_path / "below.toml").write_text("model = { options = { encoder_depth = 3 } }")
+    own = tmp_path / "own.toml"
+    own.write_text('base = "below.toml"\nmodel = { architecture = "Unet" }')
+    assert config.load("demo", str(own)).model.options == {"encoder_depth": 3}
+    assert config.load("demo", str(own), ["model.architecture=Unet"]).model.options == {"encoder_depth": 3}
+    assert not config.load("demo", str(own), ["model.architecture=FPN"]).model.options
+
+
 def test_what_is_no_configuration_at_all_is_refused():
     for value in ([], None, 3):
         with pytest.raises(Refused, match=r"^configuration: input should be an object"):

@@ -26,6 +26,7 @@ from test_fit import train
 
 from comp import checkpoint, files, fit, npz
 from comp.errors import Refused
+from comp.step import Step
 
 SMALL = """model = { architecture = "PlainUnet", options = { widths = [4, 8] } }"""
 LINES = [SMALL if line.startswith("model") else line for line in RECIPE.splitlines()]
@@ -330,7 +331,7 @@ def test_a_place_that_cannot_be_written(tmp_path, blocked):
 
 def test_what_was_counted_before_an_interruption_is_counted(tmp_path, monkeypatch):
     """Steps that were skipped and seconds, in an epoch that is stopped half way and gone on with."""
-    real, steps = fit._backward, []
+    real, steps = Step._backward, []
 
     def stopped(model, *rest):
         steps.append(1)
@@ -339,7 +340,7 @@ def test_what_was_counted_before_an_interruption_is_counted(tmp_path, monkeypatc
         time.sleep(0.2)
         return real(model, *rest) * (float("nan") if len(steps) == 1 else 1)
 
-    monkeypatch.setattr(fit, "_backward", stopped)
+    monkeypatch.setattr(Step, "_backward", stopped)
     overrides = ("epochs=1", "batch_size=3", "ema=0.0")
     with pytest.raises(fit.Interrupted):
         train(tmp_path, *overrides)

@@ -10,6 +10,7 @@ from conftest import draw
 from comp import arrays, checkpoint, config, device, files, fit, losses, models, schedule
 from comp.arrays import Split
 from comp.errors import Refused
+from comp.step import Step
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SMALL = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "batch_size=8", "augment.transforms=[]"]
@@ -133,18 +134,18 @@ def _first_loss(folder):
 
 
 def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
-    real, calls = fit._backward, itertools.count()
+    real, calls = Step._backward, itertools.count()
 
-    def poisoned(model, *rest):
-        loss = real(model, *rest)
+    def poisoned(step, *rest):
+        loss = real(step, *rest)
         if next(calls) == 1:
-            for parameter in model.parameters():
+            for parameter in step.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(float("nan"))
             return loss * float("nan")
         return loss
 
-    monkeypatch.setattr(fit, "_backward", poisoned)
+    monkeypatch.setattr(Step, "_backward", poisoned)
     model, state = train(tmp_path, "epochs=2", "ema=0.0")
     assert state.skipped == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
@@ -162,14 +163,14 @@ def test_weights_are_averaged_in_every_epoch_however_few_its_steps(tmp_path):
 
 
 def test_a_step_that_is_left_out_leaves_batch_statistics_as_they_were(tmp_path, monkeypatch):
-    real, calls = fit._backward, itertools.count()
+    real, calls = Step._backward, itertools.count()
 
-    def poisoned(model, mixed, *rest):
+    def poisoned(step, mixed, *rest):
         if next(calls) == 1:
             mixed = [(images.float() * float("inf"), *others) for images, *others in mixed]
-        return real(model, mixed, *rest)
+        return real(step, mixed, *rest)
 
-    monkeypatch.setattr(fit, "_backward", poisoned)
+    monkeypatch.setattr(Step, "_backward", poisoned)
     model, state = train(tmp_path, "epochs=2")
     assert state.skipped == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
@@ -188,12 +189,27 @@ def test_sgds_momentum_starts_at_zero(momentum):
 
 
 def test_a_diverging_run_stops_with_what_to_try(tmp_path, monkeypatch):
-    def infinite(model, *rest):
+    def infinite(*_):
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(fit, "_backward", infinite)
+    monkeypatch.setattr(Step, "_backward", infinite)
     with pytest.raises(Refused, match=r"diverged in epoch 1.*optimizer.lr"):
         train(tmp_path, "epochs=3")
+
+
+def test_an_epoch_that_the_clock_cuts_is_judged_by_the_steps_it_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(Step, "_backward", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr(schedule.Timer, "progress", lambda *_: 1.0)
+    with pytest.raises(Refused, match="diverged in epoch 1"):
+        train(tmp_path, "epochs=3", "batch_size=2")
+
+
+def test_a_timed_run_goes_on_where_the_clock_was_and_not_where_its_epochs_were(monkeypatch):
+    now = itertools.count(100.0, 10.0)
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: next(now))
+    timer = schedule.Timer(deadline=200.0, before=0.9, forwards=0)
+    done = [timer.progress(epochs=0.5, samples=4) for _ in range(3)]
+    assert done[0] == 0.9 and 0.9 < done[1] < done[2] < 1.0
 
 
 def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, monkeypatch):
@@ -247,7 +263,7 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
 def test_normalisation_is_exact():
     images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
     rows = np.array([0, 3, 4])
-    mean, std = fit.normalisation(images, rows)
+    mean, std = models.normalisation(images, rows)
     np.testing.assert_allclose(mean, images[rows].mean((0, 1, 2)))
     np.testing.assert_allclose(std, images[rows].std((0, 1, 2)))
 

@@ -85,11 +85,12 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     assert count(cells, colours(2)[0]) == 0  # what is right is not coloured
 
 
-def test_ignored_pixels_never_differ(tmp_path):
+@pytest.mark.parametrize("unscored", [{255}, {0, 255}])
+def test_ignored_pixels_never_differ(tmp_path, unscored):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], 255)
-    sheets.draw(rows, CLASSES, tmp_path / "e.png", 255)
+    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], unscored)
+    sheets.draw(rows, CLASSES, tmp_path / "e.png", unscored)
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
     assert count(cells, colours(2)[1]) == 0
     assert count(cells, (177, 177, 177)) == 280 * 280  # the truth is veiled in white
