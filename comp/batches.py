@@ -60,8 +60,8 @@ class TrainBatches(Sampler[np.ndarray]):
         self._batches: list[np.ndarray] = []
         self._loader = DataLoader(
             _Samples(split, config),
-            batch_sampler=self,
-            collate_fn=_as_is,
+            sampler=self,  # of whole batches, which the dataset reads at once
+            batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
@@ -99,7 +99,7 @@ class _Samples(Dataset):
         self._split, self._seed = split, config.seed
         self._transform = augment.build(config.augment.transforms)
 
-    def __getitems__(self, keys: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         pairs = [self._sample(*key) for key in keys.tolist()]
         images, masks = zip(*pairs, strict=True)
         if len({image.shape for image in images}) > 1:
@@ -116,10 +116,6 @@ class _Samples(Dataset):
 
 def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import batches, checkpoint, files, losses, metrics, models, predict, ranks, schedule
+from comp import batches, checkpoint, files, losses, metrics, models, predict, ranks, runs, schedule
 from comp.arrays import Index, Split
 from comp.config import Config
 from comp.device import Device
@@ -182,7 +182,7 @@ def fit(
         save()
         if ranks.agree(0.0, stop.is_set())[1]:
             raise Interrupted
-    return models.load(folder / "model.safetensors", device.device).model, state
+    return models.load(folder / runs.MODEL, device.device).model, state
 
 
 def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
@@ -206,7 +206,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
     if better:
         state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
         if not ranks.rank():
-            models.save(model, folder / "model.safetensors", config)
+            models.save(model, folder / runs.MODEL, config)
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' if better else ''}"
     print(
         f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
@@ -214,7 +214,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
         flush=True,
     )
     if not ranks.rank():
-        files.write_csv(folder / "history.csv", [row, *([past[key] for key in row] for past in state.history)])
+        files.write_csv(folder / runs.HISTORY, [row, *([past[key] for key in row] for past in state.history)])
     if diverged:
         raise Refused(
             f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "

@@ -5,7 +5,6 @@ The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, en
 
 import inspect
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,18 @@ class Segmenter(nn.Module):
     batches that the network cannot take, such as a single picture where it normalises over pooled ones.
     """
 
-    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, frozen: nn.Module | None = None):
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, freeze_encoder: bool = False):
         super().__init__()
-        self.net, self.multiple = net, multiple
-        self._frozen = (frozen.requires_grad_(False),) if frozen is not None else ()  # a tuple: not a submodule again
+        self.net, self.multiple, self.freeze_encoder = net, multiple, freeze_encoder
+        if freeze_encoder:
+            net.encoder.requires_grad_(False)
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
         self.register_buffer("std", std.float().view(1, -1, 1, 1))
 
     def train(self, mode: bool = True) -> "Segmenter":
         super().train(mode)
-        for module in self._frozen:
-            module.eval()  # its batch statistics stay, too
+        if self.freeze_encoder:
+            self.net.encoder.eval()  # its batch statistics stay, too
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,10 +98,9 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
         note = f"{model.encoder} with {hub} weights"
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
-    frozen = net.encoder if model.freeze_encoder else None
     stride = net.encoder.output_stride if hasattr(net, "encoder") else 2 ** len(model.options.get("widths", ()))
-    multiple = max(32, stride)
-    return Segmenter(net, mean, std, multiple, frozen).to(memory_format=torch.channels_last), note
+    segmenter = Segmenter(net, mean, std, max(32, stride), model.freeze_encoder)
+    return segmenter.to(memory_format=torch.channels_last), note
 
 
 def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
@@ -131,10 +130,11 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
     for name in model.options:
         if name not in options or name in SETTLED:
             raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
+    if kind not in networks.WITHOUT_ENCODER:
+        _check_encoder(smp, model.encoder)
     try:
         if kind in networks.WITHOUT_ENCODER:
             return kind(channels, classes, **model.options)
-        _check_encoder(smp, model.encoder)
         if kind is networks.EncoderDeconvolution:
             encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
             return kind(encoder, classes, **model.options)
@@ -142,8 +142,6 @@ def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int
         if kind is smp.DPT:
             arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
         return kind(model.encoder, encoder_weights=hub, **arguments)
-    except Refused:
-        raise
     except OSError as error:  # also what the hub raises when there is no network
         raise Refused(
             f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
@@ -169,6 +167,8 @@ def _check_encoder(smp: Any, encoder: str) -> None:
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:
     """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
+    import timm
+
     given, wanted = files.read_tensors(path)[0], encoder.state_dict()
     # timm's encoders sit one level deeper ("model."), and some of their stages are one level flatter, than in a file.
     renamed = {}
@@ -178,7 +178,8 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
     fitting = {}
     for key, value in renamed.items():
         if key in wanted:
-            value = _adapt_channels(value, wanted[key])
+            if value.ndim == wanted[key].ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
+                value = timm.models.adapt_input_conv(wanted[key].shape[1], value)
             if value.shape == wanted[key].shape:
                 fitting[key] = value
     missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
@@ -198,16 +199,6 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _adapt_channels(value: Tensor, wanted: Tensor) -> Tensor:
-    """Fit a first convolution made for three channels to another number of them, keeping its response."""
-    if value.ndim == 4 and value.shape[1] == 3 != wanted.shape[1] and value.shape[0] == wanted.shape[0]:
-        repeats = math.ceil(wanted.shape[1] / 3)
-        if wanted.shape[1] == 1:
-            return value.sum(1, keepdim=True)
-        return value.repeat(1, repeats, 1, 1)[:, : wanted.shape[1]] * (3 / wanted.shape[1])
-    return value
 
 
 def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:

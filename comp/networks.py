@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import SEModule
 from torch import Tensor, nn
 
 
@@ -42,17 +43,7 @@ class SqueezeExcite(Double):
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__(inward, outward, dropout)
-        self.weigh = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(outward, max(4, outward // 16), 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(max(4, outward // 16), outward, 1),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.body(x)
-        return x * self.weigh(x)
+        self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
 
 
 BLOCKS = {"double": Double, "residual": Residual, "squeeze_excite": SqueezeExcite}

@@ -36,14 +36,14 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import augment, batches, device, models, ranks, runs, text
+    from comp import augment, batches, device, models, ranks, runs, text, training
 
     ranks.join(args.device)
     competition = next(iter(variants.values())).competition
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     place = args.runs / competition.name
-    data = {name: runs.data(config, args.input, args.runs) for name, config in variants.items()}
+    data = {name: training.load(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(place / name, config)
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
             before = runs.finished(runs.folder_of(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = runs.train(data[name], number, place / name, chosen, workers, deadline)
+                fold = training.train_fold(data[name], number, place / name, chosen, workers, deadline)
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 # Anew, since its traceback holds a network and its memory.
                 failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))

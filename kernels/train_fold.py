@@ -31,11 +31,11 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, device, files, folds, page, ranks, runs
+    from comp import arrays, batches, device, files, folds, page, ranks, runs, training
 
     ranks.join(args.device)
     chosen = device.choose(args.device)
-    data = runs.data(config, args.input, args.runs)
+    data = training.load(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     done, started = [], cli.STARTED
     for number in numbers or [runs.FULL]:
         deadline = cli.deadline(started, args.time_budget)
-        done.append(runs.train(data, number, run_folder, chosen, workers, deadline))
+        done.append(training.train_fold(data, number, run_folder, chosen, workers, deadline))
         started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")

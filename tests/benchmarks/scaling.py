@@ -124,7 +124,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
 
 def train(pictures: int) -> dict[str, float]:
     """One epoch, from arrays that were never seen: hashed, dealt into folds, trained on, validated."""
-    from comp import device, runs
+    from comp import device, training
 
     settings = tiny(5)
     with tempfile.TemporaryDirectory() as folder:
@@ -133,9 +133,9 @@ def train(pictures: int) -> dict[str, float]:
         np.savez(Path(folder) / "demo.npz", train_images=images, train_masks=masks)
         del images, masks
         started, chosen = time.perf_counter(), device.choose("cpu")
-        data = runs.data(settings, Path(folder), Path(folder))
+        data = training.load(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            runs.train(data, 0, Path(folder) / "run", chosen, 0, math.inf)
+            training.train_fold(data, 0, Path(folder) / "run", chosen, 0, math.inf)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

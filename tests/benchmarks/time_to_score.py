@@ -11,14 +11,14 @@ from pathlib import Path
 
 import ladder
 
-from comp import config, device, runs
+from comp import config, device, training
 
 
 def main() -> None:
     print(device.choose())
     ladder.heading()
     with tempfile.TemporaryDirectory() as folder:
-        data = runs.data(config.load("mars", "mars"), Path("input"), Path(folder))
+        data = training.load(config.load("mars", "mars"), Path("input"), Path(folder))
         started = time.monotonic()
         scores = ladder.plain(data, float("inf"), epochs=10)
         seconds = time.monotonic() - started
