@@ -96,7 +96,7 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     path, selector = find(competition.file, folder), competition.arrays.test_images
     if not {selector, selector.partition("[")[0]} & set(npz.keys(path)):
         return False
-    test = convert.Source(*_selected(path, selector), "images", competition.arrays.scale)
+    test = convert.Wanted(*_selected(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
         raise Refused(f"{test}: {test.shape[3]} channels; the training pictures have {train.images.shape[3]}")
     return True
@@ -186,7 +186,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
             return None
         return selector
 
-    images = convert.Source(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
+    images = convert.Wanted(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
     sources, count = [images], images.shape[0]
     if count > MOST_SAMPLES:
         raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
@@ -195,7 +195,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
             labels[arrays.ignore] = arrays.ignored
-        masks = convert.Source(*_selected(path, selector), "masks", labels=labels)
+        masks = convert.Wanted(*_selected(path, selector), "masks", labels=labels)
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
         sources.append(masks)

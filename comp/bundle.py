@@ -4,7 +4,7 @@
 
 Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
 Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py and .toml
-files of `comp`, the .py files and licence of segmentation-models-pytorch, and the TOML files that
+files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that
 the arguments name, with those of the same folder that these name. So credentials, which lie in none of them, cannot.
 """
 
@@ -21,14 +21,13 @@ import runpy
 import shutil
 import sys
 import tempfile
-import tomllib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from comp import credentials
+from comp import config, credentials
 from comp.errors import Refused
 
 LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
@@ -181,13 +180,7 @@ def _tomls(path: Path) -> dict[str, bytes]:
     """A TOML file, its base or recipe where that is a file, that one's base, and so on, by their names."""
     found, wanted = {}, [path]
     for path in wanted:  # which grows meanwhile
-        try:
-            found[path.name] = path.read_bytes()
-            values = tomllib.loads(found[path.name].decode())
-        except OSError as error:
-            raise Refused(f"{path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise Refused(f"{path}: not valid TOML: {error}") from None
+        values, found[path.name] = config.read_toml(path), path.read_bytes()
         credentials.refuse([path])
         for key in ("base", "recipe"):
             other = str(values.get(key, ""))

@@ -1,4 +1,4 @@
-"""A folder for what can be made again, and names in it that tell which state of a file it was made from."""
+"""The cache folder, and file names there that carry the state of the file they were made from."""
 
 import functools
 import hashlib

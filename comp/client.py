@@ -73,7 +73,7 @@ def log(ref: str) -> Iterator[str]:
     secrets = credentials.found()
     with _declining():
         for event in _api().kernels_logs_stream(ref):
-            yield from credentials.strike(event.get("data") or "", secrets).splitlines()
+            yield from credentials.redact(event.get("data") or "", secrets).splitlines()
 
 
 @functools.cache
@@ -135,7 +135,7 @@ def _declining() -> Iterator[None]:
             chain.append(link)
         response = next((link.response for link in chain if getattr(link, "response", None) is not None), None)
         unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
-        message = credentials.strike(" ".join(str(error).split()) or type(error).__name__)
+        message = credentials.redact(" ".join(str(error).split()) or type(error).__name__)
         pause = 0.0
         if response is not None:
             status, line = response.status_code, f"Kaggle answered HTTP {response.status_code}: {message}"

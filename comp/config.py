@@ -22,7 +22,7 @@ from comp.errors import Refused
 SHIPPED = Path(__file__).parent
 
 # What may change under a run that is half done: it does not touch what training computes.
-UNTOUCHED = (
+FREE_TO_CHANGE = (
     "competition.title",
     "competition.kaggle",
     "competition.code_competition",
@@ -246,7 +246,7 @@ def first_difference(old: Config, new: Config) -> str | None:
     """The first key in which two configurations would train differently, as "key: old, now new"; None if none."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(UNTOUCHED):
+        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             return f"{key}: {before.get(key)}, now {after.get(key)}"
     return None
 
@@ -287,6 +287,11 @@ def _read(kind: str, name: str) -> dict[str, Any]:
     path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
     if not own and name not in shipped(kind):
         raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, shipped(kind))}")
+    return read_toml(path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises Refused."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also what is no UTF-8, and a number of 5,000 digits

@@ -22,7 +22,7 @@ VERSION = 1  # raised when conversion changes, so that older caches are not used
 
 
 @dataclass(frozen=True)
-class Source:
+class Wanted:
     """An array the configuration asks for: a member, or one slice of it, and what it is used as.
 
     Raises Refused for a dtype or shape that holds no pictures.
@@ -75,8 +75,8 @@ class Source:
         return images if self.role == "images" else images[..., 0]
 
 
-def uint8(sources: list[Source], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
-    """Read-only uint8 arrays of one file's sources, shaped as `Source.shape` says; `ids` name the samples.
+def uint8(sources: list[Wanted], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
+    """Read-only uint8 arrays of one file's sources, shaped as `Wanted.shape` says; `ids` name the samples.
 
     Raises Refused for values that do not fit, naming the sample, and for a full disk.
     """
@@ -94,11 +94,11 @@ def uint8(sources: list[Source], ids: np.ndarray, folder: Path) -> list[np.ndarr
     return arrays
 
 
-def _mapped(source: Source) -> np.ndarray:
+def _mapped(source: Wanted) -> np.ndarray:
     return source.arrange(npz.mapped(source.member).view(np.uint8))
 
 
-def _opened(source: Source, file: Path) -> np.ndarray | None:
+def _opened(source: Wanted, file: Path) -> np.ndarray | None:
     """Mapped from the npz, or from the file that it was converted to; None: that has yet to be done."""
     if source.mappable:
         return _mapped(source)
@@ -109,7 +109,7 @@ def _opened(source: Source, file: Path) -> np.ndarray | None:
     return None
 
 
-def _convert(targets: list[tuple[Source, Path]], ids: np.ndarray) -> None:
+def _convert(targets: list[tuple[Wanted, Path]], ids: np.ndarray) -> None:
     """Stream one member into a uint8 npy file for each of its sources."""
     member, folder = targets[0][0].member, targets[0][1].parent
     need, free = sum(prod(source.shape) for source, _ in targets), shutil.disk_usage(folder).free
@@ -135,7 +135,7 @@ def _convert(targets: list[tuple[Source, Path]], ids: np.ndarray) -> None:
         raise Refused(f"{folder}: {error.strerror or error}, while {member} was converted to uint8") from None
 
 
-def _as_uint8(values: np.ndarray, source: Source, ids: np.ndarray) -> np.ndarray:
+def _as_uint8(values: np.ndarray, source: Wanted, ids: np.ndarray) -> np.ndarray:
     """Images scaled and rounded, masks only if they are whole; `ids` name the samples."""
     found, fits = values, "labels are whole numbers from 0 to 255"
     if source.role == "images":

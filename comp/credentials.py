@@ -1,4 +1,4 @@
-"""Kaggle credentials: where they are, so that they are said and sent nowhere."""
+"""Kaggle's credentials: found, so that text is redacted and files that hold them are refused."""
 
 import contextlib
 import mmap
@@ -26,7 +26,7 @@ def found() -> set[str]:
     return {secret for secret in secrets if len(secret) >= 8}
 
 
-def strike(text: str, secrets: Iterable[str] | None = None) -> str:
+def redact(text: str, secrets: Iterable[str] | None = None) -> str:
     """`text` without anything that would let its reader in; `secrets` are those of `found`, where they are known."""
     for secret in found() if secrets is None else secrets:
         text = text.replace(secret, "***")

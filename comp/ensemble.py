@@ -5,19 +5,22 @@ did not see; what does not help there is not used. The folds of one run weigh th
 picture was held out from two of them, so nothing could judge a difference.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import metrics, models, predict, ranks
-from comp.arrays import Split, release
+from comp import files, metrics, models, predict, ranks
+from comp.arrays import Index, Split, release
 from comp.config import Competition
 from comp.device import Device
 from comp.errors import Refused
@@ -104,6 +107,34 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
     run_weights, class_weights = _find(parts, *kinds[best], competition)
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
+
+
+def identity(
+    competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
+) -> dict[str, Any]:
+    """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
+
+    `index` is the test pictures'.
+    """
+    models = {f"{fold.folder.parent.name}/{fold.folder.name}": fold.model for folds in runs for fold in folds}
+    names = [folds[0].folder.parent.name for folds in runs]
+    made_of = {
+        "competition": competition.name,
+        "runs": names,
+        "folds": [fold.number for fold in runs[0]],
+        "tta": tta,
+        "run_weights": blend.runs,
+        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
+        "models": {name: files.sha256(model) for name, model in models.items()},
+        "pictures": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
+    }
+    layout = competition.submission.model_dump_json() + competition.arrays.fit
+    digest = _sha256(json.dumps(made_of).encode(), layout.encode())[:8]
+    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def blended(

@@ -254,8 +254,8 @@ def evaluate(
         confusions.append(confusion)
     counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)
     counted[ranks.share()] = torch.from_numpy(np.concatenate(confusions))
-    total = ranks.total(torch.tensor(total, dtype=torch.float64)).item()
-    return total / len(rows), ranks.total(counted).numpy()
+    total = ranks.all_reduce(torch.tensor(total, dtype=torch.float64)).item()
+    return total / len(rows), ranks.all_reduce(counted).numpy()
 
 
 @torch.no_grad()

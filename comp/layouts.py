@@ -25,7 +25,7 @@ MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|lab|trimap|gt|truth|seg|segment
 class Sample:
     """One picture, with its mask where it has one; ordered by id."""
 
-    id: str  # the picture's stem
+    id: str  # the file's stem; `pictures` may make it the whole name
     picture: Path
     mask: Path | None
     fold: int = -1  # the fold in which a given split validates it: val 0, train 1; -1: no split is given

@@ -95,7 +95,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
     """Cross-entropy, the mean weighted by `weights` (C,) of the pixels' true classes."""
     total = F.cross_entropy(logits, labels, weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
     # Not reduction="mean", which is 0/0 where every pixel is ignored or of a class that weighs 0.
-    return _over(total, _pixel_weights(labels, weights).sum())
+    return _ratio(total, _pixel_weights(labels, weights).sum())
 
 
 def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tensor:
@@ -104,7 +104,7 @@ def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tens
     # Kept from 0, where the power has no slope for gamma < 1.
     miss = -torch.expm1(-entropy).clamp_max(-1e-6)
     weight = _pixel_weights(labels, weights)
-    return _over((weight * miss**gamma * entropy).sum(), weight.sum())
+    return _ratio((weight * miss**gamma * entropy).sum(), weight.sum())
 
 
 def near_edges(labels: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def dice(logits: Tensor, labels: Tensor) -> Tensor:
 def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft intersection over union of the batch, mean over the classes its labels hold."""
     common, total, present = _overlap(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
-    return _over(((1 - _over(common, total - common)) * present).sum(), present.sum())
+    return _ratio(((1 - _ratio(common, total - common)) * present).sum(), present.sum())
 
 
 def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
         logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]
     counted = (labels != IGNORED).unsqueeze(1).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), counted.to(logits), reduction="sum")
-    return _over(entropy, counted.sum()) + _dice(logits.sigmoid(), truth, labels)
+    return _ratio(entropy, counted.sum()) + _dice(logits.sigmoid(), truth, labels)
 
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
 
 def _dice(probabilities: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
     common, total, present = _overlap(probabilities, truth, labels)
-    return _over(((1 - _over(2 * common, total)) * present).sum(), present.sum())
+    return _ratio(((1 - _ratio(2 * common, total)) * present).sum(), present.sum())
 
 
 def _overlap(probabilities: Tensor, truth: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,6 +191,6 @@ def _pixel_weights(labels: Tensor, weights: Tensor) -> Tensor:
     return F.pad(weights, (0, 1))[labels]
 
 
-def _over(total: Tensor, count: Tensor) -> Tensor:
+def _ratio(total: Tensor, count: Tensor) -> Tensor:
     """total / count, and 0 where both are 0."""
     return total / count.clamp_min(1e-7)

@@ -11,24 +11,25 @@ from timm.layers import SEModule
 from torch import Tensor, nn
 
 
-def _convolution(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
+def _conv_bn_relu(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
     convolution = nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
 
 
-class Double(nn.Module):
+class DoubleConv(nn.Module):
     """Two convolutions: the block of the first U-Net (Ronneberger et al. 2015, arXiv:1505.04597)."""
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__()
-        self.body = nn.Sequential(_convolution(inward, outward), _convolution(outward, outward), nn.Dropout2d(dropout))
+        twice = _conv_bn_relu(inward, outward), _conv_bn_relu(outward, outward)
+        self.body = nn.Sequential(*twice, nn.Dropout2d(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
 
-class Residual(Double):
-    """Two convolutions around which the input passes (He et al. 2015, arXiv:1512.03385)."""
+class Residual(DoubleConv):
+    """Two convolutions with a skip connection around them (He et al. 2015, arXiv:1512.03385)."""
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__(inward, outward, dropout)
@@ -38,7 +39,7 @@ class Residual(Double):
         return self.body(x) + self.passing(x)
 
 
-class SqueezeExcite(Double):
+class SqueezeExcite(DoubleConv):
     """Two convolutions whose channels are weighed by the whole picture (Hu et al. 2017, arXiv:1709.01507)."""
 
     def __init__(self, inward: int, outward: int, dropout: float):
@@ -46,7 +47,7 @@ class SqueezeExcite(Double):
         self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
 
 
-BLOCKS = {"double": Double, "residual": Residual, "squeeze_excite": SqueezeExcite}
+BLOCKS = {"double": DoubleConv, "residual": Residual, "squeeze_excite": SqueezeExcite}
 
 
 class PlainUnet(nn.Module):
@@ -92,14 +93,14 @@ class DualUnet(nn.Module):
         self.one = PlainUnet(channels, classes, widths, "double", dropout)
         self.other = PlainUnet(channels, classes, widths, "squeeze_excite", dropout)
         self.one.head, self.other.head = nn.Identity(), nn.Identity()
-        self.head = nn.Sequential(_convolution(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
+        self.head = nn.Sequential(_conv_bn_relu(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.cat([self.one(x), self.other(x)], 1))
 
 
 class Deconvolution(nn.Module):
-    """Convolutions down and transposed convolutions up, no bridges between; Xavier initialisation.
+    """Convolutions down and transposed convolutions up, without skip connections; Xavier initialisation.
 
     `pool` halves by max-pooling after a convolution of stride 1, instead of by its stride.
     """
@@ -118,7 +119,7 @@ class Deconvolution(nn.Module):
             down += [nn.Conv2d(inward, outward, kernel, stride=1 if pool else 2, padding=kernel // 2)]
             down += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)] + [nn.MaxPool2d(2)] * pool
         self.down = nn.Sequential(*down)
-        self.up = _rising(list(widths[::-1]))
+        self.up = _deconvolutions(list(widths[::-1]))
         self.head = nn.Conv2d(widths[0], classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -129,7 +130,7 @@ class Deconvolution(nn.Module):
         return self.head(self.up(self.down(x)))
 
 
-def _rising(widths: list[int]) -> nn.Sequential:
+def _deconvolutions(widths: list[int]) -> nn.Sequential:
     """A transposed convolution per width, each of which doubles the size."""
     up: list[nn.Module] = []
     for inward, outward in zip(widths, [*widths[1:], widths[-1]], strict=True):
@@ -139,14 +140,14 @@ def _rising(widths: list[int]) -> nn.Sequential:
 
 
 class EncoderDeconvolution(nn.Module):
-    """Any of segmentation-models-pytorch's encoders under transposed convolutions, no bridges between."""
+    """Any of segmentation-models-pytorch's encoders under transposed convolutions, without skip connections."""
 
     def __init__(self, encoder: nn.Module, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
         super().__init__()
         if len(widths) != len(encoder.out_channels) - 1:
             raise ValueError(f"widths: one for each time that the encoder halves, {len(encoder.out_channels) - 1}")
         self.encoder = encoder
-        self.decoder = _rising([encoder.out_channels[-1], *widths[1:]])
+        self.decoder = _deconvolutions([encoder.out_channels[-1], *widths[1:]])
         self.head = nn.Conv2d(widths[-1], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

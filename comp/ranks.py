@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Arrays = Sequence[np.ndarray]
+Item = Sequence[np.ndarray]  # what one rank hands to another at a time
 
 
 def join(device: str) -> None:
@@ -35,7 +35,7 @@ def join(device: str) -> None:
 
 
 def leave() -> None:
-    """End what join began; threads of it that outlive the interpreter abort some processes that had done all."""
+    """End what join began: its threads, left running, abort some processes as they exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -67,17 +67,17 @@ def first() -> Iterator[None]:
 
 def wait() -> None:
     """Go on when all are here."""
-    total(torch.zeros(1))
+    all_reduce(torch.zeros(1))
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum over all ranks of a tensor, in its place."""
     if count() > 1:
         dist.all_reduce(values)
     return values
 
 
-def total_gradients(model: nn.Module, loss: Tensor) -> Tensor:
+def all_reduce_gradients(model: nn.Module, loss: Tensor) -> Tensor:
     """Sum over all ranks the gradients of a model, in place, and the loss, which is returned.
 
     One message a step and no hooks: ranks may have computed their gradients in as many parts as they liked.
@@ -85,7 +85,7 @@ def total_gradients(model: nn.Module, loss: Tensor) -> Tensor:
     if count() == 1:
         return loss
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = total(torch.cat([loss.view(1), *(gradient.flatten() for gradient in gradients)]))
+    flat = all_reduce(torch.cat([loss.view(1), *(gradient.flatten() for gradient in gradients)]))
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, summed in zip(gradients, flat[1:].split(sizes), strict=True):
         gradient.copy_(summed.view_as(gradient))
@@ -96,7 +96,7 @@ def agree(progress: float, stop: bool) -> tuple[float, bool]:
     """Rank 0's clock for all, and whether any of them was asked to stop."""
     if count() == 1:
         return progress, stop
-    said = total(torch.tensor([0.0 if rank() else progress, float(stop)], dtype=torch.float64))
+    said = all_reduce(torch.tensor([0.0 if rank() else progress, float(stop)], dtype=torch.float64))
     return float(said[0]), bool(said[1])
 
 
@@ -120,13 +120,13 @@ class _BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
+        from torch.distributed.nn import functional  # whose sums gradients flow through
 
         exact, over = x.float(), (0, 2, 3)
-        pixels = total(torch.tensor(float(x.numel() // x.shape[1])))
-        mean = all_reduce(exact.sum(over)) / pixels
+        pixels = all_reduce(torch.tensor(float(x.numel() // x.shape[1])))
+        mean = functional.all_reduce(exact.sum(over)) / pixels
         centred = exact - mean.view(-1, 1, 1)
-        variance = all_reduce(centred.square().sum(over)) / pixels
+        variance = functional.all_reduce(centred.square().sum(over)) / pixels
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -135,7 +135,7 @@ class _BatchNorm(nn.BatchNorm2d):
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
 
 
-def in_order(items: Iterable[Arrays]) -> Iterator[Arrays]:
+def gather_in_order(items: Iterable[Item]) -> Iterator[Item]:
     """On rank 0 the items of all ranks, one of each in turn; on the others none, though all must go through.
 
     An item is a sequence of arrays. Rank 0 holds one at a time.
@@ -149,7 +149,7 @@ def in_order(items: Iterable[Arrays]) -> Iterator[Arrays]:
         packed = _pack(item) if item is not None else torch.empty(0, dtype=torch.uint8)
         sizes = torch.zeros(count(), dtype=torch.int64)
         sizes[rank()] = len(packed)
-        sizes = total(sizes).tolist()
+        sizes = all_reduce(sizes).tolist()
         if not any(sizes):
             return
         if rank():
@@ -165,7 +165,7 @@ def in_order(items: Iterable[Arrays]) -> Iterator[Arrays]:
                 yield _unpack(packed)
 
 
-def _pack(item: Arrays) -> Tensor:
+def _pack(item: Item) -> Tensor:
     file = io.BytesIO()
     np.savez(file, *item)
     return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)

@@ -41,7 +41,7 @@ class Step:
         samples = sum(size for size, *_ in group)
         mixed = [self._mixed(images, labels, generator) for _, images, labels in group]
         before = _flat(self._statistics)
-        loss = ranks.total_gradients(self.model, self._gradients(mixed, samples))
+        loss = ranks.all_reduce_gradients(self.model, self._gradients(mixed, samples))
         self._keep(torch.where(loss.isfinite(), _flat(self._statistics), before))
         if self.config.optimizer.clip:
             self.scaler.unscale_(self.optimizer)

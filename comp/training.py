@@ -119,9 +119,9 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
     classes, size = len(config.competition.classes), split.images.shape[1:3]
     confusions: list[np.ndarray] = []
 
-    def mine() -> Iterator[ranks.Arrays]:
+    def mine() -> Iterator[ranks.Item]:
         for dealt in predict.batches(rows, size, config.predict)[ranks.share()]:
-            # Together again where memory was short: ranks take turns, a batch each.
+            # One item for each planned batch, even where short memory halved it: so ranks alternate in order.
             seen = predict.over(model, split.images, dealt, config.predict, device)
             parts = [(part.half().cpu().numpy(), predict.labels(part)) for _, part in seen]
             probabilities, labels = map(np.concatenate, zip(*parts, strict=True))
@@ -129,7 +129,7 @@ def _out_of_fold(path: Path, model: models.Segmenter, data: Data, rows: np.ndarr
             yield probabilities, metrics.confusion(truth, labels, classes, config.competition.arrays.ignored)
 
     def blocks() -> Iterator[np.ndarray]:
-        for probabilities, confusion in ranks.in_order(mine()):
+        for probabilities, confusion in ranks.gather_in_order(mine()):
             confusions.append(confusion)
             yield probabilities
 

@@ -10,8 +10,6 @@ Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that 
 """
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,13 +41,13 @@ def main(args: argparse.Namespace) -> int:
         if not override.startswith(HEEDED):
             print(f"--set {override}: changes nothing here, since the models are trained; --tta can")
     found = find(args, config)
-    # As each was validated: where flips were left out, they would turn what is left into what is right.
+    # Each model's own by default: one that was trained without flips may tell left from right.
     tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
     computing = device.choose(args.device)
     metric = metrics.describe(competition.metric)
     if args.folds == "full":
         chosen, blend = found, ensemble.equal(len(names), len(competition.classes))
-        print("models of all pictures, which none is left to score; weighted equally")
+        print("models of all pictures: none is left to score them on, so they weigh the same")
     else:
         chosen = ensemble.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
         with ranks.first():
@@ -63,24 +61,7 @@ def main(args: argparse.Namespace) -> int:
     with ranks.first():
         place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
         test = arrays.load_test(competition, place)
-    models = {
-        f"{fold.folder.parent.name}/{fold.folder.name}": files.sha256(fold.model) for run in chosen for fold in run
-    }
-    seen = arrays.index(test, competition, place).image_hash, test.ids, test.shapes
-    made_of = {
-        "competition": competition.name,
-        "runs": names,
-        "folds": [fold.number for fold in chosen[0]],
-        "tta": tta,
-        "run_weights": blend.runs,
-        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
-        "models": models,
-        "pictures": hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in seen)).hexdigest(),
-    }
-    # Named by what made it: other models or settings never overwrite it.
-    layout = competition.submission.model_dump_json() + competition.arrays.fit
-    digest = hashlib.sha256((json.dumps(made_of) + layout).encode()).hexdigest()[:8]
-    made_of = {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+    made_of = ensemble.identity(competition, chosen, blend, tta, test, arrays.index(test, competition, place))
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.sample_submission(competition, args.input)
@@ -89,9 +70,9 @@ def main(args: argparse.Namespace) -> int:
         submission.check(path, competition, test.ids, test.shapes, sample)
         return 0
 
-    print(f"{len(test.ids)} pictures; models: {len(models)}; test-time augmentation: {tta}; on {computing}")
+    print(f"{len(test.ids)} pictures; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {computing}")
 
-    def labelled() -> Iterator[ranks.Arrays]:
+    def labelled() -> Iterator[ranks.Item]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
         batch_size = config.predict.batch_size
         for rows, probabilities in ensemble.blended(chosen, blend.runs, test, args.tta, batch_size, computing):
@@ -102,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
             ]
             yield rows, ensemble.label(probabilities, blend.classes), *originals
 
-    batches = ranks.in_order(labelled())
+    batches = ranks.gather_in_order(labelled())
     if ranks.rank():
         return len(list(batches))
     confusions = []

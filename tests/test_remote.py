@@ -160,7 +160,7 @@ def test_credentials_are_struck_out_of_what_is_said(kaggle, tmp_path, monkeypatc
     with pytest.raises(Refused, match=r"HTTP 400: Bearer \*\*\* is odd"):
         _status()
     said = "GET https://me:secret@proxy/ https://storage/x?signature=abc&id=1 (url: /y?token=z)"
-    assert credentials.strike(said) == "GET https://***@proxy/ https://storage/x?*** (url: /y?***)"
+    assert credentials.redact(said) == "GET https://***@proxy/ https://storage/x?*** (url: /y?***)"
     monkeypatch.setenv("VERBOSE", "1")  # which lets the client print its authorization header
     client.forget()
     remote.user()
