@@ -19,7 +19,8 @@ def test_a_recipe_trains(recipe, tmp_path):
     loaded = config.load(COMPETITIONS.get(family, "demo"), recipe, overrides)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, *shape), np.uint8)
-    masks = rng.integers(0, len(loaded.competition.classes), (8, *shape[:2]), np.uint8)
+    masks = rng.integers(0, 2, (8, *shape[:2]), np.uint8)
+    masks[0] = rng.integers(0, len(loaded.competition.classes), shape[:2])  # the only one to be drawn more often
     split = arrays.Split(images, masks, np.arange(8).astype(str), None, None)
     index = arrays.index(split, loaded.competition, tmp_path)
     model, state = fit.fit(loaded, split, index, np.arange(6), np.arange(6, 8), tmp_path, CPU)
