@@ -1,5 +1,6 @@
 """Two processes under torchrun against one: the same training, the same files."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,81 +11,91 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, RECIPE, ROOT, TINY, draw
+from conftest import ROOT, TINY, draw, inside, lay_out
 
-from comp import ranks
+from comp import device, ranks
 
 # In float32 and without Adam, which makes a whole step of a gradient's last digit, what differs is the order of sums.
+# One job does all: each process takes ten seconds to import what it needs.
 SCRIPT = """\
-import atexit, runpy, sys
+import atexit, json, runpy, sys
 from torch import distributed
 from comp import device
 atexit.register(lambda: distributed.is_initialized() and print("still in the job", file=sys.stderr))
 device._cpu_flags = set
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for command in json.loads(sys.argv[1]):
+    sys.argv = command
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
 """
-EXACT = (*TINY, "--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.05", "--fold", "0")
+EXACT = ("train_fold.py", *TINY, "--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.05", "--fold", "0")
+BLEND = ("ensemble.py", *TINY, "--folds", "0")
+MIXED, PLAIN = (("--set", f"augment.cutmix={share}", "--set", f"augment.mixup={share}") for share in (0.5, 0.0))
 
 
-def start(cwd, processes: int, script: str, *arguments: str) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
-    command = [sys.executable, *launcher[: 0 if processes == 1 else None], "float32.py", str(ROOT / "kernels" / script)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *arguments], cwd=cwd, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-
-
-def ended(*jobs: subprocess.Popen) -> list[str]:
-    said = [job.communicate(timeout=300)[0] for job in jobs]
-    assert not any(job.returncode for job in jobs), "\n".join(said)
-    assert not any("still in the job" in text for text in said)  # which aborts one exit in five
-    return said
+def start_two(cwd, *commands: tuple[str, ...]) -> subprocess.Popen:
+    given = json.dumps([[str(ROOT / "kernels" / script), *arguments] for script, *arguments in commands])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    job = [*launcher, "float32.py", given]
+    return subprocess.Popen(job, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "tiny.toml").write_text(COMPETITION)
-    (folder / "recipe.toml").write_text(RECIPE)
-    (folder / "float32.py").write_text(SCRIPT)
-    (folder / "input").mkdir()
     images, masks = draw(25, 0)
-    test, _ = draw(11, 1)
-    np.savez(folder / "input" / "tiny.npz", train_images=images, train_masks=masks, test_images=test)
+    lay_out(folder, train_images=images, train_masks=masks, test_images=draw(11, 1)[0], test_masks=draw(11, 1)[1])
+    (folder / "float32.py").write_text(SCRIPT)
     return folder
 
 
-@pytest.mark.parametrize("mixing", ["0.5", "0.0"])
-def test_two_ranks_are_one(place, mixing):
-    mixed = ("--set", f"augment.cutmix={mixing}", "--set", f"augment.mixup={mixing}")
-    runs = [place / "runs" / "tiny" / f"{count}-{mixing}" / "fold-0" for count in (1, 2)]
-    jobs = [
-        start(place, count, "train_fold.py", *EXACT, *mixed, "--run", run.parent.name)
-        for count, run in enumerate(runs, start=1)
-    ]
-    said = ended(*jobs)
-    assert said[1].count("pictures to train on") == 1  # one process speaks
-    one, two = runs
-    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
-    expected, found = (safetensors.torch.load_file(folder / "model.safetensors") for folder in runs)
+@pytest.fixture(scope="module")
+def two(place):
+    """What two processes say that train with pictures mixed and not, and blend."""
+    training = [(*EXACT, *mixed, "--runs", f"two-{mixed is MIXED}") for mixed in (MIXED, PLAIN)]
+    job = start_two(place, *training, (*BLEND, "--runs", "two-True", "--submissions", "by-two"))
+    said = job.communicate(timeout=300)[0]
+    assert not job.returncode, said
+    assert "still in the job" not in said  # which aborts one exit in five
+    return said
+
+
+@pytest.fixture
+def one(place, monkeypatch, capsys):
+    """Runs a script as one process, which is this one."""
+    monkeypatch.setattr(device, "_cpu_flags", set)
+    return lambda *command: inside(monkeypatch, capsys, *command, cwd=place)
+
+
+def test_one_of_two_ranks_speaks(two):
+    assert two.count("16 pictures to train on") == 2  # in two trainings
+
+
+@pytest.mark.parametrize("mixed", [MIXED, PLAIN])
+def test_two_ranks_are_one(place, two, one, mixed):
+    runs = [f"{count}-{mixed is MIXED}" for count in ("one", "two")]
+    one(*EXACT, *mixed, "--runs", runs[0])
+    alone, shared = (place / run / "tiny/recipe/fold-0" for run in runs)
+    assert {path.name for path in alone.iterdir()} == {path.name for path in shared.iterdir()}
+    expected, found = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (alone, shared))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    with np.load(one / "oof.npz") as expected, np.load(two / "oof.npz") as found:
+    with np.load(alone / "oof.npz") as expected, np.load(shared / "oof.npz") as found:
         assert found["ids"].tolist() == expected["ids"].tolist()  # each once, in order
         assert np.array_equal(found["confusions"].sum((1, 2)), expected["confusions"].sum((1, 2)))
         assert np.abs(found["probabilities"] - expected["probabilities"]).max() < 0.002
 
 
-def test_two_ranks_blend_as_one(place):
-    run = ("--run", "blended")
-    ended(start(place, 1, "train_fold.py", *EXACT, *run))
-    ended(*(start(place, n, "ensemble.py", *TINY, *run, "--folds", "0", "--submissions", f"by-{n}") for n in (1, 2)))
-    (alone,), (shared,) = ((place / f"by-{n}").glob("*.csv") for n in (1, 2))
+def test_two_ranks_blend_as_one(place, two, one):
+    one(*BLEND, "--runs", "two-True", "--submissions", "by-one")
+    (alone,), (shared,) = ((place / folder).glob("*.csv") for folder in ("by-one", "by-two"))
     assert alone.read_bytes() == shared.read_bytes()
 
 
 def test_a_lost_rank_ends_the_job_and_the_same_command_goes_on(place):
-    arguments = (*EXACT, "--run", "lost", "--set", "epochs=400")
-    job = start(place, 2, "train_fold.py", *arguments)
+    job = start_two(place, (*EXACT, "--run", "lost", "--set", "epochs=400"))
     history = place / "runs" / "tiny" / "lost" / "fold-0" / "history.csv"
     deadline = time.monotonic() + 120
     while not history.exists() and job.poll() is None and time.monotonic() < deadline:
