@@ -27,9 +27,10 @@ def encode(masks: np.ndarray, order: Order = "column") -> list[str]:
     if order == "row":  # one long column
         masks, height, width = masks.reshape(count, height * width, 1), height * width, 1
     texts = [""] * count
-    step = max(1, CHUNK // max(1, height * width))
+    step = min(max(1, CHUNK // max(1, height * width)), count)
+    edges = np.empty(step * (height + 1) * width + 8, bool)  # one for all steps: new memory is slow at first touch
     for first in range(0, count, step):
-        numbers, text = _encode(masks[first : first + step].astype(bool, copy=False))
+        numbers, text = _encode(masks[first : first + step].astype(bool, copy=False), edges)
         for number, line in zip(numbers, text.split("\n"), strict=False):  # text ends with a line break
             texts[first + number] = line
     return texts
@@ -74,22 +75,27 @@ def parse(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
     return starts, lengths
 
 
-def _encode(masks: np.ndarray) -> tuple[list[int], str]:
-    """Numbers of the masks (N, H, W) that are not empty, and a line of column-major runs for each."""
+def _encode(masks: np.ndarray, edges: np.ndarray) -> tuple[list[int], str]:
+    """Numbers of the masks (N, H, W) that are not empty, and a line of column-major runs for each.
+
+    `edges` is memory to work in.
+    """
     count, height, width = masks.shape
     # A pixel is an edge if it differs from the one before it, which for the top of a column is the bottom
     # of the column to its left. One more row holds the edge behind the last pixel. Comparing in place and
     # sorting the few edges by column costs half of transposing the masks.
-    edge = np.empty((count, height + 1, width), bool)
+    size = count * (height + 1) * width
+    edges[size : size + 8] = False
+    edge = edges[:size].reshape(count, height + 1, width)
     np.not_equal(masks[:, 1:], masks[:, :-1], out=edge[:, 1:height])
     np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edge[:, 0, 1:])
     edge[:, 0, 0] = masks[:, 0, 0]
     edge[:, height] = False
     edge[:, height, -1] = masks[:, -1, -1]
-    found = np.flatnonzero(edge)
+    found = _nonzero(edges[: -(-size // 8) * 8])
     if not len(found):
         return [], ""
-    if edge.size <= np.iinfo(np.uint32).max:
+    if size <= np.iinfo(np.uint32).max:
         found = found.astype(np.uint32)  # half the memory to move, and quicker to divide
     line, column = _divmod(found, width)
     number, line = _divmod(line, height + 1)
@@ -103,6 +109,14 @@ def _encode(masks: np.ndarray) -> tuple[list[int], str]:
     last = np.flatnonzero(np.append(number[1:] != number[:-1], True))
     digits.view(np.uint8)[last, -1] = ord("\n")
     return number[last].tolist(), digits.tobytes().translate(None, b"\0").decode("ascii")
+
+
+def _nonzero(edges: np.ndarray) -> np.ndarray:
+    """np.flatnonzero of bool (n,), n a multiple of 8, of which few are set: first by words, then in those alone."""
+    words = edges.view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[some].view(bool))
+    return some[within >> 3] * 8 + (within & 7)
 
 
 def _divmod(values: np.ndarray, divisor: int) -> tuple[np.ndarray, np.ndarray]:
