@@ -27,7 +27,7 @@ def encode(masks: np.ndarray, order: Order = "column") -> list[str]:
     if order == "row":  # one long column
         masks, height, width = masks.reshape(count, height * width, 1), height * width, 1
     texts = [""] * count
-    step = min(max(1, CHUNK // max(1, height * width)), count)
+    step = max(1, min(CHUNK // max(1, height * width), count))
     edges = np.empty(step * (height + 1) * width + 8, bool)  # one for all steps: new memory is slow at first touch
     for first in range(0, count, step):
         numbers, text = _encode(masks[first : first + step].astype(bool, copy=False), edges)
