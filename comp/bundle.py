@@ -180,7 +180,8 @@ def _tomls(path: Path) -> dict[str, bytes]:
     """A TOML file, its base or recipe where that is a file, that one's base, and so on, by their names."""
     found, wanted = {}, [path]
     for path in wanted:  # which grows meanwhile
-        values, found[path.name] = config.read_toml(path), path.read_bytes()
+        values = config.read_toml(path)
+        found[path.name] = path.read_bytes()
         credentials.refuse([path])
         for key in ("base", "recipe"):
             other = str(values.get(key, ""))

@@ -65,13 +65,13 @@ class Arrays(Section):
     fit: Fit = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
-    ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # label that is neither trained on nor scored
+    ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Count = 0  # leave out pictures whose mask this many others share
 
     @property
     def ignored(self) -> int | None:
-        """The label of ignored pixels in masks as they are read: with `labels` it is 255, which is never a class."""
+        """The label of ignored pixels in masks as they are read: `ignore`, or with `labels` 255, never a class."""
         return 255 if self.labels and self.ignore is not None else self.ignore
 
 
@@ -263,8 +263,8 @@ def _check_together(config: Config) -> None:
         raise Refused(f"competition.arrays.labels: one value for each of {len(classes)} classes, none of them ignored")
     if not labels and ignore is not None and ignore < len(classes):
         raise Refused(
-            f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; leave it out of classes, and "
-            "name the masks' values of the others in arrays.labels"
+            f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; 255 would fit. Where the masks' "
+            f"{ignore} is to be ignored, leave it out of classes and name the others' values in arrays.labels"
         )
     if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
         raise Refused(
@@ -278,8 +278,10 @@ def _check_together(config: Config) -> None:
             if name not in classes:
                 raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
     for k, transform in enumerate(config.augment.transforms):
-        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), competition.arrays.ignored):
-            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is neither a class nor the ignored label")
+        ignored = competition.arrays.ignored
+        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignored):
+            fits = f"0 to {len(classes) - 1}" + ("" if ignored is None else f", and {ignored}, which is ignored,")
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is no label; {fits} would fit")
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _palette() -> np.ndarray:
         latest = len(chosen) if len(chosen) < len(first) else int(np.argmax(nearest.round(6)))
         chosen.append(latest)
         distance = [np.linalg.norm(lab - lab[latest], axis=1) for lab in eyes]
-        distance[0] /= 2  # for most eyes colours are to differ at a glance, not just visibly
+        distance[0] /= 2  # for most eyes colours are to differ twice as much as for colour-blind ones
         nearest = np.minimum(nearest, np.min(distance, axis=0))
     return candidates[chosen].astype(np.uint8)
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,6 @@ def identity(
 
     `index` is the test pictures'.
     """
-    models = {f"{fold.folder.parent.name}/{fold.folder.name}": fold.model for folds in runs for fold in folds}
     names = [folds[0].folder.parent.name for folds in runs]
     made_of = {
         "competition": competition.name,
@@ -125,7 +124,7 @@ def identity(
         "tta": tta,
         "run_weights": blend.runs,
         "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
-        "models": {name: files.sha256(model) for name, model in models.items()},
+        "models": {f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.model) for one in chain(*runs)},
         "pictures": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
     }
     layout = competition.submission.model_dump_json() + competition.arrays.fit

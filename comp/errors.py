@@ -6,7 +6,7 @@ LONGEST = 1000  # characters of a line
 class Refused(ValueError):
     """Bad input, told in one line: which file, key, sample or row, and what would fit.
 
-    Entry scripts print the line and end with exit status 2; files that are there are whole.
+    Entry scripts print the line and end with exit status 2; every file it leaves is whole.
     """
 
     def __init__(self, line: str):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,7 +43,7 @@ class State:
     seconds: float = 0.0  # spent training, over all starts
     lr: float = 0.0  # of the last step
     loss: float = 0.0  # sum over this epoch's samples
-    samples: int = 0  # that loss is of
+    samples: int = 0  # of this epoch that `loss` sums over: those of steps whose loss was finite
     bad: int = 0  # steps of this epoch that were left out, since the loss was not finite
     trained: int = 0  # samples since the run began
     training: float = 0.0  # seconds spent on them, validation left out
@@ -82,6 +81,8 @@ def fit(
     and its model.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
+    from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
+
     started = time.monotonic()
     torch.manual_seed(config.seed)
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignored
@@ -171,7 +172,7 @@ def fit(
             if len(valid):
                 looked = time.monotonic()
                 valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
-                # The first also pays for starting; only if it is long does its time say what the next will take.
+                # The first also pays for starting up; unless it is long, that would be most of what it shows.
                 if state.epoch or time.monotonic() - looked > 5.0:
                     timer.forward = (time.monotonic() - looked) / len(valid)
                 score = metrics.score(confusions, config.competition.metric)
@@ -259,7 +260,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def _average(averaging: ModelEmaV3, model: Segmenter, decay: float, updates: int) -> None:
+def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> None:
     # A young average forgets faster, or a short run would keep its random start.
     averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SEModule
 from torch import Tensor, nn
 
 
@@ -44,6 +43,8 @@ class SqueezeExcite(DoubleConv):
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__(inward, outward, dropout)
+        from timm.layers import SEModule  # five seconds, which refusals need not wait for
+
         self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
 
 

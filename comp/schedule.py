@@ -64,11 +64,15 @@ class Timer:
         self.last = before
 
     def progress(self, epochs: float, samples: int) -> float:
-        """The share of the schedule that is done after a step of so many samples: of `epochs` or of the time."""
+        """The share of the schedule that is done after a step of so many samples.
+
+        It is `epochs`, the share of the epochs, or that of the time if it is larger. Says where time cuts it short.
+        """
         now = time.monotonic()
         if not self.first:
             self.first = now  # the first step also pays for starting, and says nothing of the next
-            return max(epochs, self.before)
+            self.last = max(epochs, self.before)
+            return self.last
         self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
         finishing = 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
@@ -76,7 +80,7 @@ class Timer:
             finishing = 0.0
         left = self.deadline - finishing - self.started
         spent = self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
-        if self.last < 0.8 and spent >= 1.0:
+        if self.last < 0.8 and epochs < 1.0 <= spent:
             print(f"the time budget is too short: it ends the schedule at {self.last:.0%} of it")
         self.last = max(epochs, spent)
         return self.last

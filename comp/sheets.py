@@ -143,7 +143,7 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
 
 
 def _coloured(mask: np.ndarray, unscored: Collection[int]) -> np.ndarray:
-    """uint8 (H, W) labels as uint8 (H, W, 3); 255 is drawn as labels that are not scored."""
+    """uint8 (H, W) labels as uint8 (H, W, 3); 255, too, is drawn as not scored."""
     table = np.vstack([colours(255), np.array([IGNORED], np.uint8)])
     table[[*unscored]] = IGNORED
     return table[mask]

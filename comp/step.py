@@ -1,4 +1,4 @@
-"""One optimizer step: from batches to new weights, in parts where memory is short, left out where it is no number."""
+"""One optimizer step: batches to new weights; in parts where memory is short, left out where the loss is not finite."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from comp.models import Segmenter
 
 # Of all ranks the size of a batch; of this one its images uint8 (n, H, W, C) and labels uint8 (n, H, W).
 Batch = tuple[int, Tensor, Tensor]
-# Images (n, C, H, W), labels (n, H, W), the labels mixed in, if any, and the share of the first.
+# Images (n, C, H, W), labels (n, H, W), the labels mixed in, if any, and how much the first labels weigh.
 _Mixed = tuple[Tensor, Tensor, Tensor | None, float]
 
 
@@ -39,7 +39,7 @@ class Step:
         generator = np.random.default_rng(seed)
         torch.manual_seed(int(generator.integers(2**62)) + ranks.rank())  # dropout's: a run goes on as it was
         samples = sum(size for size, *_ in group)
-        mixed = [self._mixed(images, labels, generator) for _, images, labels in group]
+        mixed = [self._mix(images, labels, generator) for _, images, labels in group]
         before = _flat(self._statistics)
         loss = ranks.all_reduce_gradients(self.model, self._gradients(mixed, samples))
         self._keep(torch.where(loss.isfinite(), _flat(self._statistics), before))
@@ -53,7 +53,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _mixed(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> _Mixed:
+    def _mix(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> _Mixed:
         images = batches.to_device(images, self.device.device)
         labels = labels.to(self.device.device, non_blocking=True)
         if not augment.mixes(self.config.augment):
@@ -95,6 +95,7 @@ class Step:
         return mean
 
     def _keep(self, flat: Tensor) -> None:
+        """Set the batch statistics to what one flat tensor holds."""
         parts = flat.split([statistic.numel() for statistic in self._statistics])
         views = [part.view_as(statistic) for part, statistic in zip(parts, self._statistics, strict=True)]
         torch._foreach_copy_(self._statistics, views)

@@ -162,7 +162,7 @@ def _pictures(
     report.confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
-    first = 1 if metric.background == "drop_truth" else 0
+    first = 1 if metric.background == "drop_truth" else 0  # class that is scored
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose(scores)

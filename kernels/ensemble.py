@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
     with ranks.first():
         place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
         test = arrays.load_test(competition, place)
-    made_of = ensemble.identity(competition, chosen, blend, tta, test, arrays.index(test, competition, place))
+        index = arrays.index(test, competition, place)
+    made_of = ensemble.identity(competition, chosen, blend, tta, test, index)
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.sample_submission(competition, args.input)

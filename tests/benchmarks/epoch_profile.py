@@ -20,7 +20,7 @@ from comp import arrays, cli, demo, device, fit
 # The parts of an epoch, by the end of the file and the function that holds each.
 PARTS = {
     "samples read and augmented": ("batches.py", "__getitem__"),
-    "mixed, and brought to the device": ("step.py", "_mixed"),
+    "mixed, and brought to the device": ("step.py", "_mix"),
     "forward": ("models.py", "forward"),
     "loss": ("losses.py", "compute"),
     "backward": ("_tensor.py", "backward"),
