@@ -153,5 +153,6 @@ def entry(
         line, status = f"rank {ranks.rank()}: another process of this job ended; start it again to go on", 1
     except KeyboardInterrupt:
         line, status = "interrupted; the same command goes on where it was, or starts again", 130
-    print(line, file=sys.stderr)
+    if status != 130 or os.environ.get("RANK", "0") == "0":  # all ranks are interrupted, and one says so
+        print(line, file=sys.stderr)
     sys.exit(status)

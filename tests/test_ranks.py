@@ -16,20 +16,22 @@ from conftest import ROOT, TINY, draw, inside, lay_out
 from comp import device, ranks
 
 # In float32 and without Adam, which makes a whole step of a gradient's last digit, what differs is the order of sums.
-# One job does all: each process takes ten seconds to import what it needs.
+# One job does all, since each process takes ten seconds to import what it needs; it is joined once and left at the end.
 SCRIPT = """\
 import atexit, json, runpy, sys
 from torch import distributed
-from comp import device
+from comp import device, ranks
 atexit.register(lambda: distributed.is_initialized() and print("still in the job", file=sys.stderr))
 device._cpu_flags = set
-for command in json.loads(sys.argv[1]):
-    sys.argv = command
+commands, leave = json.loads(sys.argv[1]), ranks.leave
+for sys.argv in commands:
+    ranks.leave = leave if sys.argv is commands[-1] else lambda: None
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         if ended.code:
             raise
+    ranks.join = lambda device: None
 """
 EXACT = ("train_fold.py", *TINY, "--set", "optimizer.name=sgd", "--set", "optimizer.lr=0.05", "--fold", "0")
 BLEND = ("ensemble.py", *TINY, "--folds", "0")
