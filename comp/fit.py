@@ -208,9 +208,8 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
         state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
         if not ranks.rank():
             models.save(model, folder / runs.MODEL, config)
-    validated = (
-        "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' if better and sound else ''}"
-    )
+    star = " *" if better and sound else ""
+    validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
     print(
         f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
         f"loss {row['train_loss']:.4f}{validated}",
