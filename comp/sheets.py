@@ -113,11 +113,10 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
     legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
-    for label in sorted(unscored)[:1]:  # all are drawn alike
-        if label < len(classes):
-            legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
-        else:
-            legend.append(("not scored", IGNORED))
+    if unscored and (label := min(unscored)) < len(classes):  # of several one is enough: all are drawn alike
+        legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
+    elif unscored:
+        legend.append(("not scored", IGNORED))
     step = 8 * max(len(name) for name, _ in legend) + 40
     across = max(1, total // step)
     tall = 2 * LINE + height + 2 * GAP
