@@ -5,7 +5,6 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,17 +14,17 @@ from typing import Literal
 
 import numpy as np
 
-from comp import cache, convert, demo, npz
-from comp.config import Arrays, Competition
+from comp import cache, convert, demo, files, npz
+from comp.config import Arrays, Competition, Fit
 from comp.errors import Refused
-from comp.files import whole
+from comp.files import below_input, whole
 
-KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
 INDEX_VERSION = 2  # raised when `index` changes, so that older caches are not used
+Size = tuple[int, int]  # height, width
 INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
 
 
@@ -67,15 +66,9 @@ def find(file: str, folder: Path) -> Path:
     if file == demo.NAME:
         return demo.ensure(folder)
     raise Refused(
-        f"{path}: no such file, and none of that name below {KAGGLE_INPUT}; "
+        f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; "
         "put it there, or make it of pictures with kernels/prepare.py --source"
     )
-
-
-def below_input(name: str) -> Iterator[Path]:
-    """Files of this name below /kaggle/input, the least deep first."""
-    found = (Path(place) / name for place, _, names in os.walk(KAGGLE_INPUT) if name in names)
-    yield from sorted(found, key=lambda path: (len(path.parts), path))
 
 
 def load_train(competition: Competition, folder: Path) -> Split:
@@ -268,3 +261,12 @@ def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
 def _folds(path: Path, selector: str, count: int) -> np.ndarray:
     """The fold in which each sample validates, int16 (N,)."""
     return _values(path, selector, (count,), "iu", "integers").astype(np.int16)
+
+
+def fitted(original: Size, size: Size, fit: Fit) -> Size:
+    """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
+    if fit == "stretch":
+        return size
+    scale = min(size[0] / original[0], size[1] / original[1])
+    height, width = (min(side, max(1, round(old * scale))) for side, old in zip(size, original, strict=True))
+    return height, width

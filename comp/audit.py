@@ -7,13 +7,13 @@ where there is one. `comp.findings` makes the table, the list and the sheet of p
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from comp.arrays import Index, Split, release
 from comp.config import Competition
 from comp.folds import connected
+from comp.layouts import Finding
 
 BLOCK = 8 << 20  # bytes of pictures looked at together
 NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
@@ -23,16 +23,6 @@ SHARING = 3  # different pictures under one mask, from which on it is a finding
 ODD_Z = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993)
 FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
 LONG = 1.6  # times the usual ratio of the longer to the shorter side
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One odd thing about one sample or file."""
-
-    id: str
-    finding: str  # its kind
-    detail: str
-    group: str = ""  # the first sample of those that belong together, "test/…" for a test sample
 
 
 def audit(

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comp.config import Augment, did_you_mean
-from comp.errors import Refused
+from comp.config import Augment
+from comp.errors import Refused, did_you_mean
 
 Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 

@@ -118,11 +118,6 @@ def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 (n, H, W, C) to (n, C, H, W) on the device; the permuted layout is channels_last as it is."""
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-
-
 def default_workers(device: torch.device) -> int:
     """Processes that augment beside the one that trains.
 

@@ -6,7 +6,6 @@ same name in TOML, in `--set`, in code and in reports. An unknown key or a wrong
 with the key's full name and what would have fitted.
 """
 
-import difflib
 import json
 import re
 import tomllib
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from comp.errors import Refused
+from comp.errors import Refused, did_you_mean
 
 SHIPPED = Path(__file__).parent
 
@@ -377,13 +376,6 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """The end of a refusal: the known name that is meant, or the first of those that there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    shown = ", ".join(known[:32]) + (", …" if len(known) > 32 else "")
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {shown}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from comp.arrays import Size, fitted
 from comp.config import Fit
 from comp.errors import Refused
-
-Size = tuple[int, int]  # height, width
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 ORIENTATION = 274  # EXIF's tag: 1 is upright, from SIDEWAYS on height and width are swapped
@@ -98,15 +97,6 @@ def read(path: Path, turn: bool, bits: int = 16) -> Image.Image:
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def fitted(original: Size, size: Size, fit: Fit) -> Size:
-    """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
-    if fit == "stretch":
-        return size
-    scale = min(size[0] / original[0], size[1] / original[1])
-    height, width = (min(side, max(1, round(old * scale))) for side, old in zip(size, original, strict=True))
-    return height, width
 
 
 def placed(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from comp.errors import Refused
 
@@ -80,3 +81,8 @@ def _keep_freed_memory() -> None:
             libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         except OSError:
             pass
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 (n, H, W, C) to (n, C, H, W) on the device; the permuted layout is channels_last as it is."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2)

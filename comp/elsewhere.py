@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from comp import arrays, bundle, files, page, remote, sandbox, submission
+from comp import arrays, bundle, files, overview, remote, sandbox, submission
 from comp.config import Competition
 from comp.errors import Refused
 from comp.runs import METRICS, Fold, begun, parts
@@ -142,7 +142,7 @@ def bring(job: Job, folder: Path, kernel: remote.Kernel | None = None) -> None:
             files.write_json(place / KERNEL, about["kernel"])
         else:
             (place / KERNEL).unlink(missing_ok=True)
-        report = page.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
+        report = overview.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if lacking:
         raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")

@@ -1,5 +1,7 @@
 """What a user is told when something does not fit."""
 
+import difflib
+
 LONGEST = 1000  # characters of a line
 
 
@@ -15,3 +17,10 @@ class Refused(ValueError):
         line = line.rpartition("comp.errors.Refused: ")[2].strip()
         line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 4 :]}"
         super().__init__("".join(char if char.isprintable() else " " for char in line))
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of a refusal: the known name that is meant, or the first of those that there are."""
+    close = difflib.get_close_matches(name, known, n=1)
+    shown = ", ".join(known[:32]) + (", …" if len(known) > 32 else "")
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {shown}"

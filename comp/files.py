@@ -14,6 +14,8 @@ import safetensors
 
 from comp.errors import Refused
 
+KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
+
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
@@ -91,3 +93,9 @@ def lock(folder: Path) -> Iterator[None]:
         for left in folder.glob(".[0-9]*.*"):
             left.unlink(missing_ok=True)
         yield
+
+
+def below_input(name: str) -> Iterator[Path]:
+    """Files of this name below /kaggle/input, the least deep first."""
+    found = (Path(place) / name for place, _, names in os.walk(KAGGLE_INPUT) if name in names)
+    yield from sorted(found, key=lambda path: (len(path.parts), path))

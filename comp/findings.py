@@ -8,10 +8,10 @@ import numpy as np
 
 from comp import sheets
 from comp.arrays import Index, Split
-from comp.audit import Finding
 from comp.config import Competition
 from comp.files import write_csv, write_text
-from comp.text import aligned, short
+from comp.layouts import Finding
+from comp.tables import aligned, short
 
 ACROSS = 6  # pictures in a row of the sheet
 NAMED = 3  # ids that the table names of every kind

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from comp import decode
-from comp.config import did_you_mean
-from comp.errors import Refused
+from comp.errors import Refused, did_you_mean
 
 TOLERANCE = 48.0  # largest distance to a code, in grey levels or in RGB space
 _UNKNOWN, _UNSEEN = -1, -2  # in the table: near no code; not yet looked at

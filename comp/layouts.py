@@ -13,12 +13,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp.audit import Finding
 from comp.errors import Refused
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 MASK_WORD = re.compile(r"mask|(?<!un)label|trimap|annot|truth|segmentation|^(lab|gt|seg|target)s?$", re.I)
 MASK_SUFFIX = re.compile(r"[-_. ](masks?|labels?|lab|trimap|gt|truth|seg|segmentation|annotation|matte|target)$", re.I)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One odd thing about one sample or file."""
+
+    id: str
+    finding: str  # its kind
+    detail: str
+    group: str = ""  # the first sample of those that belong together, "test/…" for a test sample
 
 
 @dataclass(frozen=True, order=True)

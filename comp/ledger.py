@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from comp import files, text
+from comp import files, tables
 
 COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
 
@@ -27,8 +27,8 @@ def table(rows: list[dict[str, str]]) -> str:
     """The ledger as aligned text: out-of-fold beside public and private score, and their difference."""
     lines = [("when", "file", "out-of-fold", "public", "private", "public - oof")]
     for row in rows:
-        scores = [text.number(float(row[key] or "nan")) for key in ("out_of_fold", "public", "private")]
+        scores = [tables.number(float(row[key] or "nan")) for key in ("out_of_fold", "public", "private")]
         both = row["out_of_fold"] and row["public"]
         apart = f"{float(row['public']) - float(row['out_of_fold']):+.4f}" if both else "–"
         lines.append((row["when"][:16].replace("T", " "), row["file"], *scores, apart))
-    return text.aligned(lines, left=2)
+    return tables.aligned(lines, left=2)

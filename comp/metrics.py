@@ -4,27 +4,13 @@ A class that neither truth nor prediction holds has no score and is left out of 
 nothing is 0, as in Keras.
 """
 
-from collections.abc import Mapping
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
 from comp import config
 from comp.errors import Refused
-from comp.text import aligned, number, short
 
-# The scores of a run that tables show, and what the columns are headed.
-HEADLINES = {
-    "score": "score",
-    "mean_iou": "IoU",
-    "mean_iou_without_0": "IoU w/o 0",
-    "mean_iou_truth_without_0": "IoU truth≠0",
-    "mean_iou_per_image": "IoU/image",
-    "dice": "Dice",
-    "dice_per_image": "Dice/image",
-    "pixel_accuracy": "accuracy",
-}
 NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy"}
 CHUNK = 1 << 18  # pixels counted at once: few enough to stay in the processor's cache
 
@@ -145,42 +131,6 @@ def describe(metric: config.Metric) -> str:
         "drop_truth": " where the truth is not class 0",
     }[metric.background]
     return NAMES[metric.name] + average + background
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """One fold's scores, as `scores` gives them, as aligned text: a line per class, then the headlines."""
-    headlines = [[*HEADLINES.values()], [number(scores[key]) for key in HEADLINES]]
-    return f"{aligned(class_rows(scores))}\n\nscore: {scores['metric']}\n{aligned(headlines)}"
-
-
-def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
-    """The scores by class as the cells of a table, its head first."""
-    rows = [["class", "share", "IoU", "Dice", "precision", "recall"]]
-    for name, values in scores["classes"].items():
-        shown = (number(values[key]) for key in ("iou", "dice", "precision", "recall"))
-        rows.append([short(name), f"{values['share'] or 0:.2%}", *shown])
-    return rows
-
-
-def over_folds(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
-    """The folds' scores as aligned text: a line per fold, their mean, their spread, all samples as one.
-
-    `folds` holds what `scores` gives, by the fold's number; `pooled` is the same over the confusions
-    of all folds together. The spread is the sample standard deviation.
-    """
-    rows = [*fold_rows(folds), ["pooled", *(number(pooled[key]) for key in HEADLINES)]]
-    return f"score: {pooled['metric']}\n{aligned(rows)}"
-
-
-def fold_rows(folds: Mapping[str | int, Mapping[str, Any]]) -> list[list[str]]:
-    """The folds' scores, their mean and their spread as the cells of a table, its head first."""
-    rows = [["fold", *HEADLINES.values()]]
-    rows += [[str(fold), *(number(values[key]) for key in HEADLINES)] for fold, values in folds.items()]
-    by_score = [[values[key] for values in folds.values()] for key in HEADLINES]
-    if len(folds) < 2:
-        return rows
-    means = ["mean", *(number(mean(column)) for column in by_score)]
-    return [*rows, means, ["± std", *(number(stdev(column)) for column in by_score)]]
 
 
 def _margins(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

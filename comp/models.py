@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comp import arrays, files, networks, ranks
 from comp import config as configs
-from comp.config import Config, Model, did_you_mean
-from comp.errors import Refused
+from comp import files, networks, ranks
+from comp.config import Config, Model
+from comp.errors import Refused, did_you_mean
 
 # What the library itself says to an architecture.
 SETTLED = (
@@ -93,7 +93,7 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
     if local:
         path = Path(model.encoder_weights)
-        note = _load_encoder(net.encoder, path if path.is_file() else next(arrays.below_input(path.name), path))
+        note = _load_encoder(net.encoder, path if path.is_file() else next(files.below_input(path.name), path))
     elif hub:
         note = f"{model.encoder} with {hub} weights"
     if local or hub:

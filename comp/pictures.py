@@ -23,12 +23,12 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
-from comp import arrays, audit, cache, decode, labels, layouts, npz
-from comp.audit import Finding
+from comp import arrays, audit, cache, decode, files, labels, layouts, npz
+from comp.arrays import Size
 from comp.config import Competition, Fit
-from comp.decode import Size
 from comp.errors import Refused
 from comp.files import lock
+from comp.layouts import Finding
 
 BLOCK = 32 << 20  # bytes of rows that are kept together
 DEEP = 64  # pictures that are looked at to see how many of their 16 bits are used
@@ -113,7 +113,7 @@ def hidden(competition: Competition, folder: Path) -> Path:
     Raises Refused.
     """
     path, slug = arrays.find(competition.file, folder), competition.kaggle
-    homes = filter(Path.is_dir, (arrays.KAGGLE_INPUT / "competitions" / slug, arrays.KAGGLE_INPUT / slug))
+    homes = filter(Path.is_dir, (files.KAGGLE_INPUT / "competitions" / slug, files.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
         return folder
     if not (made := _made(path)):

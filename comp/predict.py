@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comp.batches import to_device
+from comp.arrays import fitted
 from comp.config import Fit, Predict
-from comp.decode import fitted
-from comp.device import Device
+from comp.device import Device, to_device
 from comp.errors import Refused
 from comp.models import Segmenter
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from comp import metrics
 from comp.drawing import FAINT, INK, LINES, plain, save
-from comp.text import number, short
+from comp.tables import number, short
 
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 MOST = 32  # classes in a confusion

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import arrays, checkpoint, metrics, npz
+from comp import checkpoint, files, metrics, npz, tables
 from comp import config as configs
 from comp.config import Config
 from comp.errors import Refused
@@ -97,7 +97,7 @@ def summary(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
     confusions = np.concatenate([fold.oof()[2] for fold in done])
     pooled = metrics.scores(confusions, config.competition.classes, config.competition.metric)
-    return metrics.over_folds({fold.number: fold.metrics for fold in done}, pooled)
+    return tables.over_folds({fold.number: fold.metrics for fold in done}, pooled)
 
 
 def read_fold(folder: Path) -> Fold:
@@ -112,7 +112,7 @@ def read_fold(folder: Path) -> Fold:
 def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
     """The finished folds of a run, or "full", here or among a kernel's inputs, by number. Raises Refused for none."""
     inputs = Path("runs", *run_folder.parts[-2:], pattern, METRICS)
-    there = [path for path in arrays.below_input(METRICS) if path.match(str(inputs))]
+    there = [path for path in files.below_input(METRICS) if path.match(str(inputs))]
     found: dict[int, Fold] = {}
     for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]:
         fold = read_fold(path.parent)

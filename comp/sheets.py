@@ -9,7 +9,7 @@ from PIL import Image
 
 from comp.arrays import Split
 from comp.drawing import FAINT, INK, colours, plain, save
-from comp.text import number, short
+from comp.tables import number, short
 
 CELL = 280  # pixels: the larger side of one picture
 WIDEST = 1600  # pixels: of a sheet, whose pictures are smaller where they are many

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comp import augment, batches, ranks, schedule
+from comp import augment, ranks, schedule
 from comp.config import Config
-from comp.device import Device
+from comp.device import Device, to_device
 from comp.errors import Refused
 from comp.models import Segmenter
 
@@ -54,7 +54,7 @@ class Step:
         return loss
 
     def _mix(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> _Mixed:
-        images = batches.to_device(images, self.device.device)
+        images = to_device(images, self.device.device)
         labels = labels.to(self.device.device, non_blocking=True)
         if not augment.mixes(self.config.augment):
             return images, labels, None, 1.0

@@ -8,7 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import arrays, augment, checkpoint, files, fit, folds, metrics, models, npz, predict, ranks, report, sheets
+from comp import (
+    arrays,
+    augment,
+    checkpoint,
+    files,
+    fit,
+    folds,
+    metrics,
+    models,
+    npz,
+    predict,
+    ranks,
+    report,
+    sheets,
+    tables,
+)
 from comp.arrays import Index, Split
 from comp.config import Config
 from comp.device import Device
@@ -64,7 +79,7 @@ def train_fold(data: Data, number: int, run_folder: Path, device: Device, worker
     else:
         facts = fold.metrics
         print(f"\nfold {number} is finished, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
-        print(f"{metrics.table(facts)}\n\n{folder} ({facts['seconds']:.0f} s, {facts['images_per_second']} images/s)")
+        print(f"{tables.table(facts)}\n\n{folder} ({facts['seconds']:.0f} s, {facts['images_per_second']} images/s)")
     return fold
 
 

@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import augment, batches, device, models, ranks, runs, text, training
+    from comp import augment, batches, device, models, ranks, runs, tables, training
 
     ranks.join(args.device)
     competition = next(iter(variants.values())).competition
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
                 note(str(failed[-1]))
                 continue
             if before:
-                spent = text.duration(fold.metrics["seconds"])
+                spent = tables.duration(fold.metrics["seconds"])
                 note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
             done.setdefault(name, []).append(fold)
         if done and not ranks.rank():  # after each variant: a comparison that is stopped shows what is done
@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]) -> str:
-    """Write table.csv, curves.png and report.html of the variants that are done; return the table as text."""
-    from comp import files, metrics, page, report, text
+    """Write table.csv, curves.png and report.html of the variants that are done; return the table as tables."""
+    from comp import files, metrics, page, report, tables
 
     competition = next(iter(variants.values())).competition
     folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
@@ -95,7 +95,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
     first = {name: folds[0].history() for name, folds in done.items()}
     report.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
-    cells = [[*rows[0]], *([row["run"], *(text.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
+    cells = [[*rows[0]], *([row["run"], *(tables.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
     values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
     sections = {
         "Result": page.table(cells) + (page.verbatim("\n".join(notes)) if notes else ""),
@@ -104,7 +104,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     }
     title = f"{competition.title or competition.name}: {len(variants)} runs"
     page.write(folder / "report.html", title, metric, sections)
-    return f"{metric}\n{text.aligned(cells)}\n\n{folder}"
+    return f"{metric}\n{tables.aligned(cells)}\n\n{folder}"
 
 
 def summary(folds: list[dict]) -> dict[str, float | str]:

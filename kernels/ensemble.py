@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, device, ensemble, files, metrics, pictures, predict, ranks, submission
+    from comp import arrays, device, ensemble, files, metrics, pictures, predict, ranks, submission, tables
 
     ranks.join(args.device)
     for override in args.overrides:
@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     if confusions:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
         about["score"]["leaderboard"] = scores["score"]
-        print(f"\nleaderboard, since the test labels are known here\n{metrics.table(scores)}\n")
+        print(f"\nleaderboard, since the test labels are known here\n{tables.table(scores)}\n")
     files.write_json(path.with_suffix(".json"), about)
     print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
     return 0

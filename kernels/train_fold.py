@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, device, files, folds, page, ranks, runs, training
+    from comp import arrays, batches, device, files, folds, overview, ranks, runs, training
 
     ranks.join(args.device)
     chosen = device.choose(args.device)
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     if not ranks.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if numbers:
-            print(page.run_page(run_folder))
+            print(overview.run_page(run_folder))
     return 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comp import arrays, cache, config, convert, npz
+from comp import arrays, cache, config, convert, files, npz
 from comp.config import Arrays, Competition
 from comp.errors import Refused
 
@@ -21,7 +21,7 @@ CLASSES = ("ground", "rock", "sky")
 
 @pytest.fixture(autouse=True)
 def nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "KAGGLE_INPUT", tmp_path / "kaggle")
+    monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 

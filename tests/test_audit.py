@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comp import arrays, audit, config, findings, pictures, sheets
-from comp.audit import Finding
+from comp.layouts import Finding
 
 MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"
 PREPARE = Path(__file__).parents[1] / "kernels/prepare.py"

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from comp import arrays, config, demo, folds
+from comp import arrays, config, demo, files, folds
 
 CLASSES = 5
 SHA256 = "b0c6fbfc877c34660795afe20b1521e53a29d040da045609d8f452f3a52d604a"  # of all arrays
@@ -13,7 +13,7 @@ SHA256 = "b0c6fbfc877c34660795afe20b1521e53a29d040da045609d8f452f3a52d604a"  # o
 
 @pytest.fixture(autouse=True)
 def nowhere_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "KAGGLE_INPUT", tmp_path / "kaggle")
+    monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 

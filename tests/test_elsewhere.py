@@ -69,7 +69,7 @@ def slug_fits(job):
 def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypatch):
     tiny, mars = (config.Competition(name=name, classes=("a", "b")) for name in ("tiny", "mars"))
     (tmp_path / "tiny-sample_submission.csv").write_text("id\n")
-    monkeypatch.setattr(arrays, "KAGGLE_INPUT", tmp_path / "kaggle")
+    monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
     assert arrays.sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
     assert arrays.sample_submission(mars, tmp_path) is None
     there = tmp_path / "kaggle/competitions/mars/sample_submission.csv"  # as a kernel finds it
@@ -233,7 +233,7 @@ assert "late" not in sys.argv, "as asked"
 def job(tmp_path, monkeypatch):
     """Makes a job of the stand-in; its pictures and page are left out."""
     place = tmp_path / "place"
-    monkeypatch.setattr(elsewhere.page, "run_page", lambda run: run / "report.html")
+    monkeypatch.setattr(elsewhere.overview, "run_page", lambda run: run / "report.html")
 
     def make(*arguments, competition=COMPETITION, overrides=(), **more):
         if not place.exists():

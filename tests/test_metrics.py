@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from comp import metrics
+from comp import metrics, tables
 from comp.config import Metric
 from comp.errors import Refused
 
@@ -204,7 +204,7 @@ def test_scores_of_no_samples_or_no_counted_pixels_are_json_too():
         values = metrics.scores(np.zeros((n, 2, 2), np.int64), ("a", "b"), Metric())
         json.dumps(values, allow_nan=False)
         assert values["score"] == 0
-        assert metrics.table(values)
+        assert tables.table(values)
 
 
 def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
@@ -213,13 +213,13 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
     metric = Metric(background="drop_class")
     pooled = metrics.scores(confusions, names, metric)
     folds = {k: metrics.scores(confusions[k::3], names, metric) for k in range(3)}
-    for text in (metrics.table(pooled), metrics.over_folds(folds, pooled)):
+    for text in (tables.table(pooled), tables.over_folds(folds, pooled)):
         assert max(map(len, text.splitlines())) <= 100
         assert "mean IoU without class 0" in text
-    one = metrics.table(pooled).splitlines()
+    one = tables.table(pooled).splitlines()
     assert [line.split()[0] for line in one[:5]] == ["class", *names[:4]]
     assert len({len(line) for line in one[:6]}) == 1
-    rows = {line.split("  ")[0]: line.split() for line in metrics.over_folds(folds, pooled).splitlines()[1:]}
+    rows = {line.split("  ")[0]: line.split() for line in tables.over_folds(folds, pooled).splitlines()[1:]}
     assert list(rows) == ["fold", "0", "1", "2", "mean", "± std", "pooled"]
     three = [values["score"] for values in folds.values()]
     assert rows["mean"][1] == f"{np.mean(three):.4f}"
@@ -229,4 +229,4 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
 
 def test_a_single_fold_has_no_spread():
     values = metrics.scores(metrics.confusion(*pair(), 5), tuple("abcde"), Metric())
-    assert "std" not in metrics.over_folds({0: values}, values)
+    assert "std" not in tables.over_folds({0: values}, values)

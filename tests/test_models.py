@@ -137,7 +137,7 @@ def test_encoder_weights_from_a_file_are_matched_by_key(tmp_path, monkeypatch):
         if channels in (1, 3):  # a grey picture must meet the response that the weights were made for
             stem = "model.conv1.0.weight"
             torch.testing.assert_close(ours[stem].sum(1), theirs[stem].sum(1), atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(models.arrays, "KAGGLE_INPUT", tmp_path)  # in a kernel it is found by its name
+    monkeypatch.setattr(models.files, "KAGGLE_INPUT", tmp_path)  # in a kernel it is found by its name
     assert "unused: fc.weight" in build(3, encoder="tu-resnet10t", encoder_weights="weights/encoder.safetensors")[1]
     with pytest.raises(Refused, match="fits 0 of the encoder's"):
         build(3, encoder="resnet18", encoder_weights=str(_file(tmp_path, {"a": torch.zeros(1)})))

@@ -332,7 +332,7 @@ def test_pairs_become_mappable_arrays(tmp_path):
 def test_letterbox_anchors_top_left_and_ignores_the_padding(tmp_path):
     folder = pairs(tmp_path / "source", size=(20, 40))
     out = make(folder, tmp_path / "own.npz", competition(fit="letterbox", ignore=255))
-    assert decode.fitted((20, 40), (16, 16), "letterbox") == (8, 16)
+    assert arrays.fitted((20, 40), (16, 16), "letterbox") == (8, 16)
     assert (out["train_masks"][:, :8] == halves(0, 1, (8, 16))).all() and (out["train_masks"][:, 8:] == 255).all()
     assert (out["train_images"][:, 8:] == 0).all() and (out["train_images"][:, :8] > 0).any()
     with pytest.raises(Refused, match=r"set arrays\.ignore = 255"):

@@ -20,7 +20,7 @@ import torch
 from throughput import Notebook
 from torch.utils.data import DataLoader
 
-from comp import batches, cli, config, device, metrics, training
+from comp import cli, config, device, metrics, training
 
 BEFORE = [  # the default recipe with every choice taken back
     'optimizer.name="adam"',
@@ -105,7 +105,7 @@ def plain(data: training.Data, budget: float, epochs: int = 2**31) -> tuple[floa
     with torch.inference_mode():
         for start in range(0, len(valid), 64):
             batch = valid[start : start + 64]
-            images = batches.to_device(torch.from_numpy(data.split.images[batch]), torch.device("cpu"))
+            images = device.to_device(torch.from_numpy(data.split.images[batch]), torch.device("cpu"))
             labels = model.eval()(images.float() / 255).argmax(1).numpy()
             confusions.append(metrics.confusion(np.ascontiguousarray(data.split.masks[batch]), labels, 5))
     counted = np.concatenate(confusions)

@@ -92,7 +92,7 @@ def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, c
     optimizer = schedule.make_optimizer(settings.optimizer, model)
     loss_of = losses.build(settings.loss, settings.competition.classes, index.counts.sum(0), None)
     size = settings.batch_size
-    images = batches.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
+    images = device.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
     labels = torch.from_numpy(split.masks[:size].copy()).to(chosen.device)
 
     def step() -> None:
@@ -162,7 +162,7 @@ def plain(settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen
 
 def forwards(settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device) -> float:
     model, size = network(settings, split, chosen).eval(), settings.predict.batch_size
-    upright = batches.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
+    upright = device.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
     lying = upright.transpose(2, 3)
 
     @torch.inference_mode()
