@@ -1,0 +1,1 @@
+"""From a segmentation competition's data to an accepted submission."""

@@ -125,17 +125,17 @@ def entry(
         if jobs is None or arguments.on == "here":
             status = main(arguments) or 0
             if "LOCAL_RANK" in os.environ:  # under torchrun
-                from comp import ranks
+                from comp import distributed
 
-                ranks.leave()
+                distributed.leave()
             sys.exit(status)
-        from comp import elsewhere
+        from comp.kaggle import jobs as kernels
 
         there = {
-            "sandbox": elsewhere.rehearse,
-            "guard": lambda made: elsewhere.rehearse(made, "guard"),
-            "kaggle": elsewhere.kaggle,
-            "notebook": elsewhere.notebooks,
+            "sandbox": kernels.rehearse,
+            "guard": lambda made: kernels.rehearse(made, "guard"),
+            "kaggle": kernels.kaggle,
+            "notebook": kernels.notebooks,
         }
         there[arguments.on](jobs(arguments))
         sys.exit(0)
@@ -146,11 +146,11 @@ def entry(
             raise
         line, status = f"{script}: {error.filename or 'writing'}: {error.strerror}", 2
     except RuntimeError as error:
-        from comp import ranks
+        from comp import distributed
 
-        if not ranks.lost(error):
+        if not distributed.lost(error):
             raise
-        line, status = f"rank {ranks.rank()}: another process of this job ended; start it again to go on", 1
+        line, status = f"rank {distributed.rank()}: another process of this job ended; start it again to go on", 1
     except KeyboardInterrupt:
         line, status = "interrupted; the same command goes on where it was, or starts again", 130
     if status != 130 or os.environ.get("RANK", "0") == "0":  # all ranks are interrupted, and one says so

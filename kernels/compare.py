@@ -36,20 +36,25 @@ def arguments() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
-    from comp import augment, batches, device, models, ranks, runs, tables, training
+    from comp import device, distributed
+    from comp.data import augment, batches
+    from comp.model import segmenter
+    from comp.report import tables
+    from comp.train import runs
+    from comp.train.train_fold import load, train_fold
 
-    ranks.join(args.device)
+    distributed.join(args.device)
     competition = next(iter(variants.values())).competition
     chosen = device.choose(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     place = args.runs / competition.name
-    data = {name: training.load(config, args.input, args.runs) for name, config in variants.items()}
+    data = {name: load(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(place / name, config)
         images = data[name].split.images
-        mean_and_deviation = models.normalisation(images, np.arange(1))
-        models.build(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
+        mean_and_deviation = segmenter.normalisation(images, np.arange(1))
+        segmenter.build(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
         augment.build(config.augment.transforms)
 
     done, notes, failed = {}, [], []
@@ -64,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
             before = runs.finished(runs.folder_of(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = training.train_fold(data[name], number, place / name, chosen, workers, deadline)
+                fold = train_fold(data[name], number, place / name, chosen, workers, deadline)
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 # Anew, since its traceback holds a network and its memory.
                 failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))
@@ -74,9 +79,9 @@ def main(args: argparse.Namespace) -> int:
                 spent = tables.duration(fold.metrics["seconds"])
                 note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
             done.setdefault(name, []).append(fold)
-        if done and not ranks.rank():  # after each variant: a comparison that is stopped shows what is done
+        if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
             table = leave(args, variants, done, notes)
-    if done and not ranks.rank():
+    if done and not distributed.rank():
         print(f"\n{table}")
     if failed:
         raise failed[0]
@@ -85,7 +90,9 @@ def main(args: argparse.Namespace) -> int:
 
 def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]) -> str:
     """Write table.csv, curves.png and report.html of the variants that are done; return the table as tables."""
-    from comp import files, metrics, page, report, tables
+    from comp import files
+    from comp.model import metrics
+    from comp.report import figures, page, tables
 
     competition = next(iter(variants.values())).competition
     folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
@@ -94,7 +101,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
     rows.sort(key=lambda row: -row["score"])
     files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
     first = {name: folds[0].history() for name, folds in done.items()}
-    report.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
+    figures.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
     cells = [[*rows[0]], *([row["run"], *(tables.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
     values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
     sections = {
@@ -154,14 +161,15 @@ def comparison_name(args: argparse.Namespace) -> str:
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel, which leaves all the runs."""
-    from comp import elsewhere, runs
+    from comp.kaggle.jobs import Job
+    from comp.train import runs
 
     variants = configurations(args)
     config = next(iter(variants.values()))
     place, name = args.runs / config.competition.name, f"compare-{comparison_name(args)}"
     numbers = cli.fold_numbers(args.fold, config.folds.count)
     return [
-        elsewhere.Job(
+        Job(
             entry=Path(__file__),
             arguments=cli.arguments_but("--workers"),
             name=f"{config.competition.name}-{name}",

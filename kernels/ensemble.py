@@ -34,9 +34,15 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import arrays, device, ensemble, files, metrics, pictures, predict, ranks, submission, tables
+    from comp import device, distributed, files
+    from comp.data import arrays
+    from comp.ensemble import blending
+    from comp.model import metrics, predict
+    from comp.prepare import build
+    from comp.report import tables
+    from comp.submission import csv_file
 
-    ranks.join(args.device)
+    distributed.join(args.device)
     for override in args.overrides:
         if not override.startswith(HEEDED):
             print(f"--set {override}: changes nothing here, since the models are trained; --tta can")
@@ -46,55 +52,55 @@ def main(args: argparse.Namespace) -> int:
     computing = device.choose(args.device)
     metric = metrics.describe(competition.metric)
     if args.folds == "full":
-        chosen, blend = found, ensemble.equal(len(names), len(competition.classes))
+        chosen, blend = found, blending.equal(len(names), len(competition.classes))
         print("models of all pictures: none is left to score them on, so they weigh the same")
     else:
-        chosen = ensemble.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
-        with ranks.first():
+        chosen = blending.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
+        with distributed.first():
             split = arrays.load_train(competition, args.input)
-        blend = ensemble.search(chosen, split, competition)
+        blend = blending.search(chosen, split, competition)
         print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
         for kind, score in blend.scores.items():
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
-    with ranks.first():
-        place = pictures.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
+    with distributed.first():
+        place = build.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
         test = arrays.load_test(competition, place)
         index = arrays.index(test, competition, place)
-    made_of = ensemble.identity(competition, chosen, blend, tta, test, index)
+    made_of = blending.identity(competition, chosen, blend, tta, test, index)
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
-        submission.check(path, competition, test.ids, test.shapes, sample)
+        csv_file.check(path, competition, test.ids, test.shapes, sample)
         return 0
 
     print(f"{len(test.ids)} pictures; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {computing}")
 
-    def labelled() -> Iterator[ranks.Item]:
+    def labelled() -> Iterator[distributed.Item]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
         batch_size = config.predict.batch_size
-        for rows, probabilities in ensemble.blended(chosen, blend.runs, test, args.tta, batch_size, computing):
+        for rows, probabilities in blending.blended(chosen, blend.runs, test, args.tta, batch_size, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
-                ensemble.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
+                blending.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
                 for one, size in zip(probabilities, sizes, strict=bool(sizes))
             ]
-            yield rows, ensemble.label(probabilities, blend.classes), *originals
+            yield rows, blending.label(probabilities, blend.classes), *originals
 
-    batches = ranks.gather_in_order(labelled())
-    if ranks.rank():
+    batches = distributed.gather_in_order(labelled())
+    if distributed.rank():
         return len(list(batches))
     confusions = []
-    with submission.writer(path, competition) as write:
+    with csv_file.writer(path, competition) as write:
         for rows, labels, *originals in batches:
             if test.masks is not None:  # a practice competition
                 truth = np.ascontiguousarray(test.masks[rows])
                 confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignored))
             write(test.ids[rows], originals or labels)
-    count = submission.check(path, competition, test.ids, test.shapes, sample)
+    count = csv_file.check(path, competition, test.ids, test.shapes, sample)
     about = made_of | {
         "score": {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)},
         "sha256": files.sha256(path),
@@ -110,12 +116,12 @@ def main(args: argparse.Namespace) -> int:
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel, which reads the folds' output."""
-    from comp import elsewhere
+    from comp.kaggle.jobs import Job
 
     config = cli.config(args)
     names, competition = cli.run_names(args, config), config.competition.name
     return [
-        elsewhere.Job(
+        Job(
             entry=Path(__file__),
             arguments=cli.arguments_but(),
             name=f"{competition}-{'-'.join(names)}-ensemble",
@@ -130,7 +136,7 @@ def jobs(args: argparse.Namespace) -> list:
 
 def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     """The finished folds of each run, or the one model of all pictures. Raises Refused."""
-    from comp import runs
+    from comp.train import runs
 
     pattern = "full" if args.folds == "full" else "fold-*"
     names = cli.run_names(args, config)

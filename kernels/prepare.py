@@ -11,24 +11,26 @@ import argparse
 import re
 from pathlib import Path
 
-from comp import arrays, audit, cli, findings, pictures
+from comp import cli
+from comp.data import arrays
+from comp.prepare import audit, audit_report, build
 
 
 def main(arguments: argparse.Namespace) -> None:
     competition, folder = cli.config(arguments).competition, arguments.input
     if arguments.source:
         size = arguments.size or competition.source.size
-        pictures.prepare(competition, arguments.source, folder / competition.file, size)
+        build.prepare(competition, arguments.source, folder / competition.file, size)
     train = arrays.load_train(competition, folder)
     test = test_index = None
     if arrays.has_test(competition, folder, train):
         test = arrays.load_test(competition, folder)
         test_index = arrays.index(test, competition, folder)
     index = arrays.index(train, competition, folder)
-    found = pictures.findings(arrays.find(competition.file, folder))
+    found = build.findings(arrays.find(competition.file, folder))
     found += audit.audit(competition, train, index, test, test_index)
     out = arguments.runs / competition.name / "audit"
-    print(findings.write(out, competition, train, index, test, found))
+    print(audit_report.write(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
 
 

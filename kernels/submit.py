@@ -13,8 +13,10 @@ import datetime
 import json
 from pathlib import Path
 
-from comp import cli, files, ledger, remote, submission
+from comp import cli, files
 from comp import config as configs
+from comp.kaggle import api
+from comp.submission import csv_file, ledger
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -47,7 +49,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     competition = configs.load(name).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
-    rows = submission.check_at(args.file, competition, args.input)
+    rows = csv_file.check_at(args.file, competition, args.input)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
@@ -56,11 +58,11 @@ def submit(args: argparse.Namespace, book: Path) -> None:
             raise cli.Refused(f"{args.file}: was submitted on {row['when'][:16]} (submission {row['ref']}); see {book}")
     print(f"{args.file}: {rows} rows, as Kaggle wants it")
 
-    what: Path | remote.Kernel = args.file
+    what: Path | api.Kernel = args.file
     if competition.code_competition:
         if "kernel" not in about:
             raise cli.Refused(f"{args.file}: a code competition takes a kernel's output; make it with --on kaggle")
-        what = remote.Kernel(**about["kernel"])
+        what = api.Kernel(**about["kernel"])
     # A submission that an interrupted start sent is found by its last word, whatever came before it.
     message = f"{args.message} {args.file.stem} {digest[:12]}".strip()
     row = {
@@ -71,15 +73,15 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         "runs": "+".join(about["runs"]),
         "out_of_fold": about["score"]["out_of_fold"],
         "status": "PENDING",
-        "ref": remote.submit(competition.kaggle, what, message),
+        "ref": api.submit(competition.kaggle, what, message),
     }
     ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
-    settle(book, row, patience=remote.PATIENCE)
+    settle(book, row, patience=api.PATIENCE)
 
 
 def settle(book: Path, row: dict, patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
-    score = remote.wait_score(row["competition"], int(row["ref"]), patience)
+    score = api.wait_score(row["competition"], int(row["ref"]), patience)
     ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
     if score.status == "ERROR":
         raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")

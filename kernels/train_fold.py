@@ -31,11 +31,14 @@ def main(args: argparse.Namespace) -> int:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
     # after the configuration is known to be sound
-    from comp import arrays, batches, device, files, folds, overview, ranks, runs, training
+    from comp import device, distributed, files
+    from comp.data import arrays, batches, folds
+    from comp.train import overview, runs
+    from comp.train.train_fold import load, train_fold
 
-    ranks.join(args.device)
+    distributed.join(args.device)
     chosen = device.choose(args.device)
-    data = training.load(config, args.input, args.runs)
+    data = load(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
@@ -46,11 +49,11 @@ def main(args: argparse.Namespace) -> int:
     done, started = [], cli.STARTED
     for number in numbers or [runs.FULL]:
         deadline = cli.deadline(started, args.time_budget)
-        done.append(training.train_fold(data, number, run_folder, chosen, workers, deadline))
+        done.append(train_fold(data, number, run_folder, chosen, workers, deadline))
         started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summary(done, config)}")
-    if not ranks.rank():
+    if not distributed.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if numbers:
             print(overview.run_page(run_folder))
@@ -59,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel a fold."""
-    from comp import elsewhere, runs
+    from comp.kaggle.jobs import Job
+    from comp.train import runs
 
     config = cli.config(args)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
@@ -68,7 +72,7 @@ def jobs(args: argparse.Namespace) -> list:
     folders = [runs.folder_of(run_folder, number) for number in numbers]
     given = cli.arguments_but("--fold", "--workers")
     return [
-        elsewhere.Job(
+        Job(
             entry=Path(__file__),
             arguments=[*given, "--fold", folder.name.removeprefix("fold-")],
             name=f"{config.competition.name}-{run_folder.name}-{folder.name}",

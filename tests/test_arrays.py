@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from comp import arrays, cache, config, convert, files, npz
+from comp import config, files
 from comp.config import Arrays, Competition
+from comp.data import arrays, cache, convert, npz
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "sky")

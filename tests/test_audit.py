@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comp import arrays, audit, config, findings, pictures, sheets
-from comp.layouts import Finding
+from comp import config
+from comp.data import arrays
+from comp.prepare import audit, audit_report, build
+from comp.prepare.layouts import Finding
+from comp.report import sheets
 
 MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"
 PREPARE = Path(__file__).parents[1] / "kernels/prepare.py"
@@ -180,7 +183,7 @@ def test_table_list_and_sheet(tmp_path):
         Finding("odd$file, 2.mat", "not a picture", 'of "c", with\nanother line'),
         *audit.audit(own, train, index, test),
     ]
-    text = findings.write(tmp_path / "audit", own, train, index, test, rows)
+    text = audit_report.write(tmp_path / "audit", own, train, index, test, rows)
     assert (tmp_path / "audit/audit.txt").read_text() == text + "\n"
     assert "own: 12 training pictures of 24×36×3, 12 test pictures" in text
     assert [line.split()[0] for line in text.splitlines()[3:7]] == ["ground", "rock", "tree", "(ignored)"]
@@ -218,7 +221,7 @@ def test_prepare_from_the_command_line(tmp_path):
     ]
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.stdout.splitlines()[0] in made.stdout and "Thumbs.db" in again.stdout
-    assert pictures.findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
+    assert build.findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
 
 
 @pytest.mark.skipif(not MARS.exists(), reason="needs ../shared/data/mars")

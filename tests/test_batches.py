@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from comp import augment, batches, config
-from comp.arrays import Split
+from comp import config
+from comp.data import augment, batches
+from comp.data.arrays import Split
 from comp.errors import Refused
 
 

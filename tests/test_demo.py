@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from comp import arrays, config, demo, files, folds
+from comp import config, files
+from comp.data import arrays, demo, folds
 
 CLASSES = 5
 SHA256 = "b0c6fbfc877c34660795afe20b1521e53a29d040da045609d8f452f3a52d604a"  # of all arrays

@@ -24,9 +24,11 @@ from conftest import COMPETITION, RECIPE, ROOT, TINY, draw
 from PIL import Image
 from test_fit import train
 
-from comp import checkpoint, files, fit, npz
+from comp import files
+from comp.data import npz
 from comp.errors import Refused
-from comp.step import Step
+from comp.train import checkpoint, fit
+from comp.train.step import Step
 
 SMALL = """model = { architecture = "PlainUnet", options = { widths = [4, 8] } }"""
 LINES = [SMALL if line.startswith("model") else line for line in RECIPE.splitlines()]
@@ -37,7 +39,15 @@ KILLED = -9
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pytest", "pandas", "albumentations", "segmentation_models_pytorch", "comp.page", "comp.demo", "comp.ensemble"]
+    [
+        "pytest",
+        "pandas",
+        "albumentations",
+        "segmentation_models_pytorch",
+        "comp.train.overview",
+        "comp.data.demo",
+        "comp.ensemble.blending",
+    ]
 )
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from conftest import draw
 
-from comp import arrays, checkpoint, config, device, files, fit, losses, models, schedule
-from comp.arrays import Split
+from comp import config, device, files
+from comp.data import arrays
+from comp.data.arrays import Split
 from comp.errors import Refused
-from comp.step import Step
+from comp.model import losses, segmenter
+from comp.train import checkpoint, fit, schedule
+from comp.train.step import Step
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SMALL = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "batch_size=8", "augment.transforms=[]"]
@@ -68,7 +71,7 @@ def test_a_deadline_brings_the_schedule_to_its_end_and_leaves_a_model(tmp_path):
     assert state.ended == "time budget" and state.progress == pytest.approx(1)
     rates = [row["lr"] for row in state.history]
     assert rates[-1] < max(rates) / 20
-    assert models.load(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
+    assert segmenter.load(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
 
 
 def test_crops_are_trained_on_and_whole_pictures_validated(tmp_path):
@@ -111,19 +114,19 @@ def test_plateau_lowers_the_rate(tmp_path):
 
 def test_out_of_memory_splits_the_batch_and_keeps_its_gradient(tmp_path, monkeypatch, capsys):
     train(tmp_path / "calm", "epochs=1", "optimizer.name=sgd", "ema=0.0")
-    whole = models.Segmenter.forward
+    whole = segmenter.Segmenter.forward
 
     def starved(self, images):
         if self.training and len(images) > 3:
             raise torch.OutOfMemoryError
         return whole(self, images)
 
-    monkeypatch.setattr(models.Segmenter, "forward", starved)
+    monkeypatch.setattr(segmenter.Segmenter, "forward", starved)
     _, state = train(tmp_path / "starved", "epochs=1", "optimizer.name=sgd", "ema=0.0")
     assert "computed in 2 parts" in capsys.readouterr().out
     assert state.history[0]["train_loss"] == pytest.approx(float(_first_loss(tmp_path / "calm")), rel=0.1)
     monkeypatch.setattr(
-        models.Segmenter, "forward", lambda self, images: (_ for _ in ()).throw(torch.OutOfMemoryError())
+        segmenter.Segmenter, "forward", lambda self, images: (_ for _ in ()).throw(torch.OutOfMemoryError())
     )
     with pytest.raises(Refused, match="out of memory with a single picture"):
         train(tmp_path / "none", "epochs=1")
@@ -229,7 +232,7 @@ def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, mon
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     loaded = settings()
-    model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    model, _ = segmenter.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
@@ -250,7 +253,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
 def test_moments_lie_as_their_parameters_do(tmp_path):
     # Fused optimizers walk raw memory: a moment in another layout would belong to other weights.
     loaded = settings()
-    model, _ = models.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    model, _ = segmenter.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
@@ -263,7 +266,7 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
 def test_normalisation_is_exact():
     images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
     rows = np.array([0, 3, 4])
-    mean, std = models.normalisation(images, rows)
+    mean, std = segmenter.normalisation(images, rows)
     np.testing.assert_allclose(mean, images[rows].mean((0, 1, 2)))
     np.testing.assert_allclose(std, images[rows].std((0, 1, 2)))
 

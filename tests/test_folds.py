@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comp import arrays, config, folds
+from comp import config
+from comp.data import arrays, folds
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "crystal")

@@ -26,29 +26,20 @@ import pytest
 import torch
 from conftest import ROOT
 
-from comp import (
-    arrays,
-    augment,
-    batches,
-    bundle,
-    checkpoint,
-    cli,
-    config,
-    folds,
-    losses,
-    models,
-    runlength,
-    runs,
-    schedule,
-)
-from comp import submission as submissions
+from comp import cli, config
+from comp.data import arrays, augment, batches, folds
 from comp.errors import Refused
+from comp.kaggle import packing
+from comp.model import losses, segmenter
+from comp.submission import csv_file as submissions
+from comp.submission import runlength
+from comp.train import checkpoint, runs, schedule
 
 MEMORY = 3 << 30  # bytes that an input may cost: of npz, 1 GiB for an array of ids and two for what is made of it
 SECONDS = 20  # that an input may take
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "pandas", "albumentations", "segmentation_models_pytorch", "comp.runs"])
+SERVER.set_forkserver_preload(["pytest", "pandas", "albumentations", "segmentation_models_pytorch", "comp.train.runs"])
 
 
 class Harm:
@@ -303,7 +294,7 @@ def use_config(chance):
     network = torch.nn.Linear(3, 3)
     if loaded.model.architecture == "PlainUnet":
         local = loaded.model.model_copy(update={"encoder_weights": "none"})
-        network, _ = models.build(local, 1, len(classes), torch.zeros(1), torch.ones(1))
+        network, _ = segmenter.build(local, 1, len(classes), torch.zeros(1), torch.ones(1))
     optimizer = schedule.make_optimizer(loaded.optimizer, network)
     sum(parameter.sum() for parameter in network.parameters()).backward()
     optimizer.step()
@@ -382,7 +373,7 @@ CPU = torch.device("cpu")
 
 
 def _network(widths=(4,)):
-    return models.build(
+    return segmenter.build(
         config.Model(architecture="PlainUnet", options={"widths": list(widths)}), 1, 3, torch.zeros(1), torch.ones(1)
     )[0]
 
@@ -455,9 +446,9 @@ def use_model(chance):
         None,
         ['competition.classes=["a","b","c"]', "model.architecture=PlainUnet", "model.options={widths=[4]}"],
     )
-    models.save(_network(), Path("model.safetensors"), loaded)
+    segmenter.save(_network(), Path("model.safetensors"), loaded)
     odd_safetensors(chance, Path("model.safetensors"))
-    model = models.load(Path("model.safetensors"), CPU).model
+    model = segmenter.load(Path("model.safetensors"), CPU).model
     assert model(torch.zeros(1, model.mean.numel(), 32, 32, dtype=torch.uint8)).shape[2:] == (32, 32)
 
 
@@ -514,10 +505,10 @@ def use_arguments(chance):
     Path("secret.json").write_text("KGAT_secret")
     words = [one_of(chance, WORDS) for _ in range(chance.randint(1, 6))]
     with contextlib.suppress(Refused):
-        packed, carried = bundle._carried(words)
+        packed, carried = packing._carried(words)
         assert all(name.startswith("given/") and ".." not in name and name.count("/") == 2 for name in carried)
         assert b"KGAT_secret" not in b"".join(carried.values())
-        assert bundle._carried(packed)[0] == packed or carried
+        assert packing._carried(packed)[0] == packed or carried
     with contextlib.suppress(Refused):
         assert all(0 <= number < 5 for number in cli.fold_numbers(one_of(chance, WORDS), 5))
     with contextlib.suppress(cli.argparse.ArgumentTypeError):

@@ -10,8 +10,9 @@ from scipy.ndimage import maximum_filter
 from scipy.special import log_softmax
 from segmentation_models_pytorch import losses as smp
 
-from comp import config, losses
+from comp import config
 from comp.errors import Refused
+from comp.model import losses
 
 NAMES = ("cross_entropy", "boundary", "focal", "dice", "bce_dice", "jaccard", "lovasz")
 VOID = 255

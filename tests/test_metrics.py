@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from comp import metrics, tables
 from comp.config import Metric
 from comp.errors import Refused
+from comp.model import metrics
+from comp.report import tables
 
 VOID = 255
 READINGS = [

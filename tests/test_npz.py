@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from comp import npz
+from comp.data import npz
 from comp.errors import Refused
 
 

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comp import config, files, metrics, overview, page, report, sheets
-from comp.arrays import Split
+from comp import config, files
+from comp.data.arrays import Split
 from comp.errors import Refused
-from comp.runs import read_fold
+from comp.model import metrics
+from comp.report import figures, page, sheets
+from comp.train import overview
+from comp.train.runs import read_fold
 
 NASTY = "<script>alert(1)</script> & \"a very long name, with'quotes'\""
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -66,8 +69,8 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         draws = [list(zip(images[:5], truths[:5], strict=True))] * 2
         sheets.draw(sheets.samples(split, [0, 1], draws), names, folder / "samples.png")
         history = read_fold(folder).history()
-        report.curves(history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY)
-        report.confusion(counts.sum(0), names, folder / "confusion.png")
+        figures.curves(history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY)
+        figures.confusion(counts.sum(0), names, folder / "confusion.png")
     return run
 
 

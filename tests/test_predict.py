@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from comp import device, predict
+from comp import device
 from comp.errors import Refused
+from comp.model import predict
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 

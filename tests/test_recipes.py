@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from comp import arrays, config, device, fit
+from comp import config, device
+from comp.data import arrays
+from comp.train import fit
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SHAPES = {"mars": (64, 128, 1), "pets": (256, 256, 3), "voc": (256, 256, 3), "hurricane": (128, 128, 3)}

@@ -16,7 +16,11 @@ import safetensors.torch
 import torch
 from conftest import RECIPE, ROOT, TINY, draw, inside, lay_out
 
-from comp import config, fit, metrics, namespaces, runlength
+from comp import config
+from comp.kaggle import namespaces
+from comp.model import metrics
+from comp.submission import runlength
+from comp.train import fit
 
 
 def test_a_fold_leaves_its_files(trained):

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from comp import runlength
 from comp.errors import Refused
+from comp.submission import runlength
 
 ORDERS = st.sampled_from(["column", "row"])
 MASKS = arrays.arrays(bool, st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9)))

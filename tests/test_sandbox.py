@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from comp import bundle, namespaces, sandbox
 from comp.errors import Refused
+from comp.kaggle import namespaces, packing, sandbox
 
 REASON = namespaces.command()[1]
 needs_namespaces = pytest.mark.skipif(bool(REASON), reason=f"no namespaces on this system: {REASON}")
@@ -57,7 +57,7 @@ def test_a_pack_runs_and_leaves_its_files(run, form, tmp_path, capfd):
         "Path('submission.csv').write_text('id\\n')\n"
     )
     (working := tmp_path / "working").mkdir()
-    result = run(bundle.script(bundle.pack(entry, ["--competition", "demo"])), working=working, form=form)
+    result = run(packing.script(packing.pack(entry, ["--competition", "demo"])), working=working, form=form)
     assert result.status == 0, result.log
     assert (working / "runs/demo/metrics.json").read_text().isdigit()
     assert sorted(os.listdir(working)) == ["runs", "submission.csv"]

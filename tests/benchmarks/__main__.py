@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from comp import bundle
+from comp.kaggle import packing
 
 HERE = Path(__file__).parent
 
@@ -26,7 +26,7 @@ def main() -> None:
 def pack() -> None:
     """Its size, and its start: an argument that is refused before anything big is imported."""
     entry = HERE.parent.parent / "kernels" / "train_fold.py"
-    text = bundle.script(bundle.pack(entry, ["--fold", "99"]))
+    text = packing.script(packing.pack(entry, ["--fold", "99"]))
     imports = "import argparse, pydantic, tomllib, zipfile, runpy, pathlib"
 
     def seconds(*command: str) -> float:

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch.profiler
 
-from comp import arrays, cli, demo, device, fit
+from comp import cli, device
+from comp.data import arrays, demo
+from comp.train import fit
 
 # The parts of an epoch, by the end of the file and the function that holds each.
 PARTS = {

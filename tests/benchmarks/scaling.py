@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from comp import arrays, config
+from comp import config
+from comp.data import arrays
 
 # By what grows: the work, its values, and what stays.
 CURVES = {
@@ -85,7 +86,7 @@ def exponent(values: list[int], rows: list[dict[str, float]], unit: str) -> str:
 
 
 def first_batch(gigabytes: int) -> dict[str, float]:
-    from comp import batches
+    from comp.data import batches
 
     settings = config.load("demo", overrides=["augment.transforms=[]", "batch_size=32"])
     with tempfile.TemporaryDirectory() as folder:
@@ -101,8 +102,11 @@ def first_batch(gigabytes: int) -> dict[str, float]:
 
 def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 1, models: int = 1) -> dict[str, float]:
     """Disk to CSV: `models` runs of `folds` folds each."""
-    from comp import device, ensemble, runs, submission
-    from comp import models as networks
+    from comp import device
+    from comp.ensemble import blending
+    from comp.model import segmenter as networks
+    from comp.submission import csv_file
+    from comp.train import runs
 
     settings, chosen = tiny(classes), device.choose("cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -116,15 +120,16 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
         blending = [made], [1.0], test, None, settings.predict.batch_size, chosen
-        with submission.writer(Path(folder) / "s.csv", settings.competition) as write:
-            for batch, probabilities in ensemble.blended(*blending):
-                write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
+        with csv_file.writer(Path(folder) / "s.csv", settings.competition) as write:
+            for batch, probabilities in blending.blended(*blending):
+                write(test.ids[batch], blending.label(probabilities, [1.0] * classes))
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 
 def train(pictures: int) -> dict[str, float]:
     """One epoch, from arrays that were never seen: hashed, dealt into folds, trained on, validated."""
-    from comp import device, training
+    from comp import device
+    from comp.train.train_fold import load, train_fold
 
     settings = tiny(5)
     with tempfile.TemporaryDirectory() as folder:
@@ -133,9 +138,9 @@ def train(pictures: int) -> dict[str, float]:
         np.savez(Path(folder) / "demo.npz", train_images=images, train_masks=masks)
         del images, masks
         started, chosen = time.perf_counter(), device.choose("cpu")
-        data = training.load(settings, Path(folder), Path(folder))
+        data = load(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            training.train_fold(data, 0, Path(folder) / "run", chosen, 0, math.inf)
+            train_fold(data, 0, Path(folder) / "run", chosen, 0, math.inf)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

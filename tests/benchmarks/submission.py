@@ -24,8 +24,9 @@ import polars
 import pycocotools.mask
 import torch
 
-from comp import files, runlength, submission
+from comp import files
 from comp.config import Competition
+from comp.submission import csv_file, runlength
 
 REPEATS = 5
 MARS = (10_022, 64, 128)
@@ -75,7 +76,7 @@ def checked(folder: Path) -> None:
     path, array = folder / "mars.csv", np.random.default_rng(0).integers(0, 5, MARS, np.uint8)
     before = peak()
     write(path, array)
-    times = [seconds(lambda: submission.check(path, competition(5), range(MARS[0]), MARS[1:])) for _ in range(REPEATS)]
+    times = [seconds(lambda: csv_file.check(path, competition(5), range(MARS[0]), MARS[1:])) for _ in range(REPEATS)]
     wall, cpu = np.median(times, axis=0)
     print(f"\n{path.stat().st_size / 1e6:.0f} MB checked in {wall:.2f} s ({cpu:.2f} s cpu); ", end="")
     print(f"written and checked within {peak() - before:.0f} MB more of memory\n")
@@ -132,7 +133,7 @@ def competition(classes: int) -> Competition:
 
 
 def write(path: Path, labels: np.ndarray) -> None:
-    with submission.writer(path, competition(5)) as append:
+    with csv_file.writer(path, competition(5)) as append:
         for first in range(0, len(labels), 64):
             append(range(first, min(first + 64, len(labels))), labels[first : first + 64])
 

@@ -25,7 +25,11 @@ import torch
 import ttach
 from torch.utils.data import DataLoader, Dataset
 
-from comp import arrays, batches, config, demo, device, ensemble, fit, losses, models, runs, schedule, submission
+from comp import config, device
+from comp.data import arrays, batches, demo
+from comp.model import losses, segmenter
+from comp.submission import csv_file
+from comp.train import fit, runs, schedule
 
 
 def main() -> None:
@@ -80,10 +84,10 @@ def report(speeds: dict[str, list[float]]) -> None:
         print(f"{name:34}{statistics.median(ratios):7.2f}{spread:>14}{'' if goal is None else goal:>7}")
 
 
-def network(settings: config.Config, split: arrays.Split, chosen: device.Device) -> models.Segmenter:
+def network(settings: config.Config, split: arrays.Split, chosen: device.Device) -> segmenter.Segmenter:
     mean, std = torch.tensor([120.0]), torch.tensor([50.0])
     classes = len(settings.competition.classes)
-    return models.build(settings.model, split.images.shape[3], classes, mean, std)[0].to(chosen.device)
+    return segmenter.build(settings.model, split.images.shape[3], classes, mean, std)[0].to(chosen.device)
 
 
 def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, chosen: device.Device) -> float:
@@ -179,14 +183,14 @@ def disk_to_csv(
     settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device, place: Path
 ) -> float:
     path = place / "fold-0" / runs.MODEL
-    models.save(network(settings, split, chosen), path, settings)
+    segmenter.save(network(settings, split, chosen), path, settings)
     test = arrays.Split(split.images[rows], None, np.arange(len(rows)).astype(str), None, None)
     started = time.perf_counter()
     classes = len(settings.competition.classes)
-    with submission.writer(place / "s.csv", settings.competition) as write:
+    with csv_file.writer(place / "s.csv", settings.competition) as write:
         blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, "d4", settings.predict.batch_size, chosen
-        for batch, probabilities in ensemble.blended(*blending):
-            write(test.ids[batch], ensemble.label(probabilities, [1.0] * classes))
+        for batch, probabilities in blending.blended(*blending):
+            write(test.ids[batch], blending.label(probabilities, [1.0] * classes))
     return len(rows) / (time.perf_counter() - started)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import ladder
 
-from comp import config, device, training
+from comp import config, device
+from comp.train.train_fold import load
 
 
 def main() -> None:
     print(device.choose())
     ladder.heading()
     with tempfile.TemporaryDirectory() as folder:
-        data = training.load(config.load("mars", "mars"), Path("input"), Path(folder))
+        data = load(config.load("mars", "mars"), Path("input"), Path(folder))
         started = time.monotonic()
         scores = ladder.plain(data, float("inf"), epochs=10)
         seconds = time.monotonic() - started

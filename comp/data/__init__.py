@@ -1,0 +1,1 @@
+"""npz in: arrays, checked and mapped; folds; augmentation; batches."""

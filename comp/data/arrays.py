@@ -1,0 +1,273 @@
+"""From an npz file to checked arrays, and what one look at every sample tells of them."""
+
+import hashlib
+import mmap
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from comp import files
+from comp.config import Arrays, Competition, Fit
+from comp.data import cache, convert, demo, npz
+from comp.errors import Refused
+from comp.files import below_input, whole
+
+MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
+SAMPLE = "sample_submission.csv"  # as Kaggle names it
+LONGEST_TEXT = 1000  # characters of an id or group
+LARGEST_SIDE = 65_535  # pixels of an original picture
+INDEX_VERSION = 2  # raised when `index` changes, so that older caches are not used
+Size = tuple[int, int]  # height, width
+INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one part, train or test. Arrays are read-only; images and masks may be mapped."""
+
+    images: np.ndarray  # uint8 (N, H, W, C), not always contiguous
+    masks: np.ndarray | None  # uint8 (N, H, W)
+    ids: np.ndarray  # str (N,), unique
+    groups: np.ndarray | None  # str (N,); "" is no group
+    sizes: np.ndarray | None  # int32 (N, 2): original height, width
+    folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
+    origin: str = ""  # names the file's state and the selectors, for caches; "": nothing is cached
+
+    @property
+    def shapes(self) -> np.ndarray | tuple[int, int]:
+        """Height and width that a submission must have: (N, 2), or one pair for all pictures."""
+        return self.images.shape[1:3] if self.sizes is None else self.sizes
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one pass over a split finds."""
+
+    counts: np.ndarray  # int64 (N, classes): pixels per class; ignored pixels are counted nowhere
+    image_hash: np.ndarray  # uint64 (N,)
+    mask_hash: np.ndarray  # uint64 (N,)
+    constant: np.ndarray  # bool (N,): the mask is one label throughout, ignored pixels aside, or there is none
+
+
+def find(file: str, folder: Path) -> Path:
+    """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
+    path = Path(folder) / file
+    if path.is_file():
+        return path
+    if found := next(below_input(path.name), None):
+        return found
+    if file == demo.NAME:
+        return demo.ensure(folder)
+    raise Refused(
+        f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; "
+        "put it there, or make it of pictures with kernels/prepare.py --source"
+    )
+
+
+def load_train(competition: Competition, folder: Path) -> Split:
+    """The training samples of a competition. Raises Refused, naming file, key and sample."""
+    return _load("train", competition, folder)
+
+
+def load_test(competition: Competition, folder: Path) -> Split:
+    """The test samples; with masks only where the npz has them, as practice competitions do."""
+    return _load("test", competition, folder)
+
+
+def has_test(competition: Competition, folder: Path, train: Split) -> bool:
+    """Whether the npz holds the test pictures that the competition names.
+
+    Refused where their channels are not the training pictures', which is better known before training.
+    """
+    path, selector = find(competition.file, folder), competition.arrays.test_images
+    if not {selector, selector.partition("[")[0]} & set(npz.keys(path)):
+        return False
+    test = convert.Wanted(*_selected(path, selector), "images", competition.arrays.scale)
+    if test.shape[3] != train.images.shape[3]:
+        raise Refused(f"{test}: {test.shape[3]} channels; the training pictures have {train.images.shape[3]}")
+    return True
+
+
+def release(array: np.ndarray | None) -> None:
+    """Drop a mapped array's pages from this process; they stay readable, and in the system's cache."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    if array is not None:
+        array.madvise(mmap.MADV_DONTNEED)
+
+
+def sample_submission(competition: Competition, folder: Path) -> Path | None:
+    """Where the competition's sample submission lies, if there is one: in `folder`, else below /kaggle/input."""
+    own = Path(folder) / (competition.submission.sample or f"{competition.name}-sample_submission.csv")
+    # There it is the competition's own; here, of several competitions, nobody could tell whose it is.
+    return own if own.is_file() else next(below_input(SAMPLE), None)
+
+
+def index(split: Split, competition: Competition, folder: Path) -> Index:
+    """Count and hash every sample in one pass; kept in the cache folder. Memory stays flat.
+
+    Raises Refused where a label is neither a class nor ignored, naming the sample.
+    """
+    if not split.origin:
+        return _index(split, competition)
+    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
+    stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
+    with suppress(Refused):
+        return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
+    found = _index(split, competition)
+    with suppress(OSError), whole(stored) as beside:  # a full disk costs the cache, not the result
+        np.savez(beside, **vars(found))
+    return found
+
+
+def _index(split: Split, competition: Competition) -> Index:
+    samples, pixels = len(split.images), prod(split.images.shape[1:3])
+    classes, ignore = len(competition.classes), competition.arrays.ignored
+    labels = sorted({*range(classes)} | ({ignore} - {None}))
+    counts = np.zeros((samples, len(labels)), np.int64)
+    image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
+
+    def look(first: int) -> None:
+        rows = slice(first, first + step)
+        image_hash[rows] = [_hash(image) for image in split.images[rows]]
+        if split.masks is not None:
+            masks = split.masks[rows]
+            mask_hash[rows] = [_hash(mask) for mask in masks]
+            # For a few classes faster than bincount.
+            counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
+            for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
+                label = masks[at][~np.isin(masks[at], labels)][0]
+                says = f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
+                says += f"{classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
+                if not competition.arrays.labels:
+                    says += "; other values are named as competition.arrays.labels=[0,255]"
+                raise Refused(says)
+
+    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
+    # Hashing and numpy release the interpreter's lock, so threads share the work.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(look, range(0, samples, step)), start=1):
+            if done % 64 == 0:
+                release(split.images)
+                release(split.masks)
+    if ignore is not None:
+        counts[:, labels.index(ignore)] = 0
+    return Index(counts[:, :classes], image_hash, mask_hash, (counts > 0).sum(axis=1) <= 1)
+
+
+def _hash(sample: np.ndarray) -> int:
+    digest = hashlib.blake2b(np.ascontiguousarray(sample).data, digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
+    arrays, path = competition.arrays, find(competition.file, folder)
+    there = npz.keys(path)
+
+    def given(field: str) -> str | None:
+        """The selector of what need not be there: None where it is empty, or the default and the file lacks it."""
+        name = f"{part}_{field}"
+        selector = getattr(arrays, name, "")
+        if not selector or (selector == Arrays.model_fields[name].default and selector not in there):
+            return None
+        return selector
+
+    images = convert.Wanted(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
+    sources, count = [images], images.shape[0]
+    if count > MOST_SAMPLES:
+        raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
+    selector = arrays.train_masks if part == "train" else given("masks")
+    if selector is not None:
+        labels = {value: label for label, value in enumerate(arrays.labels)}
+        if labels and arrays.ignore is not None:
+            labels[arrays.ignore] = arrays.ignored
+        masks = convert.Wanted(*_selected(path, selector), "masks", labels=labels)
+        if masks.shape != images.shape[:3]:
+            raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
+        sources.append(masks)
+    ids = _ids(path, given("ids"), count)
+    groups = _texts(path, selector, count) if (selector := given("groups")) else None
+    sizes = _sizes(path, selector, count) if (selector := given("sizes")) else None
+    folds = _folds(path, selector, count) if (selector := given("folds")) else None
+    pixels, *labelled = convert.uint8(sources, ids, folder)
+    origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
+    return Split(pixels, labelled[0] if labelled else None, ids, groups, sizes, folds, origin)
+
+
+def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
+    """The member that a selector means, and its slice of the second axis; None for all of it."""
+    if selector in npz.keys(path) or "[" not in selector:
+        return npz.member(path, selector), None
+    if not (sliced := re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)):
+        raise Refused(f"{path}: {selector!r}: a selector is key or key[:, 0]")
+    member, part = npz.member(path, sliced[1]), int(sliced[2])
+    if len(member.shape) < 2 or part >= member.shape[1]:
+        raise Refused(f"{path}: {selector!r}: shape {member.shape} has no such slice")
+    return member, part
+
+
+def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
+    member, part = _selected(path, selector)
+    found = member.shape if part is None else (member.shape[0], *member.shape[2:])
+    if found != shape or member.dtype.kind not in kinds:
+        raise Refused(f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit")
+    values = npz.read(member)
+    return values if part is None else values[:, part]
+
+
+def _texts(path: Path, selector: str, count: int) -> np.ndarray:
+    """Ids or groups, str (N,), from text, bytes or integers."""
+    values = _values(path, selector, (count,), "USiu", "text or integers")
+    if values.dtype.itemsize > 4 * LONGEST_TEXT:
+        raise Refused(f"{path}: {selector}: {values.dtype}; at most {LONGEST_TEXT} characters would fit")
+    try:
+        if values.dtype.kind == "U":
+            # Refuses what is no character, such as half a surrogate pair, before numpy crashes on it.
+            str(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8), "utf-32-le")
+        return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()])
+    except UnicodeDecodeError:
+        raise Refused(f"{path}: {selector}: not valid text") from None
+
+
+def _ids(path: Path, selector: str | None, count: int) -> np.ndarray:
+    """The samples' own ids, or their numbers; str (N,)."""
+    if selector is None:
+        return np.arange(count).astype(f"U{len(str(count - 1))}")
+    ids = _texts(path, selector, count)
+    for sample, id in enumerate(ids.tolist()):
+        if not id or not id.isprintable():
+            raise Refused(f"{path}: {selector}: sample {sample} has the id {id!r}; printable text would fit")
+    id, times = Counter(ids.tolist()).most_common(1)[0]
+    if times > 1:
+        raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
+    return ids
+
+
+def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
+    """Original height and width, int32 (N, 2)."""
+    sizes = _values(path, selector, (count, 2), "iu", "integers")
+    for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
+        raise Refused(f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit")
+    return sizes.astype(np.int32)
+
+
+def _folds(path: Path, selector: str, count: int) -> np.ndarray:
+    """The fold in which each sample validates, int16 (N,)."""
+    return _values(path, selector, (count,), "iu", "integers").astype(np.int16)
+
+
+def fitted(original: Size, size: Size, fit: Fit) -> Size:
+    """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
+    if fit == "stretch":
+        return size
+    scale = min(size[0] / original[0], size[1] / original[1])
+    height, width = (min(side, max(1, round(old * scale))) for side, old in zip(size, original, strict=True))
+    return height, width

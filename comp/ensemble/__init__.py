@@ -1,0 +1,1 @@
+"""Folds and runs blended into labels."""

@@ -1,0 +1,260 @@
+"""Folds and runs blended into labels.
+
+Weights of runs and of classes are found on out-of-fold predictions and judged on folds that they
+did not see; what does not help there is not used. The folds of one run weigh the same: no training
+picture was held out from two of them, so nothing could judge a difference.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from comp import distributed, files
+from comp.config import Competition
+from comp.data.arrays import Index, Split, release
+from comp.device import Device
+from comp.errors import Refused
+from comp.model import metrics, predict, segmenter
+from comp.train.runs import Fold
+
+CHUNK_BYTES = 512 << 20  # of probabilities, held while models take turns on the same pictures
+SAMPLE_VALUES = 8 << 20  # probabilities that a search looks at: enough pixels for three digits
+FACTORS = (0.5, 0.8, 1.25, 2.0)
+MOST = 4.0  # a weight further than this from 1 has found noise
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How probabilities become labels, and what out-of-fold predictions say of it."""
+
+    runs: tuple[float, ...]  # weight of each run; they sum to 1
+    classes: tuple[float, ...]  # factor on each class's probability before the largest is taken
+    kind: str  # which kind of weights these are
+    scores: dict[str, float]  # of each kind that was tried, weights found without the fold that they are scored on
+
+
+# The probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W).
+_Block = tuple[Sequence[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One fold of every run, and a block of sampled pixels."""
+
+    folder: Path  # of the first run
+    rows: np.ndarray  # of the split
+    probabilities: tuple[np.ndarray, ...]  # float16, of each run
+    truth: np.ndarray  # int64 (n, C): pixels per class, as they were when the fold was validated
+    sample: _Block
+
+    def blocks(self, split: Split) -> Iterator[_Block]:
+        """All of its pixels, with flat memory."""
+        for start in range(0, len(self.rows), 64):
+            some = slice(start, start + 64)
+            yield [p[some] for p in self.probabilities], np.ascontiguousarray(split.masks[self.rows[some]])
+        for probabilities in self.probabilities:
+            release(probabilities)
+
+
+def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[list[Fold]]:
+    """These folds of every run, in this order. Raises Refused for a missing one."""
+    for folds in runs:
+        there = [fold.number for fold in folds]
+        if missing := sorted(set(numbers).difference(there)):
+            raise Refused(
+                f"{folds[0].folder.parent}: fold {missing[0]} is not finished; train it, "
+                f"or blend those that are with --folds {','.join(map(str, there))}"
+            )
+    return [[fold for number in numbers for fold in folds if fold.number == number] for folds in runs]
+
+
+def equal(runs: int, classes: int) -> Blend:
+    """All runs and classes weighted the same, and no score: for models without out-of-fold predictions."""
+    return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
+
+
+def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
+    """Find weights of runs and classes on out-of-fold predictions; keep those that help.
+
+    `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
+    found on sampled pixels, and scored on all pixels of the fold that was left out. Raises Refused where
+    runs were not validated on the same pictures, or on other masks than the split's.
+    """
+    parts = _parts(runs, split, competition)
+    kinds = {"equal weights": (False, False)}
+    if len(parts) > 1:
+        kinds |= {"class weights": (False, True)}
+        if len(runs) > 1:
+            kinds |= {"run weights": (True, False), "run and class weights": (True, True)}
+    scores = {}
+    for kind, free in kinds.items():
+        confusions = []
+        for part in parts:
+            weights = _find([p for p in parts if p is not part] or parts, *free, competition)
+            confusions.append(_confusions(part.blocks(split), *weights, competition))
+            if not np.array_equal(confusions[-1].sum(2), part.truth):
+                raise Refused(f"{part.folder}: the training masks have changed since; train it again")
+        scores[kind] = metrics.score(np.concatenate(confusions), competition.metric)
+    best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
+    run_weights, class_weights = _find(parts, *kinds[best], competition)
+    return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
+
+
+def identity(
+    competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
+) -> dict[str, Any]:
+    """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
+
+    `index` is the test pictures'.
+    """
+    names = [folds[0].folder.parent.name for folds in runs]
+    made_of = {
+        "competition": competition.name,
+        "runs": names,
+        "folds": [fold.number for fold in runs[0]],
+        "tta": tta,
+        "run_weights": blend.runs,
+        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
+        "models": {f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.model) for one in chain(*runs)},
+        "pictures": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
+    }
+    layout = competition.submission.model_dump_json() + competition.arrays.fit
+    digest = _sha256(json.dumps(made_of).encode(), layout.encode())[:8]
+    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def blended(
+    runs: Sequence[Sequence[Fold]],
+    weights: Sequence[float],
+    test: Split,
+    tta: str | None,
+    batch_size: int,
+    device: Device,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Blend this rank's share of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
+
+    Each model predicts as it was validated, but with test-time augmentation `tta` where that is given.
+    Batches of up to `batch_size` pictures, fewer where they are large, go to one rank after the other.
+    Models take turns on chunks of pictures, so memory grows neither with their number nor with the
+    number of pictures.
+    """
+    paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
+    at, loaded = paths[0][0], segmenter.load(paths[0][0], device.device)
+    shape = (len(loaded.config.competition.classes), *test.images.shape[1:3])
+    chunk = max(1, CHUNK_BYTES // (4 * math.prod(shape)))  # pictures
+    size = min(batch_size, chunk)
+    everything = np.arange(len(test.ids))
+    batches = [everything[start : start + size] for start in range(0, len(everything), size)][distributed.share()]
+    buffer = torch.empty(min(chunk, len(everything)), *shape, device=device.device)
+    pictures = sum(map(len, batches))
+    bar = tqdm(
+        total=pictures * len(paths), desc="predict", unit="picture", disable=True if distributed.rank() else None
+    )
+    for start in range(0, len(batches), chunk // size):
+        some = batches[start : start + chunk // size]
+        rows = np.concatenate(some)
+        total = buffer[: len(rows)].zero_()
+        for path, weight in paths:
+            if path != at:
+                at, loaded = path, segmenter.load(path, device.device, loaded)
+            own = loaded.config.predict
+            settings = own.model_copy(update={"tta": tta or own.tta, "batch_size": batch_size})
+            seen = 0
+            for batch, probabilities in predict.over(loaded.model, test.images, rows, settings, device):
+                total[seen : seen + len(batch)].add_(probabilities, alpha=weight)
+                seen += len(batch)
+                bar.update(len(batch))
+        for batch, part in zip(some, total.split([len(batch) for batch in some]), strict=True):
+            yield batch, part.clone()
+    bar.close()
+
+
+def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
+    """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
+    weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
+    return predict.labels(probabilities * weights)
+
+
+def _find(
+    parts: Sequence[_Part], by_run: bool, by_class: bool, competition: Competition
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run and class weights that score best on these parts; those that are not free stay equal."""
+
+    def score(runs: np.ndarray, classes: np.ndarray) -> float:
+        confusions = _confusions((part.sample for part in parts), runs / runs.sum(), classes, competition)
+        return metrics.score(confusions, competition.metric)
+
+    count = len(parts[0].probabilities)
+    runs, classes = np.full(count, 1 / count), np.ones(len(competition.classes))
+    if by_run:
+        runs = _climb(lambda weights: score(weights, classes), runs)
+    if by_class:
+        classes = _climb(lambda weights: score(runs, weights), classes)
+    return runs / runs.sum(), classes
+
+
+def _confusions(
+    blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, competition: Competition
+) -> np.ndarray:
+    """Confusions int64 (n, C, C) of all pictures of the blocks under these weights."""
+    confusions = []
+    for probabilities, truth in blocks:
+        together = torch.zeros(probabilities[0].shape)
+        for weight, p in zip(runs.tolist(), probabilities, strict=True):
+            together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
+        confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignored))
+    return np.concatenate(confusions)
+
+
+def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
+    """Coordinate ascent in factors, within `MOST` of the start, until a round brings nothing."""
+    best, score, improved = start, objective(start), True
+    while improved:
+        improved = False
+        for i, factor in product(range(len(best)), FACTORS):
+            trial = best.copy()
+            trial[i] *= factor
+            if 1 / MOST <= trial[i] / start[i] <= MOST and (reached := objective(trial)) > score + 1e-5:
+                best, score, improved = trial, reached, True
+    return best
+
+
+def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> list[_Part]:
+    row_of = {name: row for row, name in enumerate(split.ids.tolist())}
+    pixels = split.images.shape[1] * split.images.shape[2]
+    pictures = sum(fold.metrics["valid_pictures"] for fold in runs[0])
+    most = SAMPLE_VALUES // (len(runs) * len(competition.classes) * pictures)
+    # An odd step does not fall on the same columns in every line.
+    step = max(1, pixels // max(1, most)) | 1
+    parts = []
+    for same in zip(*runs, strict=True):
+        ids, probabilities, confusions = zip(*(fold.oof() for fold in same), strict=True)
+        truths = [confusion.sum(2) for confusion in confusions]
+        for fold, others, stored, truth in zip(same, ids, probabilities, truths, strict=True):
+            shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
+            fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
+            if not fits or stored.shape != shape or not np.array_equal(truth, truths[0]):
+                raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
+        rows = np.array([row_of[name] for name in ids[0].tolist()])
+        # Sampled pixels stand below one another, as a picture of one column.
+        masks = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
+        sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
+        if competition.metric.average == "global":  # as one picture, whose confusions are one matrix and not many
+            masks = masks.reshape(1, -1, 1)
+            sampled = [p.swapaxes(0, 1).reshape(1, p.shape[1], -1, 1) for p in sampled]
+        parts.append(_Part(same[0].folder, rows, probabilities, truths[0], (sampled, masks)))
+    return parts

@@ -1,0 +1,159 @@
+"""Kaggle's own client, asked through its Python methods and told apart where it fails.
+
+Its commands exit 0 on failure and leave out what decides here: HTTP status, number and error of a submission,
+refused sources. Importing it logs in and prints, so that happens on first use, and what it prints is kept back.
+Credentials reach it through environment and home folder, as on its own; they are struck out of what comes back.
+"""
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from comp.errors import Refused
+from comp.kaggle import credentials
+
+SITE = "https://www.kaggle.com"
+CONNECT, SILENCE = 10.0, 120.0  # seconds without an answer after which a connection counts as lost
+LOGIN = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
+
+
+class Declined(Refused):
+    """Kaggle said no. `status`: as in HTTP; 0: no answer came; -1: the client itself declined."""
+
+    def __init__(self, line: str, status: int, pause: float = 0.0):
+        super().__init__(line)
+        self.status = status
+        self.pause = pause  # seconds that Kaggle asks to wait
+        self.in_doubt = status == 0 or status >= 500  # a change may have arrived all the same
+
+
+def ask(method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, **arguments: Any) -> Any:
+    """Call a method of KaggleApi, or "get_kernel"; after HTTP 429, 5xx and lost connections again, with growing pauses.
+
+    Before a change whose answer got lost is asked for again, `arrived` finds out whether it was made. It returns
+    what then stands in for the answer, or None where it was not. Returns JSON values. Raises Declined.
+    """
+    for attempt in itertools.count(1):
+        logged_in = _api.cache_info().currsize
+        try:
+            return _once(method, arguments)
+        except Declined as error:
+            # A login that ran out is forgotten by now.
+            if not (error.in_doubt or error.status == 429 or (error.status == 401 and logged_in)):
+                raise
+            if attempt < tries:
+                pause = max(error.pause, min(2.0**attempt, 300.0))
+                if pause >= 4:
+                    print(f"{error}; asking again in {pause:.0f} s", flush=True)
+                time.sleep(pause)
+            if error.in_doubt and (found := arrived()) is not None:
+                return found
+            if attempt == tries:
+                raise
+
+
+def _once(method: str, arguments: dict[str, Any]) -> Any:
+    with _declining(), contextlib.redirect_stdout(io.StringIO()) as said:
+        answer = _plain(getattr(_api(), method)(**arguments))
+    # The client goes on after a failed upload, and makes a dataset without the file.
+    if lost := re.findall(r"^Upload unsuccessful: (.+)", said.getvalue(), flags=re.MULTILINE):
+        raise Declined(f"upload of {', '.join(lost)} failed, the dataset is incomplete: run the same command again", -1)
+    return answer
+
+
+def log(ref: str) -> Iterator[str]:
+    """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
+    secrets = credentials.found()
+    with _declining():
+        for event in _api().kernels_logs_stream(ref):
+            yield from credentials.redact(event.get("data") or "", secrets).splitlines()
+
+
+@functools.cache
+def _api() -> Any:
+    import requests
+
+    if requests.Session.send is not _send:
+        _send.original, requests.Session.send = requests.Session.send, _send
+    for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its authorization header
+        os.environ.pop(name, None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        from kaggle.api.kaggle_api_extended import KaggleApi
+
+        api = KaggleApi()
+        api.authenticate()
+    api.with_retry = lambda call, **_: call  # the client would repeat writes without asking
+    api.get_kernel = functools.partial(_get_kernel, api)
+    return api
+
+
+forget = _api.cache_clear  # log in anew at the next call
+
+
+def _send(session: Any, request: Any, **options: Any) -> Any:
+    """requests waits for ever, and the client keeps an error page as a kernel's output file; not so through this."""
+    response = _send.original(session, request, **options | {"timeout": options.get("timeout") or (CONNECT, SILENCE)})
+    if request.method == "GET":
+        response.raise_for_status()
+    return response
+
+
+def _get_kernel(api: Any, ref: str) -> Any:
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+    request = ApiGetKernelRequest()
+    request.user_name, request.kernel_slug = ref.split("/")
+    with api.build_kaggle_client() as client:
+        return client.kernels.kernels_api_client.get_kernel(request)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict(ignore_defaults=False)  # QUEUED and PENDING are defaults, and would be left out
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@contextlib.contextmanager
+def _declining() -> Iterator[None]:
+    """Turn whatever the client raises into Declined, one line that says what to do."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        import requests
+        import urllib3
+
+        # The client puts words of its own around some HTTP errors; the status lies beneath.
+        chain = [error]
+        while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
+            chain.append(link)
+        response = next((link.response for link in chain if getattr(link, "response", None) is not None), None)
+        unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
+        message = credentials.redact(" ".join(str(error).split()) or type(error).__name__)
+        pause = 0.0
+        if response is not None:
+            status, line = response.status_code, f"Kaggle answered HTTP {response.status_code}: {message}"
+            with contextlib.suppress(ValueError):  # it may be a date
+                pause = min(float(response.headers.get("Retry-After", 0)), 600.0)
+        elif isinstance(error, SystemExit):  # there is nothing to log in with
+            status = 401
+        elif any(isinstance(link, unanswered) for link in chain):
+            status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
+        else:
+            status, line = -1, message
+        if status == 429:
+            line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
+        if status == 401:
+            forget()  # the token may be renewed meanwhile
+            known = credentials.found()
+            line = (
+                "Kaggle does not accept your credentials (expired, or revoked?)" if known else "no Kaggle credentials"
+            )
+            line = f"{line}: {LOGIN}"
+        raise Declined(line, status, pause) from None

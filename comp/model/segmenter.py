@@ -1,0 +1,255 @@
+"""Networks by name, and their weights in and out.
+
+The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights.
+"""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from comp import config as configs
+from comp import distributed, files
+from comp.config import Config, Model
+from comp.errors import Refused, did_you_mean
+from comp.model import networks
+
+# What the library itself says to an architecture.
+SETTLED = (
+    "in_channels",
+    "channels",
+    "classes",
+    "encoder",
+    "encoder_name",
+    "encoder_weights",
+    "activation",
+    "aux_params",
+)
+
+
+class Segmenter(nn.Module):
+    """A network that takes pictures as they are stored.
+
+    Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
+    Normalisation happens here, and so does padding to what the decoder can take. Raises Refused for
+    batches that the network cannot take, such as a single picture where it normalises over pooled ones.
+    """
+
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, freeze_encoder: bool = False):
+        super().__init__()
+        self.net, self.multiple, self.freeze_encoder = net, multiple, freeze_encoder
+        if freeze_encoder:
+            net.encoder.requires_grad_(False)
+        self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
+        self.register_buffer("std", std.float().view(1, -1, 1, 1))
+
+    def train(self, mode: bool = True) -> "Segmenter":
+        super().train(mode)
+        if self.freeze_encoder:
+            self.net.encoder.eval()  # its batch statistics stay, too
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images.float() - self.mean) / self.std
+        height, width = x.shape[2:]
+        pad = (-width % self.multiple, -height % self.multiple)
+        if any(pad):
+            # Reflection looks like more of the picture; it needs more picture than padding.
+            mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
+            x = F.pad(x, (0, pad[0], 0, pad[1]), mode=mode)
+        x = x.contiguous(memory_format=torch.channels_last)
+        try:
+            return self.net(x)[..., :height, :width]
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        # What a network asks of sizes and batches it says in its own words, and only when it meets them.
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if distributed.lost(error):
+                raise
+            shape = "×".join(map(str, x.shape[2:]))
+            more = "; raise batch_size" if "more than 1 value per channel" in str(error) else ""
+            problem = " ".join(str(error).split())[:200]
+            raise Refused(f"model: this network cannot take {len(x)} × {shape} pixels: {problem}{more}") from error
+
+
+def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
+    """Build a network; return it with one line on its encoder's weights.
+
+    `mean` and `std` (C,), in units of 0..255, are used unless pretrained weights bring their own.
+    Raises Refused for an unknown architecture, encoder, option or weights.
+    """
+    import segmentation_models_pytorch as smp
+
+    local = model.encoder_weights.endswith(".safetensors")
+    hub = None if local or model.encoder_weights == "none" else model.encoder_weights
+    net = _create(smp, model, hub, channels, classes)
+    if not hasattr(net, "encoder") and (local or hub or model.freeze_encoder):
+        raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
+    note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
+    if local:
+        path = Path(model.encoder_weights)
+        note = _load_encoder(net.encoder, path if path.is_file() else next(files.below_input(path.name), path))
+    elif hub:
+        note = f"{model.encoder} with {hub} weights"
+    if local or hub:
+        mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
+    stride = net.encoder.output_stride if hasattr(net, "encoder") else 2 ** len(model.options.get("widths", ()))
+    segmenter = Segmenter(net, mean, std, max(32, stride), model.freeze_encoder)
+    return segmenter.to(memory_format=torch.channels_last), note
+
+
+def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
+
+    From a histogram, so exact and the same on every machine.
+    """
+    rows = rows[:: max(1, len(rows) // most)]
+    channels = images.shape[3]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(rows), 64):
+        some = images[rows[start : start + 64]]
+        counts += np.stack([np.bincount(some[..., c].ravel(), minlength=256) for c in range(channels)])
+    values, total = np.arange(256.0), counts.sum(1)
+    mean = counts @ values / total
+    variance = counts @ values**2 / total - mean**2
+    return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
+
+
+def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
+    known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
+    kind = known.get(model.architecture.lower())
+    if kind is None:
+        names = [kind.__name__ for kind in known.values()]
+        raise Refused(f"model.architecture: no {model.architecture!r}{did_you_mean(model.architecture, names)}")
+    options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
+    for name in model.options:
+        if name not in options or name in SETTLED:
+            raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
+    if kind not in networks.WITHOUT_ENCODER:
+        _check_encoder(smp, model.encoder)
+    try:
+        if kind in networks.WITHOUT_ENCODER:
+            return kind(channels, classes, **model.options)
+        if kind is networks.EncoderDeconvolution:
+            encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
+            return kind(encoder, classes, **model.options)
+        arguments = {"in_channels": channels, "classes": classes} | model.options
+        if kind is smp.DPT:
+            arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
+        return kind(model.encoder, encoder_weights=hub, **arguments)
+    except OSError as error:  # also what the hub raises when there is no network
+        raise Refused(
+            f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
+            "give a local .safetensors file, or none"
+        ) from None
+    except Exception as error:  # others' constructors raise nearly anything on odd options
+        raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
+
+
+def _check_encoder(smp: Any, encoder: str) -> None:
+    import timm
+
+    if encoder in smp.encoders.encoders:
+        return
+    if encoder.startswith("tu-"):
+        name = encoder[3:].partition(".")[0]
+        if timm.is_model(name):
+            return
+        raise Refused(f"model.encoder: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
+    names = [*smp.encoders.encoders, "tu-<any of timm's>"]
+    raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, names)}")
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> str:
+    """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
+    import timm
+
+    given, wanted = files.read_tensors(path)[0], encoder.state_dict()
+    # timm's encoders sit one level deeper ("model."), and some of their stages are one level flatter, than in a file.
+    renamed = {}
+    for key, value in given.items():
+        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}")
+        renamed[next((name for name in names if name in wanted), key)] = value
+    fitting = {}
+    for key, value in renamed.items():
+        if key in wanted:
+            if value.ndim == wanted[key].ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
+                value = timm.models.adapt_input_conv(wanted[key].shape[1], value)
+            if value.shape == wanted[key].shape:
+                fitting[key] = value
+    missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
+    left = [key for key in renamed if key not in fitting]
+    if len(missing) > len(wanted) / 2:
+        raise Refused(
+            f"{path}: fits {len(fitting)} of the encoder's {len(wanted)} tensors; "
+            f"it has {next(iter(given), 'nothing')!r}, the encoder wants {next(iter(wanted))!r}"
+        )
+    encoder.load_state_dict(fitting, strict=False)
+    return (
+        f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
+        + (f"; from scratch: {_some(missing)}" if missing else "")
+        + (f"; unused: {_some(left)}" if left else "")
+    )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:
+    """The mean and deviation that the encoder was trained with, for any number of channels."""
+    import timm
+
+    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    name = encoder.removeprefix("tu-").removeprefix("timm-")
+    if hub:
+        parameters = smp.encoders.get_preprocessing_params(encoder, hub)
+        mean, std = parameters["mean"], parameters["std"]
+    elif timm.is_model(name):
+        mean, std = timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std
+    pair = torch.tensor(mean) * 255, torch.tensor(std) * 255
+    return pair if channels == 3 else tuple(values.mean().expand(channels) for values in pair)
+
+
+def save(model: Segmenter, path: Path, config: Config) -> None:
+    """Write weights as safetensors; the metadata holds the configuration, and with it what rebuilds the model."""
+    # One key alone: safetensors writes several in any order, and equal models would have unequal hashes.
+    metadata = {"config": config.model_dump_json()}
+    files.write_tensors(path, {key: value.contiguous() for key, value in model.state_dict().items()}, metadata)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model rebuilt from its file, in evaluation mode, with the configuration it was trained by."""
+
+    model: Segmenter
+    config: Config
+
+
+def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded:
+    """Rebuild a model from its file alone. Raises Refused.
+
+    `like`, a model that is not needed any more, gives its network where the configuration is the same.
+    """
+    tensors, metadata = files.read_tensors(path)
+    if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
+        raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
+    try:
+        config = configs.from_dict(json.loads(metadata["config"]))
+        if like is not None and like.config == config:
+            model = like.model
+        else:
+            without = config.model.model_copy(update={"encoder_weights": "none"})
+            mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
+            model, _ = build(without, len(mean), len(config.competition.classes), mean, std)
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError, RecursionError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
+    return Loaded(model.to(device).eval(), config)

@@ -1,0 +1,1 @@
+"""Submission files: written, checked as Kaggle checks, kept in a ledger."""

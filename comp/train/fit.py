@@ -1,0 +1,294 @@
+"""The training loop, whole: one fold from arrays to weights."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from comp import distributed, files
+from comp.config import Config
+from comp.data import batches
+from comp.data.arrays import Index, Split
+from comp.device import Device
+from comp.errors import Refused
+from comp.model import losses, metrics, predict, segmenter
+from comp.model.segmenter import Segmenter
+from comp.train import checkpoint, runs, schedule
+from comp.train.step import Step
+
+CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
+EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop; its state is on disk."""
+
+
+@dataclass
+class State:
+    """Where a run is: everything a checkpoint holds beside tensors."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    updates: int = 0
+    progress: float = 0.0  # share of the schedule that is done
+    seconds: float = 0.0  # spent training, over all starts
+    lr: float = 0.0  # of the last step
+    loss: float = 0.0  # sum over this epoch's samples
+    samples: int = 0  # of this epoch that `loss` sums over: those of steps whose loss was finite
+    bad: int = 0  # steps of this epoch that were left out, since the loss was not finite
+    trained: int = 0  # samples since the run began
+    training: float = 0.0  # seconds spent on them, validation left out
+    skipped: int = 0  # steps that were left out in all epochs before this one
+    rate: float = 1.0  # plateau's factor on the learning rate
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    ended: str = ""  # why training ended, once it has
+
+    @property
+    def images_per_second(self) -> float:
+        return self.trained / max(self.training, 1e-9)
+
+
+def fit(
+    config: Config,
+    split: Split,
+    index: Index,
+    train: np.ndarray,
+    valid: np.ndarray,
+    folder: Path,
+    device: Device,
+    workers: int = 0,
+    deadline: float = math.inf,
+    watch: Callable[[int, Segmenter], None] | None = None,
+) -> tuple[Segmenter, State]:
+    """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
+
+    Without a row to validate on it is the last epoch's.
+
+    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
+    the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
+    left of it, with time to spare for what comes after training. `watch` is shown each epoch's number, from 1,
+    and its model.
+    Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
+    """
+    from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
+
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    classes, ignore = len(config.competition.classes), config.competition.arrays.ignored
+    mean_and_deviation = segmenter.normalisation(split.images, train)
+    model, note = segmenter.build(config.model, split.images.shape[3], classes, *mean_and_deviation)
+    print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
+    model = distributed.synchronize(model.to(device.device), device.device)
+    averaging = ModelEmaV3(model) if config.ema else None
+    averaged = averaging.module if averaging else model
+    loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
+    step = Step(model, loss_of, config, device)
+    times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
+    loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
+
+    state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
+    if restored := checkpoint.load(folder / checkpoint.NAME, modules, step.optimizer):
+        facts, note = restored
+        scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
+        if step.scaler.is_enabled() and scaling and scaling["growth_interval"] == step.scaler.get_growth_interval():
+            step.scaler.load_state_dict(scaling)
+        if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
+            raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
+        state = State(**facts)
+        print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
+    forwards = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
+    timer = schedule.Timer(deadline, state.progress, forwards)
+    began, saved = started - state.seconds, time.monotonic()
+
+    # Since they were last settled: the loss over samples, the samples, and the steps that were left out.
+    sums, clock = torch.zeros(3, device=device.device), 0.0
+
+    def settle() -> None:
+        """Bring what the device and the clock have counted into the state."""
+        nonlocal clock
+        loss, samples, bad = sums.tolist()
+        state.loss, state.samples, state.bad = state.loss + loss, state.samples + int(samples), state.bad + int(bad)
+        state.training, clock = state.training + time.monotonic() - clock, time.monotonic()
+        sums.zero_()
+
+    def save() -> None:
+        if distributed.rank():
+            return
+        state.seconds = time.monotonic() - began
+        facts = asdict(state) | {"scaler": step.scaler.state_dict()}
+        checkpoint.save(folder / checkpoint.NAME, modules, step.optimizer, facts)
+
+    with _stop_requests() as stop:
+        while not state.ended:
+            model.train()
+            steps = loader.steps(state.epoch)
+            average_every = min(EMA_EVERY, math.ceil(steps / config.optimizer.accumulate))  # once an epoch at least
+            clock = time.monotonic()
+            bar = tqdm(
+                total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
+                leave=False, disable=True if distributed.rank() else None, unit="batch",
+            )  # fmt: skip
+            for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
+                state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
+                loss = step(group, state.lr, [config.seed, state.epoch, state.batch])
+                state.updates += 1
+                if averaging and state.updates % average_every == 0:
+                    _average(averaging, model, config.ema**average_every, state.updates)
+
+                samples, finite = sum(size for size, *_ in group), loss.isfinite()
+                sums += torch.stack([torch.where(finite, loss * samples, 0.0), finite * samples, ~finite])
+                state.trained += samples
+                state.batch += len(group)
+                bar.update(len(group))
+                progress = timer.progress((state.epoch + state.batch / steps) / config.epochs, samples)
+                state.progress, stopping = distributed.agree(progress, stop.is_set())
+                if state.progress >= 1.0 and state.batch < steps:
+                    state.ended = "time budget"
+                    if not state.epoch:
+                        print(f"the time budget sufficed for {state.batch} of the {steps} batches of one epoch")
+                    break
+                if stopping or time.monotonic() - saved > CHECKPOINT_EVERY:
+                    settle()
+                    save()
+                    saved = time.monotonic()
+                    if stopping:
+                        raise Interrupted
+            bar.close()
+            settle()
+            if averaging and state.updates < average_every:
+                _average(averaging, model, 0.0, state.updates)
+            valid_loss = score = math.nan
+            if len(valid):
+                looked = time.monotonic()
+                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+                # The first also pays for starting up; unless it is long, that would be most of what it shows.
+                if state.epoch or time.monotonic() - looked > 5.0:
+                    timer.forward = (time.monotonic() - looked) / len(valid)
+                score = metrics.score(confusions, config.competition.metric)
+            if watch:
+                watch(state.epoch + 1, averaged)
+            state.seconds = time.monotonic() - began
+            _end_epoch(state, averaged, valid_loss, score, config, folder)
+        save()
+        if distributed.agree(0.0, stop.is_set())[1]:
+            raise Interrupted
+    return segmenter.load(folder / runs.MODEL, device.device).model, state
+
+
+def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
+    """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
+
+    A `score` that is not a number says that nothing was validated: then the last epoch is the best. Raises Refused
+    where the loss of most of its steps was not finite.
+    """
+    row = {
+        "epoch": state.epoch + 1,
+        "seconds": round(state.seconds, 2),
+        "lr": state.lr,
+        "train_loss": state.loss / state.samples if state.samples else math.nan,
+        "valid_loss": valid_loss,
+        "score": score,
+    }
+    state.history.append(row)
+    diverged = state.bad > math.ceil(state.batch / config.optimizer.accumulate) / 2
+    sound = math.isnan(score) or math.isfinite(valid_loss)
+    better = not diverged and not score <= state.best_score and (sound or state.best_epoch < 0)
+    if better:
+        state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
+        if not distributed.rank():
+            segmenter.save(model, folder / runs.MODEL, config)
+    star = " *" if better and sound else ""
+    validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
+    print(
+        f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
+        f"loss {row['train_loss']:.4f}{validated}",
+        flush=True,
+    )
+    if not distributed.rank():
+        files.write_csv(folder / runs.HISTORY, [row, *([past[key] for key in row] for past in state.history)])
+    if diverged:
+        raise Refused(
+            f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
+            "try a lower optimizer.lr or optimizer.clip = 1.0"
+        )
+    waited = state.epoch - state.best_epoch
+    if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
+        state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
+    state.skipped += state.bad
+    state.epoch, state.batch, state.loss, state.samples, state.bad = state.epoch + 1, 0, 0.0, 0, 0
+    if not state.ended:
+        if state.epoch >= config.epochs:
+            state.ended = "all epochs"
+        elif config.patience and waited >= config.patience:
+            state.ended = "early stop"
+        elif state.progress >= 1.0:
+            state.ended = "time budget"
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter, split: Split, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
+) -> tuple[float, np.ndarray]:
+    """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
+    model.eval()
+    classes, mine = len(config.competition.classes), rows[distributed.share()]
+
+    def look(images: Tensor, batch: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
+        masks = np.ascontiguousarray(split.masks[batch])
+        loss = loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
+        return loss, metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignored)
+
+    total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
+    for _, (loss, confusion) in predict.each(look, split.images, mine, config.predict, device):
+        total += loss
+        confusions.append(confusion)
+    counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)
+    counted[distributed.share()] = torch.from_numpy(np.concatenate(confusions))
+    total = distributed.all_reduce(torch.tensor(total, dtype=torch.float64)).item()
+    return total / len(rows), distributed.all_reduce(counted).numpy()
+
+
+@torch.no_grad()
+def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> None:
+    # A young average forgets faster, or a short run would keep its random start.
+    averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
+
+
+def _groups(loaded: Iterator, size: int) -> Iterator[list]:
+    while group := list(islice(loaded, size)):
+        yield group
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop meets at a safe place."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, old[number])  # a second one does what it always does
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comp import config as configs
+from comp import files
+from comp.config import Config
+from comp.data import npz
+from comp.errors import Refused
+from comp.model import metrics
+from comp.report import tables
+from comp.train import checkpoint
+
+MODEL, OOF, METRICS, HISTORY = "model.safetensors", "oof.npz", "metrics.json", "history.csv"
+CONFIG = "config.json"  # beside the folds
+COLUMNS = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
+FULL = -1  # instead of a fold's number: the model of all pictures, which validates on none
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A finished fold: its folder, number and metrics."""
+
+    folder: Path
+    number: int
+    metrics: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / MODEL
+
+    def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
+        ids, probabilities, confusions = (
+            npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
+        )
+        return npz.read(ids), npz.mapped(probabilities), npz.mapped(confusions)
+
+    def history(self) -> list[dict[str, float]]:
+        """Its epochs, as `report.curves` takes them. Raises Refused."""
+        path = self.folder / HISTORY
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                return [{key: float(row[key]) for key in COLUMNS} for row in csv.DictReader(file)]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise Refused(f"{path}: not a training history ({error})") from None
+
+
+def folder_of(run_folder: Path, number: int) -> Path:
+    """The folder of a fold, or of the model of all pictures."""
+    return run_folder / (f"fold-{number}" if number != FULL else "full")
+
+
+def parts(folder: Path) -> list[Path]:
+    """The files that make a fold, or the model of all pictures, which has nothing out of fold."""
+    return [folder / name for name in (MODEL, OOF, METRICS) if name != OOF or folder.name != "full"]
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds all that makes it a fold, or the model of all pictures."""
+    return all(path.exists() for path in parts(folder))
+
+
+def begun(run_folder: Path) -> bool:
+    """Whether a run's folder holds anything that was trained, with the configuration that lies there."""
+    return any(any(run_folder.glob(f"*/{name}")) for name in (MODEL, METRICS, checkpoint.NAME))
+
+
+def check_configuration(run_folder: Path, config: Config, number: int = 0) -> None:
+    """Refused where folds of another configuration lie in the run's folder, and where it cannot train this fold."""
+    if number == FULL and config.schedule.name == "plateau":
+        raise Refused(
+            "schedule.name: no validation shows a plateau to a model of all pictures; "
+            "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
+        )
+    if not begun(run_folder) or not (run_folder / CONFIG).exists():
+        return
+    if difference := configs.first_difference(read_config(run_folder), config):
+        raise Refused(
+            f"{run_folder} holds a run of another configuration ({difference}); name another --run, or delete it"
+        )
+
+
+def read_config(run_folder: Path) -> Config:
+    """The configuration that a run was made with. Raises Refused."""
+    path = run_folder / CONFIG
+    try:
+        return configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{path}: {reason}; name another --run, or delete {run_folder}") from None
+
+
+def summary(done: list[Fold], config: Config) -> str:
+    """The table over folds, with the spread and all samples counted as one."""
+    confusions = np.concatenate([fold.oof()[2] for fold in done])
+    pooled = metrics.scores(confusions, config.competition.classes, config.competition.metric)
+    return tables.over_folds({fold.number: fold.metrics for fold in done}, pooled)
+
+
+def read_fold(folder: Path) -> Fold:
+    """A finished fold read back. Raises Refused when it is not one."""
+    try:
+        facts = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        return Fold(folder, int(facts["fold"]), facts)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Refused(f"{folder / METRICS}: damaged or missing; delete {folder} and train it again") from None
+
+
+def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
+    """The finished folds of a run, or "full", here or among a kernel's inputs, by number. Raises Refused for none."""
+    inputs = Path("runs", *run_folder.parts[-2:], pattern, METRICS)
+    there = [path for path in files.below_input(METRICS) if path.match(str(inputs))]
+    found: dict[int, Fold] = {}
+    for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]:
+        fold = read_fold(path.parent)
+        found.setdefault(fold.number, fold)
+    if not found:
+        raise Refused(f"{run_folder / pattern}: no finished fold; train one with kernels/train_fold.py")
+    return [found[number] for number in sorted(found)]

@@ -1,0 +1,309 @@
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from comp.config import Competition, Submission
+from comp.errors import Refused
+from comp.submission import csv_file, runlength
+
+# Printable text, quotes, commas and line feeds too. How a lone carriage return is written differs with
+# the version of Python.
+IDS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1), unique=True, max_size=6)
+
+
+def competition(classes=3, **layout):
+    names = ("background", *(f"class {label}" for label in range(1, classes)))
+    return Competition(name="test", classes=names, submission=Submission(**layout))
+
+
+def write(path, competition, ids, labels):
+    with csv_file.writer(path, competition) as append:
+        append(ids, labels)
+    return path
+
+
+# Writing
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from([3, 10, 12, 100, 256]), st.one_of(IDS, st.lists(st.integers(), max_size=6)))
+def test_pixels_equal_pandas_to_the_byte(tmp_path_factory, data, classes, ids):
+    ids = ids or ["a"]
+    height, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
+    labels = data.draw(arrays.arrays(np.uint8, (len(ids), height, width), elements=st.integers(0, classes - 1)))
+    folder = tmp_path_factory.mktemp("pixels")
+    frame = pd.DataFrame(labels.reshape(len(ids), -1))
+    frame.insert(0, "id", ids)
+    frame.to_csv(folder / "pandas.csv", index=False)
+    ours = write(folder / "ours.csv", competition(min(classes, 255)), ids, labels)
+    assert ours.read_bytes() == (folder / "pandas.csv").read_bytes()
+
+
+def test_large_pictures_of_an_odd_number_of_pixels(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 256, (2, 251, 203), np.uint8)
+    labels[1] %= 10
+    rows = write(tmp_path / "s.csv", competition(255), ["a", "b"], labels).read_text().splitlines()
+    assert rows[0] == "id," + ",".join(map(str, range(251 * 203)))
+    assert rows[1:] == [f"{id}," + ",".join(map(str, row.ravel())) for id, row in zip("ab", labels, strict=True)]
+
+
+def test_every_pair_of_labels_equals_pandas(tmp_path):
+    labels = np.stack(np.meshgrid(np.arange(256), np.arange(256)), axis=-1).astype(np.uint8)  # (256, 256, 2)
+    frame = pd.DataFrame(labels.reshape(256, -1))
+    frame.insert(0, "id", range(256))
+    frame.to_csv(tmp_path / "pandas.csv", index=False)
+    ours = write(tmp_path / "ours.csv", competition(255), range(256), labels)
+    assert ours.read_bytes() == (tmp_path / "pandas.csv").read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), IDS, st.sampled_from(["", "-", "1 0"]))
+def test_runs_equal_pandas_to_the_byte(tmp_path_factory, data, ids, empty):
+    ids = ids or ["a"]
+    labels = data.draw(arrays.arrays(np.uint8, (len(ids), 3, 4), elements=st.integers(0, 1)))
+    folder = tmp_path_factory.mktemp("runs")
+    texts = [text or empty for text in runlength.encode(labels)]
+    pd.DataFrame({"id": ids, "rle_mask": texts}).to_csv(folder / "pandas.csv", index=False)
+    ours = write(folder / "ours.csv", competition(2, format="rle", empty=empty), ids, labels)
+    assert ours.read_bytes() == (folder / "pandas.csv").read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), IDS, st.sampled_from(["pixels", "rle"]), st.sampled_from(["", "class"]))
+def test_what_is_written_passes_the_check(tmp_path_factory, data, ids, format, class_column):
+    ids = ids or ["a"]
+    layout = competition(13, format=format, rows="image_class", class_column=class_column, class_label="name")
+    labels = data.draw(arrays.arrays(np.uint8, (len(ids), 2, 3), elements=st.integers(0, 12)))
+    path = write(tmp_path_factory.mktemp("both") / "s.csv", layout, ids, labels)
+    rows = csv_file.check(path, layout, ids, (2, 3))
+    assert rows == len(ids) * (1 if format == "pixels" else 12)
+    assert csv_file.check(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
+
+
+def test_batches_follow_one_another(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, (7, 4, 5), np.uint8)
+    for layout in (competition(), competition(format="rle", rows="image_class")):
+        whole = write(tmp_path / "whole.csv", layout, range(7), labels).read_bytes()
+        with csv_file.writer(tmp_path / "parts.csv", layout) as append:
+            append([0, 1, 2], labels[:3])
+            append([], labels[:0])
+            append(iter([3, 4, 5, 6]), list(labels[3:]))
+        assert (tmp_path / "parts.csv").read_bytes() == whole
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+LABELS = np.array([[[0, 1, 1], [0, 0, 2]]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows"),
+    [
+        ({"id_column": "img", "value_column": "px"}, [["img", "px"], ["a", "3 1 5 1"]]),
+        ({"order": "row"}, [["id", "rle_mask"], ["a", "2 2"]]),
+        ({"rows": "image_class", "empty": "-"}, [["id", "rle_mask"], ["a_1", "3 1 5 1"], ["a_2", "6 1"], ["a_3", "-"]]),
+        (
+            {"rows": "image_class", "class_column": "class", "class_label": "name", "empty": "1 0"},
+            [
+                ["id", "class", "rle_mask"],
+                ["a", "class 1", "3 1 5 1"],
+                ["a", "class 2", "6 1"],
+                ["a", "class 3", "1 0"],
+            ],
+        ),
+    ],
+)
+def test_run_length_layouts(tmp_path, layout, rows):
+    path = write(tmp_path / "s.csv", competition(4, format="rle", **layout), ["a"], LABELS)
+    assert rows_of(path) == rows
+
+
+def test_pictures_of_different_sizes(tmp_path):
+    layout = competition(2, format="rle")
+    pictures = [np.ones((2, 3), np.uint8), np.zeros((1, 1), np.uint8), np.ones((50, 40), np.uint8)]
+    path = write(tmp_path / "s.csv", layout, ["a", "b", "c"], pictures)
+    assert rows_of(path)[1:] == [["a", "1 6"], ["b", ""], ["c", "1 2000"]]
+    sizes = np.array([picture.shape for picture in pictures])
+    assert csv_file.check(path, layout, ["a", "b", "c"], sizes) == 3
+    with pytest.raises(Refused, match=r"row 3 \('c'\): run 1, '1 2000', ends outside the picture of 6 pixels"):
+        csv_file.check(path, layout, ["c", "b", "a"], sizes)
+
+
+def test_nothing_appears_of_a_file_that_was_not_finished(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), csv_file.writer(path, competition()) as append:
+        append([1], LABELS)
+        raise KeyboardInterrupt
+    with pytest.raises(Refused, match="no picture"), csv_file.writer(path, competition()):
+        pass
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.csv"]
+
+
+def test_refuses_pixel_rows_of_two_sizes(tmp_path):
+    with pytest.raises(Refused, match=r"'b': \(3, 2\) pixels, after \(2, 3\)"):
+        write(tmp_path / "s.csv", competition(), ["a", "b"], [np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8)])
+
+
+@pytest.mark.parametrize("format", ["pixels", "rle"])
+@pytest.mark.parametrize("labels", [np.full((1, 2, 2), 0.7, np.float32), np.full((1, 2, 2), 300)])
+def test_labels_that_are_no_uint8_are_an_error(tmp_path, format, labels):
+    for batch in (labels, list(labels)):
+        with pytest.raises(TypeError, match="uint8"):
+            write(tmp_path / "s.csv", competition(format=format), [1], batch)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["pixels", "rle"])
+def test_as_many_ids_as_pictures(tmp_path, format):
+    for ids in (["a", "b"], []):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            write(tmp_path / "s.csv", competition(format=format), ids, LABELS)
+
+
+# Checking
+
+
+def check(tmp_path, text, layout, **known):
+    path = tmp_path / "s.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return csv_file.check(path, layout, **known)
+
+
+PIXELS = competition(3)
+ELEVEN = competition(11)
+RUNS = competition(2, format="rle")
+DASH = competition(2, format="rle", empty="-")
+BY_CLASS = competition(3, format="rle", rows="image_class", class_column="class")
+KNOWN = {"ids": ["a", "b"], "sizes": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [
+        (PIXELS, "id,0,1,2\na,0,1,2\nb,0,0,0\n"),
+        (PIXELS, "id,0,1,2\nb,0,1,2\na,0,0,0"),
+        (PIXELS, "id,0,1,2\r\na,0,1,2\r\n\r\nb,0,0,0\r\n"),
+        (PIXELS, '"id","0","1","2"\n"a",0,1,2\n"b",0,0,0\n'),
+        (ELEVEN, "id,0,1,2\na,10,1,2\nb,0,10,10\n"),
+        (RUNS, "id,rle_mask\na,\nb,1 3\n"),
+        (RUNS, 'id,rle_mask\na,""\nb,"1 1 2 2"\n'),
+        (DASH, "id,rle_mask\nb,1 1 3 1\na,-\n"),
+        (BY_CLASS, "id,class,rle_mask\na,1,\na,2,\nb,2,1 1\nb,1,2 2\n"),
+    ],
+)
+def test_accepts(tmp_path, layout, text):
+    assert check(tmp_path, text, layout, **KNOWN) >= 2
+    check(tmp_path, text, layout)
+    (tmp_path / "sample_submission.csv").write_text(text)
+    check(tmp_path, text, layout, sample=tmp_path / "sample_submission.csv")
+
+
+@pytest.mark.parametrize(
+    ("layout", "text", "problem"),
+    [
+        (PIXELS, "", "s.csv: empty"),
+        (PIXELS, "id,0,1\na,0,0\nb,0,0\n", "3 columns; competition test has 4"),
+        (PIXELS, "id,0,1,2,3\na,0,0,0,0\n", "5 columns; competition test has 4"),
+        (PIXELS, "ID,0,1,2\na,0,0,0\n", "column 1 is 'ID'; competition test has 'id' there"),
+        (PIXELS, "id,0,2,1\na,0,0,0\n", "column 3 is '2'; competition test has '1' there"),
+        (PIXELS, "id,0,1,2\n", "2 of 2 rows are missing, the first is 'a'"),
+        (PIXELS, "id,0,1,2\na,0,1,2\n", "1 of 2 rows are missing, the first is 'b'"),
+        (PIXELS, "id,0,1,2\na,0,1,2\na,0,1,2\n", r"row 2 \('a'\): a second row of this id"),
+        (PIXELS, "id,0,1,2\na.png,0,1,2\n", r"row 1 \('a.png'\): no such id in competition test; .* like 'a'"),
+        (PIXELS, "id,0,1,2\n,0,1,2\n", "row 1 .*id is blank"),
+        (PIXELS, "id,0,1,2\na,0,1,3\n", r"row 1 \('a'\): column '2' is '3'; whole numbers from 0 to 2 fit"),
+        (PIXELS, "id,0,1,2\na,0,1,12\n", "column '2' is '12'"),
+        (PIXELS, "id,0,1,2\na,0,1.0,2\n", "column '1' is '1.0'"),
+        (PIXELS, "id,0,1,2\na,-1,1,2\n", "column '0' is '-1'"),
+        (PIXELS, "id,0,1,2\na,0,,2\n", "column '1' is blank"),
+        (PIXELS, "id,0,1,2\na,,10,\n", "column '0' is blank"),  # as long as a good row
+        (PIXELS, "id,0,1,2\na,0,nan,2\n", "column '1' is 'nan'"),
+        (PIXELS, "id,0,1,2\na,0,1\n", "2 labels; the header has 3"),
+        (PIXELS, "id,0,1,2\na,0,1,2,0\n", "4 labels; the header has 3"),
+        (PIXELS, "id,0,1,2\na,0,1;2\n", "2 labels; the header has 3"),  # as long as a good row
+        (PIXELS, "id,0,1,2\na\n", "row 1: not all columns are there: 'a'"),
+        (PIXELS, b"id,0,1,2\n\xff,0,1,2\n", "row 1: not UTF-8"),
+        (PIXELS, b"\xff,0,1,2\n", "the header is no CSV"),
+        (PIXELS, 'id,0,1,2\n"a,0,1,2\nb,0,1,2\n', "no such id"),
+        (ELEVEN, "id,0,1,2\na,0,1,11\n", "column '2' is '11'; whole numbers from 0 to 10 fit"),
+        (ELEVEN, "id,0,1,2\na,0,10\n", "2 labels; the header has 3"),
+        (RUNS, "id,rle\na,\n", "column 2 is 'rle'; competition test has 'rle_mask' there"),
+        (RUNS, "id,rle_mask\na,1 1 3\n", r"row 1 \('a'\): an odd number of run-length values, 3"),
+        (RUNS, "id,rle_mask\na,0 1\n", "starts before pixel 1"),
+        (RUNS, "id,rle_mask\na,1 0\n", "shorter than one pixel"),
+        (RUNS, "id,rle_mask\na,3 1 1 1\n", "does not start after"),
+        (RUNS, "id,rle_mask\na,1 2 2 1\n", "overlaps"),
+        (RUNS, "id,rle_mask\na,2 3\n", "ends outside the picture of 3 pixels"),
+        (RUNS, "id,rle_mask\na,-\n", "'-' is not a pixel's number"),
+        (RUNS, "id,rle_mask\na,1 1,1\n", "more fields than columns"),
+        (RUNS, "id,rle_mask\na,1 1\rb,\n", "row 1: a carriage return within the row: 'a,1 1"),
+        (RUNS, "id,rle_mask\na\n", "row 1: not all columns are there"),
+        (DASH, "id,rle_mask\na,\n", "no value; an empty mask is written '-'"),
+        (BY_CLASS, "id,class,rle_mask\na,1,\na,2,\nb,1,\n", "1 of 4 rows are missing, the first is 'b, 2'"),
+        (BY_CLASS, "id,class,rle_mask\na,1,\na,1,\n", r"row 2 \('a, 1'\): a second row"),
+        (BY_CLASS, "id,class,rle_mask\na,0,\n", r"row 1 \('a, 0'\): no such id"),
+        (BY_CLASS, "id,class,rle_mask\na,,\n", "class is blank"),
+        (BY_CLASS, "id,class,rle_mask\na,1 1\n", "not all columns are there"),
+    ],
+)
+def test_refuses(tmp_path, layout, text, problem):
+    with pytest.raises(Refused, match=problem) as refused:
+        check(tmp_path, text, layout, **KNOWN)
+    assert str(refused.value).startswith(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_sample_decides(tmp_path):
+    sample = tmp_path / "sample_submission.csv"
+    sample.write_text("id,rle_mask\n7.png,1 1\n8.png,1 1\n")
+    assert check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=sample) == 2
+    for text, problem in (
+        ("img,rle_mask\n7.png,\n8.png,\n", "column 1 is 'img'; sample_submission.csv has 'id' there"),
+        ("id,rle_mask\n7,\n8,\n", r"row 1 \('7'\): no such id in sample_submission.csv; .* like '7.png'"),
+        ("id,rle_mask\n7.png,\n", "1 of 2 rows are missing, the first is '8.png'"),
+    ):
+        with pytest.raises(Refused, match=problem):
+            check(tmp_path, text, RUNS, sample=sample)
+    with pytest.raises(Refused, match=r"nowhere\.csv: No such file"):
+        check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=tmp_path / "nowhere.csv")
+
+
+def test_a_file_without_line_breaks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_file, "LONGEST_ROW", 1000)
+    for text in ("id,rle_mask\na," + "1 1 " * 1000, 'id,rle_mask\n"a\n' + "b,1 1\n" * 1000):
+        with pytest.raises(Refused, match="a row longer than"):
+            check(tmp_path, text, RUNS)
+
+
+def test_no_rows(tmp_path):
+    with pytest.raises(Refused, match="no rows below the header"):
+        check(tmp_path, "id,rle_mask\n", RUNS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from([PIXELS, ELEVEN, RUNS, DASH, BY_CLASS]))
+def test_a_damaged_file_is_refused_in_one_line_or_valid(tmp_path_factory, data, layout):
+    folder = tmp_path_factory.mktemp("damaged")
+    labels = np.array([[[0, 1, 1]], [[0, 0, 0]]], np.uint8)
+    content = bytearray(write(folder / "good.csv", layout, ["a", "b"], labels).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    try:
+        check(folder, bytes(content), layout, **KNOWN)
+    except Refused as problem:
+        assert "\n" not in str(problem)
+        return
+    frame = pd.read_csv(folder / "s.csv", dtype=str, keep_default_na=False)
+    assert list(frame) == list(pd.read_csv(folder / "good.csv"))
+    assert set(frame["id"]) == {"a", "b"}

@@ -1,0 +1,389 @@
+"""The road again, with two words more: in the sandbox, and on a Kaggle of our own with the real client."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
+from kaggle_server import KEY, TOKEN, Competition, Kaggle
+from PIL import Image
+
+from comp import config, files
+from comp.data import arrays
+from comp.errors import Refused
+from comp.kaggle import client, jobs, namespaces, packing, sandbox
+from comp.train import runs
+
+ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
+needs_namespaces = pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
+
+
+def weights(place, fold):
+    return safetensors.torch.load_file(place / f"runs/tiny/recipe/fold-{fold}/model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@needs_namespaces
+def test_the_sandbox_gives_what_here_gives(trained, tmp_path, monkeypatch, capsys):
+    here, _ = trained
+    lay_out(tmp_path)
+    words = (*TINY, "--on", "sandbox")
+    output = inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
+    assert "Kaggle would keep" in output and same(weights(here, 0), weights(tmp_path, 0))
+    assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
+
+
+def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path)
+    words = (*TINY, "--vary", "optimizer.lr", "1e-3", "2e-3", "--set", "epochs=1")
+    inside(monkeypatch, capsys, "compare.py", *words, cwd=tmp_path)
+    # All that the kernel is to bring is here, so that there is nothing to do.
+    assert "is finished" in inside(monkeypatch, capsys, "compare.py", *words, "--on", "sandbox", cwd=tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words, "--fold", "0,1", "--workers", "1", "--on", "sandbox"])
+    compare = load("compare.py")
+    (job,) = compare.jobs(compare.arguments().parse_args([*words, "--fold", "0,1"]))
+    left = [str(leaf.relative_to("runs/tiny")) for leaf in job.leaves]
+    assert left[:2] == ["recipe-lr-1e_3/fold-0/metrics.json", "recipe-lr-1e_3/fold-1/metrics.json"]
+    assert job.arguments[-2:] == ["--fold", "0,1"] and slug_fits(job) and len(left) == 5
+
+
+def slug_fits(job):
+    return 6 <= len(jobs.slug(job.name)) <= 50
+
+
+def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypatch):
+    tiny, mars = (config.Competition(name=name, classes=("a", "b")) for name in ("tiny", "mars"))
+    (tmp_path / "tiny-sample_submission.csv").write_text("id\n")
+    monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
+    assert arrays.sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
+    assert arrays.sample_submission(mars, tmp_path) is None
+    there = tmp_path / "kaggle/competitions/mars/sample_submission.csv"  # as a kernel finds it
+    there.parent.mkdir(parents=True)
+    there.write_text("id\n")
+    assert arrays.sample_submission(mars, tmp_path) == there
+
+
+@pytest.mark.parametrize("on", ["sandbox", "kaggle"])
+def test_prepare_says_where_it_runs(tmp_path, monkeypatch, capsys, on):
+    line = inside(monkeypatch, capsys, "prepare.py", "--source", "x", "--on", on, cwd=tmp_path, status=2)
+    assert "folders of this machine" in line and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    """A Kaggle that runs what is pushed in the sandbox, and planted credentials that must stay where they are."""
+    truth = draw(7, 1)[1]
+
+    def run(text, request, inputs):
+        working, log = Path(tempfile.mkdtemp()), []
+        status = sandbox.rehearse(text, inputs, working, say=log.append)
+        return ("ERROR" if status else "COMPLETE"), working, "".join(log)
+
+    def score(file, competition):
+        frame = pd.read_csv(file, keep_default_na=False)
+        if len(frame) != 2 * len(truth):
+            raise ValueError("Submission must have 14 rows")
+        return 0.5, None
+
+    with Kaggle(tmp_path / "server", run=run, score=score) as server:
+        for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+            monkeypatch.delenv(name)
+        for name, value in server.environment(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "home"))
+        (tmp_path / ".env").write_text(f"KAGGLE_KEY={KEY}\n")
+        (tmp_path / "data").mkdir()
+        server.competitions = {name: Competition(tmp_path / "data") for name in ("tiny-on-kaggle", "tiny-code")}
+        sleep = time.sleep  # so that no test waits for the time between two polls
+        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
+        client.forget()
+        yield server
+        client.forget()
+
+
+def load(script):
+    """An entry script as a module."""
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "kernels" / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def on_kaggle(monkeypatch, script, *arguments):
+    """What `--on kaggle` does."""
+    monkeypatch.setattr(sys, "argv", [script, *TINY, *arguments, "--on", "kaggle"])
+    entry = load(script)
+    parser = entry.arguments()
+    parser.add_argument("--on")
+    jobs.kaggle(entry.jobs(parser.parse_args()))
+
+
+@needs_namespaces
+def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys):
+    place = tmp_path / "place"
+    lay_out(place, competition=ON_KAGGLE)
+    shutil.copy(place / "input/tiny.npz", tmp_path / "data/tiny.npz")
+    monkeypatch.chdir(place)
+
+    on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
+    for fold in (0, 1):
+        folder = place / f"runs/tiny/recipe/fold-{fold}"
+        assert json.loads((folder / "kernel.json").read_text())["version"] == 1
+        assert (folder / "model.safetensors").exists() and (folder / "curves.png").exists()
+    assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
+    on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
+    assert not kaggle.datasets  # the folds' kernels are the ensemble's inputs
+    inside(monkeypatch, capsys, "ensemble.py", *TINY, "--folds", "0,1", "--submissions", "here", cwd=place)
+    (made,), (ours,) = (place / "submissions").glob("tiny-recipe-*.csv"), (place / "here").glob("*.csv")
+    before = made.read_bytes()
+    assert ours.name == made.name and ours.read_bytes() == before
+    # As if the user had been away when it ended: it is picked up, not run again.
+    made.unlink()
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
+    assert made.read_bytes() == before and [len(versions) for versions in kaggle.kernels.values()] == [1, 1, 1]
+
+    submit = load("submit.py")
+    code = ON_KAGGLE.replace("tiny-on-kaggle", "tiny-code").replace("classes", "code_competition = true\nclasses", 1)
+    (place / "code.toml").write_text(code)
+    for toml, call in (("tiny.toml", "CreateSubmission"), ("code.toml", "CreateCodeSubmission")):
+        arguments = submit.arguments().parse_args([str(made), "--competition", toml])
+        assert submit.main(arguments) == 0 and kaggle.count(call) == 1
+        with pytest.raises(Refused, match="was submitted on"):
+            submit.main(arguments)
+    with open(place / "submissions/ledger.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["competition"] for row in rows] == ["tiny-on-kaggle", "tiny-code"]
+    assert all((row["public"], row["status"], row["file"]) == ("0.5", "COMPLETE", made.name) for row in rows)
+    assert "public" in capsys.readouterr().out
+
+    planted = (KEY, TOKEN)
+    for version in (version for versions in kaggle.kernels.values() for version in versions):
+        assert not any(secret in json.dumps(version.request) for secret in planted)
+    for path in (path for path in place.rglob("*") if path.is_file()):
+        assert not any(secret.encode() in path.read_bytes() for secret in planted), path
+
+
+@needs_namespaces
+def test_a_code_competitions_kernel_reads_the_pictures_that_are_hidden_till_then(tmp_path, kaggle, monkeypatch, capsys):
+    place, data = tmp_path / "place", tmp_path / "data"
+
+    def save(folder, pictures, name=""):
+        (data / folder).mkdir()
+        for k, picture in enumerate(pictures):
+            Image.fromarray(picture).save(data / folder / f"{name}{k}.png")
+
+    for folder, pictures in zip(("images", "masks"), draw(24, 0), strict=True):
+        save(folder, pictures)
+    save("test_images", draw(5, 1)[0], "seen-")
+    code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nids = "name"\n'
+    lay_out(place, competition=code)
+    (place / "input/tiny.npz").unlink()
+    source = ("--source", str(data), "--size", "32x48")
+    inside(monkeypatch, capsys, "prepare.py", "--competition", "tiny.toml", *source, cwd=place)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place)
+    on_kaggle(monkeypatch, "ensemble.py", "--folds", "0")
+
+    def ids(file):
+        return set(pd.read_csv(file)["id"])
+
+    (made,) = (place / "submissions").glob("*.csv")
+    assert ids(made) == {f"seen-{k}.png" for k in range(5)}
+    shutil.rmtree(data / "test_images")
+    save("test_images", draw(3, 2)[0], "hidden-")
+    ((version,),) = kaggle.kernels.values()
+    (tmp_path / "rerun").mkdir()
+    assert not sandbox.rehearse(version.request["text"], kaggle._inputs(version.request), tmp_path / "rerun")
+    assert ids(tmp_path / "rerun/submission.csv") == {f"hidden-{k}.png" for k in range(3)}
+
+
+# What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
+
+ENTRY = """
+import json, sys
+from pathlib import Path
+
+assert "fail" not in sys.argv, "as asked"
+place = Path("runs/tiny/listed/fold-0")
+place.mkdir(parents=True)
+(place / "metrics.json").write_text("{}")
+(place.parent / "config.json").write_text(sys.argv[1])
+found = sorted(str(path.relative_to("/kaggle/input")) for path in Path("/kaggle/input").rglob("*") if path.is_file())
+(place / "found.json").write_text(json.dumps(found))
+assert "late" not in sys.argv, "as asked"
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Makes a job of the stand-in; its pictures and page are left out."""
+    place = tmp_path / "place"
+    monkeypatch.setattr(jobs.overview, "run_page", lambda run: run / "report.html")
+
+    def make(*arguments, competition=COMPETITION, overrides=(), **more):
+        if not place.exists():
+            lay_out(place, competition=competition)
+        monkeypatch.chdir(place)
+        (place / "entry.py").write_text(ENTRY)
+        settings = config.load("tiny.toml", "recipe.toml", overrides)
+        paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
+        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights]}
+        about |= {"competition": settings.competition, "leaves": [place / "runs/tiny/listed/fold-0/metrics.json"]}
+        return jobs.Job(arguments=arguments or ("x",), **{**paths, **about, **more})
+
+    return make
+
+
+def found(job):
+    return json.loads(job.leaves[0].with_name("found.json").read_text())
+
+
+@needs_namespaces
+def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path, kaggle, job, capsys):
+    jobs.kaggle([job()])  # no competition on Kaggle
+    assert found(job()) == ["datasets/tester/comp-tiny-arrays/tiny.npz"]
+    for words in ("1", "2"):  # the same arrays do not go up again; others do, as a version
+        shutil.rmtree(job().runs / "tiny/listed")
+        jobs.kaggle([job(words)])
+        assert len(kaggle.datasets["tester/comp-tiny-arrays"].versions) == int(words)
+        lay_out(tmp_path / words, train_groups=draw(24, 0)[1][:, 0, 0].astype(str))
+        shutil.copy(tmp_path / words / "input/tiny.npz", job().input / "tiny.npz")
+    assert "dataset tester/comp-tiny-arrays: a new version, 1 files" in capsys.readouterr().out
+
+
+@needs_namespaces
+def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_path, kaggle, job):
+    (tmp_path / "data/sample_submission.csv").write_text("id\n")
+    own = job(competition=ON_KAGGLE)
+    jobs.kaggle([own])
+    competition = "competitions/tiny-on-kaggle"
+    assert found(own) == [f"{competition}/sample_submission.csv", "datasets/tester/comp-tiny-arrays/tiny.npz"]
+    shutil.rmtree(own.runs)
+    shutil.copy(own.input / "tiny.npz", tmp_path / "data")
+    jobs.kaggle([own])
+    assert found(own) == [f"{competition}/sample_submission.csv", f"{competition}/tiny.npz"]
+
+
+@needs_namespaces
+def test_local_weights_travel(trained, tmp_path, kaggle, job):
+    (tmp_path / "b3.safetensors").write_bytes(b"weights")
+    words = [f"model.encoder_weights={tmp_path}/b3.safetensors"]
+    jobs.rehearse([job(overrides=words)])
+    assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
+    shutil.rmtree(job().runs)
+    jobs.kaggle([job(overrides=words)])
+    digest = files.sha256(tmp_path / "b3.safetensors")[:6]
+    assert found(job())[-1] == f"datasets/tester/comp-tiny-b3-{digest}/b3.safetensors"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/b3.safetensors").write_bytes(b"others")
+    with pytest.raises(Refused, match="files of one name would be one"):
+        jobs.rehearse([job(weights=[f"{tmp_path}/b3.safetensors", f"{tmp_path}/other/b3.safetensors"], leaves=())])
+    for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
+        with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
+            jobs.rehearse([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
+
+
+@needs_namespaces
+def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
+    folds = runs.find_folds(trained[0] / "runs/tiny/recipe")[:1]
+    place = "runs/tiny/recipe/fold-0"
+    names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
+    jobs.rehearse([job(folds=folds)])
+    assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
+    shutil.rmtree(job().runs)
+    jobs.kaggle([job(folds=folds)])
+    assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
+
+
+@needs_namespaces
+def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
+    full = tmp_path / "runs/tiny/recipe/full"
+    shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
+    jobs.kaggle([job(folds=[runs.read_fold(full)])])
+    place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe/full"
+    assert found(job())[1:] == [f"{place}/metrics.json", f"{place}/model.safetensors"]
+
+
+@needs_namespaces
+def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
+    kaggle.places = 1
+    jobs.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
+    assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
+    assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out
+
+
+@needs_namespaces
+def test_a_kernel_that_fails_leaves_nothing_here_and_keeps_no_other_from_coming(kaggle, job, capsys):
+    bad, good = job("fail", name="tiny-listed-bad", leaves=[job().runs / "tiny/bad/fold-0/metrics.json"]), job()
+    with pytest.raises(Refused, match="tiny-listed-bad: ended on Kaggle as ERROR"):
+        jobs.kaggle([bad, good])
+    assert "AssertionError: as asked" in capsys.readouterr().out
+    assert found(good) and not (good.runs / "tiny/bad").exists()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("where", [jobs.rehearse, jobs.kaggle])
+def test_what_a_failed_kernel_had_finished_comes_here(kaggle, job, where):
+    failed = job("late")
+    lacking = failed.runs / "tiny/lacking/fold-0"
+    lacking.mkdir(parents=True)
+    with pytest.raises(Refused, match=r"ended on Kaggle as ERROR|ended with status 1"):
+        where([dataclasses.replace(failed, leaves=[*failed.leaves, lacking / "metrics.json"])])
+    assert found(failed) and not list(lacking.iterdir())
+
+
+@needs_namespaces
+def test_what_fails_in_the_sandbox_is_one_line_here(job):
+    with pytest.raises(Refused, match="tiny-listed-fold-0: the script ended with status 1 in the sandbox"):
+        jobs.rehearse([job("fail")])
+    assert not job().runs.exists()
+
+
+@needs_namespaces
+def test_what_is_here_of_the_run_stays(job):
+    listed = job().runs / "tiny/listed"
+    (listed / "fold-0").mkdir(parents=True)
+    (listed / "config.json").write_text("of a start that trained nothing")
+    (listed / "fold-0/found.json").write_text("of an interrupted run")
+    jobs.rehearse([job("there")])
+    assert (listed / "config.json").read_text() == "there" and found(job())
+    (listed / "config.json").write_text("here")
+    (listed / "fold-0/metrics.json").rename(listed / "fold-0/model.safetensors")
+    jobs.rehearse([job("there")])
+    assert (listed / "config.json").read_text() == "here"
+
+
+def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path, competition=ON_KAGGLE)
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    client.forget()
+    words = (*TINY, "--fold", "0", "--on", "kaggle")
+    output = inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path, status=2)
+    assert len(output.strip().splitlines()) == 1 and "no Kaggle credentials" in output
+
+
+def test_the_real_pack_is_small_and_the_same_each_time():
+    one = packing.script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
+    assert one == packing.script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
+    assert len(one.encode()) < 400_000
