@@ -49,7 +49,7 @@ def parser(description: str, runs: str = "store") -> Parser:
 
 def config(arguments: argparse.Namespace) -> configs.Config:
     """The configuration that the arguments name. Raises Refused."""
-    return configs.load(arguments.competition, arguments.recipe, arguments.overrides)
+    return configs.load_config(arguments.competition, arguments.recipe, arguments.overrides)
 
 
 def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str]:
@@ -132,10 +132,10 @@ def entry(
         from comp.kaggle import jobs as kernels
 
         there = {
-            "sandbox": kernels.rehearse,
-            "guard": lambda made: kernels.rehearse(made, "guard"),
-            "kaggle": kernels.kaggle,
-            "notebook": kernels.notebooks,
+            "sandbox": kernels.run_in_sandbox,
+            "guard": lambda made: kernels.run_in_sandbox(made, "guard"),
+            "kaggle": kernels.run_on_kaggle,
+            "notebook": kernels.write_notebooks,
         }
         there[arguments.on](jobs(arguments))
         sys.exit(0)

@@ -209,12 +209,12 @@ class Config(Section):
     predict: Predict = Predict()
 
 
-def shipped(kind: str) -> list[str]:
+def shipped_names(kind: str) -> list[str]:
     """Names of the TOML files that ship; `kind` is "competitions" or "recipes"."""
     return sorted(path.stem for path in (SHIPPED / kind).glob("*.toml"))
 
 
-def load(competition: str = "demo", recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
+def load_config(competition: str = "demo", recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
     """Make a configuration from a competition, a recipe and `key=value` overrides.
 
     `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the
@@ -227,10 +227,10 @@ def load(competition: str = "demo", recipe: str | None = None, overrides: Iterab
     values.setdefault("recipe", Path(recipe).stem)
     for override in sorted(overrides, key=lambda override: not override.startswith("model.architecture=")):
         _override(values, override)
-    return from_dict(values)
+    return validate_config(values)
 
 
-def from_dict(values: dict[str, Any]) -> Config:
+def validate_config(values: dict[str, Any]) -> Config:
     """Validate a nested dict, such as one read back from a model file. Raises Refused."""
     try:
         # Through JSON, since strict validation takes a list for a tuple only there.
@@ -290,8 +290,10 @@ def _check_together(config: Config) -> None:
 def _read(kind: str, name: str) -> dict[str, Any]:
     own = name.endswith(".toml")
     path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
-    if not own and name not in shipped(kind):
-        raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, shipped(kind))}")
+    if not own and name not in shipped_names(kind):
+        raise Refused(
+            f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, shipped_names(kind))}"
+        )
     return read_toml(path)
 
 

@@ -25,7 +25,7 @@ class Device:
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
 
 
-def choose(name: str = "auto") -> Device:
+def choose_device(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
     if name == "auto":
         # Under torchrun each process has a GPU of its own.

@@ -45,14 +45,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes work as one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share() -> slice:
     """This process's part of any sequence that all of them hold."""
-    return slice(rank(), None, count())
+    return slice(rank(), None, world_size())
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def wait() -> None:
 
 def all_reduce(values: Tensor) -> Tensor:
     """The sum over all ranks of a tensor, in its place."""
-    if count() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
@@ -82,7 +82,7 @@ def all_reduce_gradients(model: nn.Module, loss: Tensor) -> Tensor:
 
     One message a step and no hooks: ranks may have computed their gradients in as many parts as they liked.
     """
-    if count() == 1:
+    if world_size() == 1:
         return loss
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = all_reduce(torch.cat([loss.view(1), *(gradient.flatten() for gradient in gradients)]))
@@ -94,7 +94,7 @@ def all_reduce_gradients(model: nn.Module, loss: Tensor) -> Tensor:
 
 def agree(progress: float, stop: bool) -> tuple[float, bool]:
     """Rank 0's clock for all, and whether any of them was asked to stop."""
-    if count() == 1:
+    if world_size() == 1:
         return progress, stop
     said = all_reduce(torch.tensor([0.0 if rank() else progress, float(stop)], dtype=torch.float64))
     return float(said[0]), bool(said[1])
@@ -102,7 +102,7 @@ def agree(progress: float, stop: bool) -> tuple[float, bool]:
 
 def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
     """Batch statistics of the whole batch and not of this process's share, so that ranks change nothing."""
-    if count() == 1:
+    if world_size() == 1:
         return model
     if device.type == "cuda":
         import timm.layers
@@ -140,14 +140,14 @@ def gather_in_order(items: Iterable[Item]) -> Iterator[Item]:
 
     An item is a sequence of arrays. Rank 0 holds one at a time.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield from items
         return
     items = iter(items)
     while True:
         item = next(items, None)
         packed = _pack(item) if item is not None else torch.empty(0, dtype=torch.uint8)
-        sizes = torch.zeros(count(), dtype=torch.int64)
+        sizes = torch.zeros(world_size(), dtype=torch.int64)
         sizes[rank()] = len(packed)
         sizes = all_reduce(sizes).tolist()
         if not any(sizes):
@@ -158,7 +158,7 @@ def gather_in_order(items: Iterable[Item]) -> Iterator[Item]:
             continue
         if item is not None:
             yield item
-        for other in range(1, count()):
+        for other in range(1, world_size()):
             if sizes[other]:
                 packed = torch.empty(sizes[other], dtype=torch.uint8)
                 dist.recv(packed, other)
@@ -178,7 +178,7 @@ def _unpack(packed: Tensor) -> list[np.ndarray]:
 
 def lost(error: Exception) -> bool:
     """Whether an error, from wherever in a step, says that another process of the job is gone."""
-    return count() > 1 and (isinstance(error, dist.DistBackendError) or "gloo" in str(error))
+    return world_size() > 1 and (isinstance(error, dist.DistBackendError) or "gloo" in str(error))
 
 
 def _start_again(processes: int) -> None:

@@ -18,7 +18,7 @@ KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it becomes `path`, else it is removed.
 
     The name carries the process id, so that two processes never write into one another's file,
@@ -38,13 +38,13 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write rows, the header first, as CSV with line feeds, whole or not at all."""
-    with whole(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
@@ -57,7 +57,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str,
     """Write tensors as safetensors, whole or not at all. Raises Refused where the disk does not take them."""
     from safetensors.torch import save_file  # takes torch with it, which not every script needs
 
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         try:
             save_file(tensors, beside, metadata=metadata)
         except safetensors.SafetensorError as error:  # which hides the system's own error, such as a full disk
@@ -82,7 +82,7 @@ def sha256(path: str | Path) -> str:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone, without what killed ones left half written; Refused while one holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
@@ -95,7 +95,7 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def below_input(name: str) -> Iterator[Path]:
+def find_below_input(name: str) -> Iterator[Path]:
     """Files of this name below /kaggle/input, the least deep first."""
     found = (Path(place) / name for place, _, names in os.walk(KAGGLE_INPUT) if name in names)
     yield from sorted(found, key=lambda path: (len(path.parts), path))

@@ -41,21 +41,21 @@ def main(args: argparse.Namespace) -> int:
     from comp.model import segmenter
     from comp.report import tables
     from comp.train import runs
-    from comp.train.train_fold import load, train_fold
+    from comp.train.train_fold import load_data, train_fold
 
     distributed.join(args.device)
     competition = next(iter(variants.values())).competition
-    chosen = device.choose(args.device)
+    chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     place = args.runs / competition.name
-    data = {name: load(config, args.input, args.runs) for name, config in variants.items()}
+    data = {name: load_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(place / name, config)
         images = data[name].split.images
-        mean_and_deviation = segmenter.normalisation(images, np.arange(1))
-        segmenter.build(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
-        augment.build(config.augment.transforms)
+        mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
+        segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
+        augment.build_transforms(config.augment.transforms)
 
     done, notes, failed = {}, [], []
 
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
-            before = runs.finished(runs.folder_of(place / name, number))
+            before = runs.is_finished(runs.fold_folder(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
                 fold = train_fold(data[name], number, place / name, chosen, workers, deadline)
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
                 note(str(failed[-1]))
                 continue
             if before:
-                spent = tables.duration(fold.metrics["seconds"])
+                spent = tables.format_duration(fold.metrics["seconds"])
                 note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
             done.setdefault(name, []).append(fold)
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
@@ -96,13 +96,16 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
 
     competition = next(iter(variants.values())).competition
     folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
-    metric = f"{metrics.describe(competition.metric)}, fold {args.fold}"
+    metric = f"{metrics.describe_metric(competition.metric)}, fold {args.fold}"
     rows = [{"run": name} | summary([fold.metrics for fold in folds]) for name, folds in done.items()]
     rows.sort(key=lambda row: -row["score"])
     files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
     first = {name: folds[0].history() for name, folds in done.items()}
-    figures.side_by_side(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
-    cells = [[*rows[0]], *([row["run"], *(tables.number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows)]
+    figures.compare_curves(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
+    cells = [
+        [*rows[0]],
+        *([row["run"], *(tables.format_number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows),
+    ]
     values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
     sections = {
         "Result": page.table(cells) + (page.verbatim("\n".join(notes)) if notes else ""),
@@ -110,7 +113,7 @@ def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]
         "Command and configuration": page.verbatim(cli.command()) + "".join(values),
     }
     title = f"{competition.title or competition.name}: {len(variants)} runs"
-    page.write(folder / "report.html", title, metric, sections)
+    page.write_page(folder / "report.html", title, metric, sections)
     return f"{metric}\n{tables.aligned(cells)}\n\n{folder}"
 
 
@@ -145,7 +148,7 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     variants = {}
     for name, recipe, overrides in asked:
         try:
-            config = cli.configs.load(args.competition, recipe, overrides)
+            config = cli.configs.load_config(args.competition, recipe, overrides)
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
         variants[config.recipe if args.recipes else name] = config
@@ -176,7 +179,7 @@ def jobs(args: argparse.Namespace) -> list:
             competition=config.competition,
             input=args.input,
             runs=args.runs,
-            leaves=[runs.folder_of(place / run, number) / runs.METRICS for run in variants for number in numbers]
+            leaves=[runs.fold_folder(place / run, number) / runs.METRICS for run in variants for number in numbers]
             + [place / name / "report.html"],
             weights=[one.model.encoder_weights for one in variants.values()],
         )

@@ -49,32 +49,36 @@ def main(args: argparse.Namespace) -> int:
     found = find(args, config)
     # Each model's own by default: one that was trained without flips may tell left from right.
     tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
-    computing = device.choose(args.device)
-    metric = metrics.describe(competition.metric)
+    computing = device.choose_device(args.device)
+    metric = metrics.describe_metric(competition.metric)
     if args.folds == "full":
-        chosen, blend = found, blending.equal(len(names), len(competition.classes))
+        chosen, blend = found, blending.equal_weights(len(names), len(competition.classes))
         print("models of all pictures: none is left to score them on, so they weigh the same")
     else:
         chosen = blending.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
         with distributed.first():
             split = arrays.load_train(competition, args.input)
-        blend = blending.search(chosen, split, competition)
+        blend = blending.search_weights(chosen, split, competition)
         print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
         for kind, score in blend.scores.items():
             print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     with distributed.first():
-        place = build.hidden(competition, args.input) if in_kernel and competition.code_competition else args.input
+        place = (
+            build.prepare_hidden_test(competition, args.input)
+            if in_kernel and competition.code_competition
+            else args.input
+        )
         test = arrays.load_test(competition, place)
-        index = arrays.index(test, competition, place)
-    made_of = blending.identity(competition, chosen, blend, tta, test, index)
+        index = arrays.build_index(test, competition, place)
+    made_of = blending.identify(competition, chosen, blend, tta, test, index)
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
-    sample = arrays.sample_submission(competition, args.input)
+    sample = arrays.find_sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
-        csv_file.check(path, competition, test.ids, test.shapes, sample)
+        csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
         return 0
 
     print(f"{len(test.ids)} pictures; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {computing}")
@@ -82,25 +86,29 @@ def main(args: argparse.Namespace) -> int:
     def labelled() -> Iterator[distributed.Item]:
         """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
         batch_size = config.predict.batch_size
-        for rows, probabilities in blending.blended(chosen, blend.runs, test, args.tta, batch_size, computing):
+        for rows, probabilities in blending.predict_blend(chosen, blend.runs, test, args.tta, batch_size, computing):
             sizes = [] if test.sizes is None else test.sizes[rows].tolist()
             originals = [
-                blending.label(predict.original(one, size, competition.arrays.fit)[None], blend.classes)[0]
+                blending.label_images(
+                    predict.resize_to_original(one, size, competition.arrays.fit)[None], blend.classes
+                )[0]
                 for one, size in zip(probabilities, sizes, strict=bool(sizes))
             ]
-            yield rows, blending.label(probabilities, blend.classes), *originals
+            yield rows, blending.label_images(probabilities, blend.classes), *originals
 
     batches = distributed.gather_in_order(labelled())
     if distributed.rank():
         return len(list(batches))
     confusions = []
-    with csv_file.writer(path, competition) as write:
+    with csv_file.open_writer(path, competition) as write:
         for rows, labels, *originals in batches:
             if test.masks is not None:  # a practice competition
                 truth = np.ascontiguousarray(test.masks[rows])
-                confusions.append(metrics.confusion(truth, labels, len(blend.classes), competition.arrays.ignored))
+                confusions.append(
+                    metrics.count_confusion(truth, labels, len(blend.classes), competition.arrays.ignored)
+                )
             write(test.ids[rows], originals or labels)
-    count = csv_file.check(path, competition, test.ids, test.shapes, sample)
+    count = csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
     about = made_of | {
         "score": {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)},
         "sha256": files.sha256(path),
@@ -108,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     if confusions:
         scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
         about["score"]["leaderboard"] = scores["score"]
-        print(f"\nleaderboard, since the test labels are known here\n{tables.table(scores)}\n")
+        print(f"\nleaderboard, since the test labels are known here\n{tables.score_table(scores)}\n")
     files.write_json(path.with_suffix(".json"), about)
     print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
     return 0

@@ -25,12 +25,12 @@ def main(arguments: argparse.Namespace) -> None:
     test = test_index = None
     if arrays.has_test(competition, folder, train):
         test = arrays.load_test(competition, folder)
-        test_index = arrays.index(test, competition, folder)
-    index = arrays.index(train, competition, folder)
-    found = build.findings(arrays.find(competition.file, folder))
+        test_index = arrays.build_index(test, competition, folder)
+    index = arrays.build_index(train, competition, folder)
+    found = build.stored_findings(arrays.find_npz(competition.file, folder))
     found += audit.audit(competition, train, index, test, test_index)
     out = arguments.runs / competition.name / "audit"
-    print(audit_report.write(out, competition, train, index, test, found))
+    print(audit_report.write_audit(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
 
 

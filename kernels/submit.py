@@ -33,27 +33,27 @@ def main(args: argparse.Namespace) -> int:
     book = args.ledger or (args.file.parent if args.file else Path("submissions")) / "ledger.csv"
     if args.file:
         submit(args, book)
-    for row in ledger.read(book):
+    for row in ledger.read_ledger(book):
         if row["status"] == "PENDING":  # Kaggle was slower than an earlier start had patience
             settle(book, row, patience=0)
-    rows = ledger.read(book)
-    print(ledger.table(rows) if rows else f"{book}: nothing was submitted yet")
+    rows = ledger.read_ledger(book)
+    print(ledger.ledger_table(rows) if rows else f"{book}: nothing was submitted yet")
     return 0
 
 
 def submit(args: argparse.Namespace, book: Path) -> None:
     about = made_by(args.file)
     name = args.competition or about["competition"]
-    if not args.competition and name not in configs.shipped("competitions"):
+    if not args.competition and name not in configs.shipped_names("competitions"):
         raise cli.Refused(f"{args.file}: of a competition of your own; name its file, as --competition {name}.toml")
-    competition = configs.load(name).competition
+    competition = configs.load_config(name).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
-    rows = csv_file.check_at(args.file, competition, args.input)
+    rows = csv_file.check_against_input(args.file, competition, args.input)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
-    for row in ledger.read(book):
+    for row in ledger.read_ledger(book):
         if row["sha256"] == digest and row["status"] != "ERROR" and row["competition"] == competition.kaggle:
             raise cli.Refused(f"{args.file}: was submitted on {row['when'][:16]} (submission {row['ref']}); see {book}")
     print(f"{args.file}: {rows} rows, as Kaggle wants it")
@@ -73,16 +73,16 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         "runs": "+".join(about["runs"]),
         "out_of_fold": about["score"]["out_of_fold"],
         "status": "PENDING",
-        "ref": api.submit(competition.kaggle, what, message),
+        "ref": api.send_submission(competition.kaggle, what, message),
     }
-    ledger.record(book, row)  # before the wait, so that a lost score can be asked for again
+    ledger.record_submission(book, row)  # before the wait, so that a lost score can be asked for again
     settle(book, row, patience=api.PATIENCE)
 
 
 def settle(book: Path, row: dict, patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
     score = api.wait_score(row["competition"], int(row["ref"]), patience)
-    ledger.record(book, row | {"status": score.status, "public": score.public, "private": score.private})
+    ledger.record_submission(book, row | {"status": score.status, "public": score.public, "private": score.private})
     if score.status == "ERROR":
         raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")
 

@@ -34,11 +34,11 @@ def main(args: argparse.Namespace) -> int:
     from comp import device, distributed, files
     from comp.data import arrays, batches, folds
     from comp.train import overview, runs
-    from comp.train.train_fold import load, train_fold
+    from comp.train.train_fold import load_data, train_fold
 
     distributed.join(args.device)
-    chosen = device.choose(args.device)
-    data = load(config, args.input, args.runs)
+    chosen = device.choose_device(args.device)
+    data = load_data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
@@ -52,11 +52,11 @@ def main(args: argparse.Namespace) -> int:
         done.append(train_fold(data, number, run_folder, chosen, workers, deadline))
         started = time.monotonic()
     if len(done) > 1:
-        print(f"\n{runs.summary(done, config)}")
+        print(f"\n{runs.summarize_folds(done, config)}")
     if not distributed.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if numbers:
-            print(overview.run_page(run_folder))
+            print(overview.write_run_page(run_folder))
     return 0
 
 
@@ -69,7 +69,7 @@ def jobs(args: argparse.Namespace) -> list:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
     numbers = [runs.FULL] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
     runs.check_configuration(run_folder, config, numbers[0])
-    folders = [runs.folder_of(run_folder, number) for number in numbers]
+    folders = [runs.fold_folder(run_folder, number) for number in numbers]
     given = cli.arguments_but("--fold", "--workers")
     return [
         Job(

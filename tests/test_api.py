@@ -79,7 +79,7 @@ REF = f"{USER}/mars-fold-0"
 
 
 def _push(ref=REF, text="print(1)\n", **sources):
-    return api.push(ref, text, **sources)
+    return api.push_kernel(ref, text, **sources)
 
 
 def _complete(kaggle, ref):
@@ -94,14 +94,14 @@ def _pushed(kaggle, **sources):
 
 
 def _status(ref=REF):
-    return client.ask("kernels_status", kernel=ref)["status"]
+    return client.call_client("kernels_status", kernel=ref)["status"]
 
 
 # Credentials
 
 
 def test_user_with_a_token(kaggle):
-    assert api.user() == USER
+    assert api.username() == USER
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -112,8 +112,8 @@ def test_user_with_name_and_key(kaggle, tmp_path, monkeypatch, token):
     monkeypatch.setenv("KAGGLE_USERNAME", USER)
     monkeypatch.setenv("KAGGLE_KEY", KEY)
     client.forget()
-    assert api.user() == USER
-    assert api.upload(_weights(tmp_path), "fold-weights") == f"{USER}/fold-weights"
+    assert api.username() == USER
+    assert api.upload_dataset(_weights(tmp_path), "fold-weights") == f"{USER}/fold-weights"
     kaggle.plant("GetKernelSessionStatus", status=400, message=f"{KEY} is odd")
     with pytest.raises(Refused, match=r"HTTP 400: \*\*\* is odd"):
         _status()
@@ -135,7 +135,7 @@ def test_no_credentials(kaggle, monkeypatch):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     client.forget()
     with pytest.raises(Refused, match=r"no Kaggle credentials: .*settings/api"):
-        api.user()
+        api.username()
 
 
 def test_a_token_that_expires_and_is_renewed_while_a_kernel_runs(kaggle, tmp_path, monkeypatch):
@@ -146,13 +146,13 @@ def test_a_token_that_expires_and_is_renewed_while_a_kernel_runs(kaggle, tmp_pat
     kernel = _pushed(kaggle)
     kaggle.token = renewed
     with pytest.raises(Refused, match="expired") as refused:
-        api.follow(kernel.ref)
+        api.follow_kernel(kernel.ref)
     assert TOKEN not in str(refused.value)
     file.write_text(renewed)
     assert _status() == "COMPLETE"
     kaggle.token = TOKEN
     file.write_text(TOKEN)  # before anyone was told: it logs in anew by itself
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
 
 
 def test_credentials_are_struck_out_of_what_is_said(kaggle, tmp_path, monkeypatch):
@@ -163,7 +163,7 @@ def test_credentials_are_struck_out_of_what_is_said(kaggle, tmp_path, monkeypatc
     assert credentials.redact(said) == "GET https://***@proxy/ https://storage/x?*** (url: /y?***)"
     monkeypatch.setenv("VERBOSE", "1")  # which lets the client print its authorization header
     client.forget()
-    api.user()
+    api.username()
     assert "VERBOSE" not in os.environ
 
 
@@ -173,14 +173,14 @@ def test_credentials_in_a_kernel_or_dataset_stay_here(kaggle, tmp_path, text):
     with pytest.raises(Refused, match=r"script\.py: holds a Kaggle key or token"):
         _push(text=text)
     with pytest.raises(Refused, match=r"script\.py: holds a Kaggle key or token"):
-        api.upload({"script.py": tmp_path / "script.py"}, "fold-weights")
+        api.upload_dataset({"script.py": tmp_path / "script.py"}, "fold-weights")
     assert not kaggle.count("SaveKernel") and not kaggle.count("StartBlobUpload")
 
 
 def test_a_file_of_credentials_stays_here(tmp_path):
     (tmp_path / ".env").write_text("A=b")
     with pytest.raises(Refused, match=r"\.env: by its name it keeps credentials"):
-        api.upload({".env": tmp_path / ".env"}, "fold-weights")
+        api.upload_dataset({".env": tmp_path / ".env"}, "fold-weights")
 
 
 # Pushing
@@ -285,7 +285,7 @@ def test_the_log_is_said_as_it_comes_and_once(kaggle, monkeypatch):
             _run.hold.set()
 
     monkeypatch.setattr(api, "print", say, raising=False)
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
     assert [line for line, _ in said] == ["zero", *LINES.split()]
     assert said[0][1] == "RUNNING"
 
@@ -298,7 +298,7 @@ def test_a_stream_that_breaks_begins_anew_and_says_nothing_twice(kaggle, monkeyp
     kaggle.latest(kernel.ref).say("zero")
     kaggle.plant("stream", status=503)
     threading.Timer(0.7, _run.hold.set).start()
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
     assert kaggle.count("stream") > 2
     assert capsys.readouterr().out.split() == ["zero", *LINES.split()]
 
@@ -307,12 +307,12 @@ def test_following_outlasts_429_5xx_and_lost_connections(kaggle, monkeypatch):
     kernel = _pushed(kaggle)
     kaggle.plant("GetKernelSessionStatus", status=429, retry_after="7")
     with pytest.raises(client.Declined, match="asks for fewer calls") as declined:
-        client.ask("kernels_status", tries=1, kernel=kernel.ref)
+        client.call_client("kernels_status", tries=1, kernel=kernel.ref)
     assert declined.value.pause == 7
     kaggle.plant("GetKernelSessionStatus", status=429, retry_after="0.02")
     kaggle.plant("GetKernelSessionStatus", status=503, times=2)
     kaggle.plant("GetKernelSessionStatus", status=0, times=2)
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
 
 
 def test_a_long_wait_says_what_it_waits_for(kaggle, monkeypatch, capsys):
@@ -320,7 +320,7 @@ def test_a_long_wait_says_what_it_waits_for(kaggle, monkeypatch, capsys):
     monkeypatch.setattr(client.time, "sleep", waits.append)
     kaggle.plant("GetKernelSessionStatus", status=503, times=3, message="Down for a while")
     with pytest.raises(Refused, match="HTTP 403"):  # there is no such kernel
-        client.ask("kernels_status", kernel=REF)
+        client.call_client("kernels_status", kernel=REF)
     assert waits == [2, 4, 8]
     assert "Kaggle answered HTTP 503: Down for a while; asking again in 4 s" in capsys.readouterr().out
 
@@ -330,7 +330,7 @@ def test_a_failed_kernel_says_its_log_and_then_one_line(kaggle, capsys):
     kernel = _pushed(kaggle)
     capsys.readouterr()
     with pytest.raises(Refused, match=r"mars-fold-0: ended on Kaggle as ERROR: Your notebook was stopped.*its log"):
-        api.follow(kernel.ref)
+        api.follow_kernel(kernel.ref)
     assert capsys.readouterr().out.split() == LINES.split()
 
 
@@ -340,14 +340,14 @@ def test_the_end_of_the_run_before_is_not_taken_for_this_one(kaggle):
     kaggle.plant("GetKernelSessionStatus", answer={"status": "ERROR"}, times=2)
     kernel = _push()
     threading.Timer(0.2, _run.hold.set).start()
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
 
 
 def test_a_complete_kernel_is_not_waited_for(kaggle, monkeypatch):
     kernel = _pushed(kaggle)
     monkeypatch.setattr(api.time, "sleep", lambda seconds: pytest.fail("it waits"))
     assert _push() == kernel
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
 
 
 def test_ctrl_c_leaves_the_kernel_running(kaggle, capsys):
@@ -356,18 +356,18 @@ def test_ctrl_c_leaves_the_kernel_running(kaggle, capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        api.follow(kernel.ref)
+        api.follow_kernel(kernel.ref)
     signal.signal(signal.SIGINT, before)
     assert f"{kernel.ref} keeps running on Kaggle; the same command picks it up again" in capsys.readouterr().out
     assert _push() == kernel
     _run.hold.set()
-    api.follow(kernel.ref)
+    api.follow_kernel(kernel.ref)
     assert kaggle.count("SaveKernel") == 1
 
 
 def test_a_kernel_that_is_not_there(kaggle):
     with pytest.raises(Refused, match="HTTP 403: Cannot access kernel 'tester/no-kernel'"):
-        api.follow(f"{USER}/no-kernel")
+        api.follow_kernel(f"{USER}/no-kernel")
 
 
 # Collecting
@@ -380,7 +380,7 @@ def _files(folder):
 def test_all_pages_of_output_arrive(kaggle, tmp_path):
     kaggle.page = 2
     _run.files = {f"runs/mars/a/fold-0/{name}.txt": name for name in "abcde"} | {"submission.csv": "id\n"}
-    api.output(_pushed(kaggle).ref, tmp_path / "got")
+    api.download_output(_pushed(kaggle).ref, tmp_path / "got")
     assert _files(tmp_path / "got").items() > _run.files.items()
 
 
@@ -389,11 +389,11 @@ def test_an_error_page_is_not_taken_for_a_file(kaggle, tmp_path, status):
     kernel = _pushed(kaggle)
     kaggle.plant("file", status=status)
     if status == 500:
-        api.output(kernel.ref, tmp_path / "got")
+        api.download_output(kernel.ref, tmp_path / "got")
         assert _files(tmp_path / "got")["submission.csv"] == "id,v\n"
     else:
         with pytest.raises(Refused, match="HTTP 404"):
-            api.output(kernel.ref, tmp_path / "got")
+            api.download_output(kernel.ref, tmp_path / "got")
         assert _files(tmp_path / "got") == {}
 
 
@@ -410,11 +410,11 @@ def _weights(tmp_path):
 
 def test_a_dataset_is_made_then_versioned_and_waited_for(kaggle, tmp_path):
     kaggle.looks_until_ready, weights, ref = 3, _weights(tmp_path), f"{USER}/fold-weights"
-    assert api.upload(weights, "fold-weights") == ref
+    assert api.upload_dataset(weights, "fold-weights") == ref
     assert kaggle.datasets[ref].request["isPrivate"] is True and not kaggle.datasets[ref].looks
     assert _files(kaggle.datasets[ref].versions[0]) == {"fold-0/model.safetensors": "weights", "notes.txt": ""}
     weights["notes.txt"].write_text("second")
-    assert api.upload(weights, "fold-weights") == ref
+    assert api.upload_dataset(weights, "fold-weights") == ref
     assert not kaggle.datasets[ref].looks  # the version before was ready all the time
     assert _files(kaggle.datasets[ref].versions[1])["notes.txt"] == "second"
     _push(datasets=[ref])
@@ -424,17 +424,17 @@ def test_a_dataset_that_stays_unready_or_fails(kaggle, tmp_path, monkeypatch):
     kaggle.looks_until_ready = 1000
     monkeypatch.setattr(api, "PATIENCE", 0.05)
     with pytest.raises(Refused, match=r"fold-weights: still not ready \(blobs_received\); see http"):
-        api.upload(_weights(tmp_path), "fold-weights")
+        api.upload_dataset(_weights(tmp_path), "fold-weights")
     monkeypatch.setattr(api, "PATIENCE", 60)
     kaggle.dataset_fails, kaggle.looks_until_ready = True, 1
     with pytest.raises(Refused, match=r"other-weights: Kaggle could not prepare it \(failed\)"):
-        api.upload(_weights(tmp_path), "other-weights")
+        api.upload_dataset(_weights(tmp_path), "other-weights")
 
 
 def test_a_dataset_that_misses_a_file_is_not_called_ready(kaggle, tmp_path):
     kaggle.plant("PUT", status=403)
     with pytest.raises(Refused, match=r"upload of .* failed, the dataset is incomplete: run the same command again"):
-        api.upload(_weights(tmp_path), "fold-weights")
+        api.upload_dataset(_weights(tmp_path), "fold-weights")
 
 
 @pytest.mark.parametrize(
@@ -443,14 +443,14 @@ def test_a_dataset_that_misses_a_file_is_not_called_ready(kaggle, tmp_path):
 def test_an_upload_whose_answer_got_lost_is_made_once(kaggle, tmp_path, call, late):
     kaggle.plant(call, status=0, late=late)
     kaggle.plant("GetDatasetStatus", status=503)
-    api.upload(_weights(tmp_path), "fold-weights")
+    api.upload_dataset(_weights(tmp_path), "fold-weights")
     assert len(kaggle.datasets[f"{USER}/fold-weights"].versions) == 1
 
 
 def test_a_dataset_that_is_refused(kaggle, tmp_path):
     kaggle.plant("CreateDataset", answer={"status": "error", "error": "The requested title is already in use"})
     with pytest.raises(Refused, match="Kaggle refused it: The requested title is already in use"):
-        api.upload(_weights(tmp_path), "fold-weights")
+        api.upload_dataset(_weights(tmp_path), "fold-weights")
 
 
 # Submissions
@@ -464,57 +464,57 @@ def _csv(tmp_path, text="id,v\n1,2\n"):
 
 def test_a_file_is_submitted_and_scored(kaggle, tmp_path):
     kaggle.looks_until_scored = 3
-    ref = api.submit("mars", _csv(tmp_path), "run a 1")
+    ref = api.send_submission("mars", _csv(tmp_path), "run a 1")
     assert api.wait_score("mars", ref) == api.Score("COMPLETE", 0.61, None, "")
     assert kaggle.submissions[0]["_file"].read_text() == "id,v\n1,2\n"
 
 
 def test_a_kernel_is_submitted(kaggle, tmp_path):
     kernel = _pushed(kaggle)
-    ref = api.submit("mars", kernel, "run a 1")
+    ref = api.send_submission("mars", kernel, "run a 1")
     assert api.wait_score("mars", ref).public == 0.61
     with pytest.raises(Refused, match="HTTP 400: Could not find provided notebook version"):
-        api.submit("mars", api.Kernel(kernel.ref, 7), "run a 2")
+        api.send_submission("mars", api.Kernel(kernel.ref, 7), "run a 2")
     with pytest.raises(Refused, match="does not say which version"):
-        api.submit("mars", api.Kernel(kernel.ref, 0), "run a 3")
+        api.send_submission("mars", api.Kernel(kernel.ref, 0), "run a 3")
     assert len(kaggle.submissions) == 1
 
 
 def test_what_is_wrong_with_a_submission_is_told(kaggle, tmp_path):
-    ref = api.submit("mars", _csv(tmp_path, "image\n"), "run a 1")
+    ref = api.send_submission("mars", _csv(tmp_path, "image\n"), "run a 1")
     assert api.wait_score("mars", ref) == api.Score("ERROR", error="Submission must have columns id, v")
     kaggle.looks_until_scored = 1000
-    ref = api.submit("mars", _csv(tmp_path), "run a 2")
+    ref = api.send_submission("mars", _csv(tmp_path), "run a 2")
     assert api.wait_score("mars", ref, patience=0.05) == api.Score("PENDING")
 
 
 @pytest.mark.parametrize("competition", ["venus", "pluto"])
 def test_a_competition_that_was_not_joined(kaggle, tmp_path, competition):
     with pytest.raises(Refused, match=f"{competition}: not joined, .*kaggle.com/competitions/{competition}/rules"):
-        api.submit(competition, _csv(tmp_path), "run a 1")
+        api.send_submission(competition, _csv(tmp_path), "run a 1")
     assert kaggle.count("StartSubmissionUpload") == 0
 
 
 @pytest.mark.parametrize("status", [503, 0])
 @pytest.mark.parametrize("late", [True, False])
 def test_no_submission_is_sent_twice(kaggle, tmp_path, status, late):
-    api.submit("mars", _csv(tmp_path), "run a 1")
+    api.send_submission("mars", _csv(tmp_path), "run a 1")
     kaggle.plant("CreateSubmission", status=status, late=late)
     if late:
-        assert api.submit("mars", _csv(tmp_path), "run a 2") == 1001
+        assert api.send_submission("mars", _csv(tmp_path), "run a 2") == 1001
     else:
         with pytest.raises(Refused, match=r"no such submission listed; see .*/mars/submissions before"):
-            api.submit("mars", _csv(tmp_path), "run a 2")
+            api.send_submission("mars", _csv(tmp_path), "run a 2")
     assert kaggle.count("CreateSubmission") == 2
 
 
 def test_one_that_an_interrupted_start_sent_is_found_and_a_failed_one_is_not(kaggle, tmp_path):
-    ref = api.submit("mars", _csv(tmp_path), "run a 1")
-    assert api.submit("mars", _csv(tmp_path), "run a 1") == ref
-    assert api.submit("mars", _csv(tmp_path), "in other words 1") == ref
-    failed = api.submit("mars", _csv(tmp_path, "image\n"), "run a 2")
+    ref = api.send_submission("mars", _csv(tmp_path), "run a 1")
+    assert api.send_submission("mars", _csv(tmp_path), "run a 1") == ref
+    assert api.send_submission("mars", _csv(tmp_path), "in other words 1") == ref
+    failed = api.send_submission("mars", _csv(tmp_path, "image\n"), "run a 2")
     assert api.wait_score("mars", failed).status == "ERROR"
-    assert api.submit("mars", _csv(tmp_path), "run a 2") != failed
+    assert api.send_submission("mars", _csv(tmp_path), "run a 2") != failed
 
 
 def test_a_competitions_files_are_asked_for(kaggle):
@@ -525,14 +525,14 @@ def test_a_competitions_files_are_asked_for(kaggle):
 
 def test_a_submission_that_kaggle_put_off_is_repeated(kaggle, tmp_path):
     kaggle.plant("CreateSubmission", status=429, times=2)
-    api.submit("mars", _csv(tmp_path), "run a 1")
+    api.send_submission("mars", _csv(tmp_path), "run a 1")
     assert len(kaggle.submissions) == 1
 
 
 def test_a_failed_upload_submits_nothing(kaggle, tmp_path):
     kaggle.plant("PUT", status=403)
     with pytest.raises(Refused, match=r"upload of .*mars\.csv failed and nothing was submitted"):
-        api.submit("mars", _csv(tmp_path), "run a 1")
+        api.send_submission("mars", _csv(tmp_path), "run a 1")
     assert not kaggle.submissions
 
 
@@ -543,9 +543,9 @@ def test_a_server_that_is_silent_is_not_waited_for_long(kaggle, monkeypatch):
     monkeypatch.setattr(client, "SILENCE", 0.2)
     kaggle.plant("GetKernel", status=-1)
     with pytest.raises(client.Declined, match="no answer from Kaggle") as declined:
-        client.ask("get_kernel", tries=1, ref=REF)
+        client.call_client("get_kernel", tries=1, ref=REF)
     assert declined.value.in_doubt
-    assert api.user() == USER
+    assert api.username() == USER
 
 
 def test_the_clients_own_commands_and_their_exit_statuses(kaggle, tmp_path):

@@ -112,8 +112,8 @@ def test_slices_of_a_stacked_array(folder, compressed, dtype):
 def test_a_member_of_images_and_masks_is_inflated_once(folder, monkeypatch):
     images, masks = samples()
     save(folder, True, both=np.stack([images, masks], axis=1).astype(float))
-    passes, blocks = [], npz.blocks
-    monkeypatch.setattr(npz, "blocks", lambda member: passes.append(member.key) or blocks(member))
+    passes, blocks = [], npz.iterate_blocks
+    monkeypatch.setattr(npz, "iterate_blocks", lambda member: passes.append(member.key) or blocks(member))
     arrays.load_train(competition(train_images="both[:, 0]", train_masks="both[:, 1]"), folder)
     assert passes == ["both"]
 
@@ -135,7 +135,7 @@ def test_masks_of_other_values_than_class_numbers(folder, dtype, ignore):
     own = competition(labels=(0, 255, 60), ignore=ignore)
     split = arrays.load_train(own, folder)
     assert np.array_equal(split.masks, expected) and split.masks.dtype == np.uint8 and is_mapped(split.masks)
-    arrays.index(split, own, folder)
+    arrays.build_index(split, own, folder)
     masks[4, 2, 3] = 2  # a class's number, but no value of the masks
     save(folder, train_images=good_images, train_masks=masks)
     says = r"train_masks: sample '4' has 2(\.0)?; competition.arrays.labels and ignore say 0, 255, 60"
@@ -336,7 +336,7 @@ def test_a_damaged_file_loads_or_is_refused(folder, seed, compressed, floats):
     (folder / "own.npz").write_bytes(data)
     try:
         split = arrays.load_train(competition(), folder)
-        index = arrays.index(split, competition(), folder)
+        index = arrays.build_index(split, competition(), folder)
     except Refused as refused:
         assert "\n" not in str(refused)
     else:
@@ -352,11 +352,11 @@ def cached(folder):
 
 def test_the_cache_is_used_until_the_file_changes(folder, monkeypatch):
     save(folder, True, train_images=good_images, train_masks=good_masks)
-    arrays.index(arrays.load_train(competition(), folder), competition(), folder)
+    arrays.build_index(arrays.load_train(competition(), folder), competition(), folder)
     before = cached(folder)
     assert len(before) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(npz, "blocks", None)  # a second conversion would fail
+        patch.setattr(npz, "iterate_blocks", None)  # a second conversion would fail
         arrays.load_train(competition(), folder)
 
     save(folder, True, train_images=255 - good_images, train_masks=good_masks)
@@ -425,20 +425,20 @@ def test_found_below_kaggle_input(tmp_path, folder, layout):
     place = tmp_path / "kaggle" / layout
     place.mkdir(parents=True)
     save(place, train_images=good_images, train_masks=good_masks)
-    assert arrays.find("own.npz", folder) == place / "own.npz"
-    assert arrays.find("data/own.npz", folder) == place / "own.npz"
+    assert arrays.find_npz("own.npz", folder) == place / "own.npz"
+    assert arrays.find_npz("data/own.npz", folder) == place / "own.npz"
 
 
 def test_the_input_folder_comes_first(tmp_path, folder):
     (tmp_path / "kaggle").mkdir()
     for place in (folder, tmp_path / "kaggle"):
         (place / "own.npz").touch()
-    assert arrays.find("own.npz", folder) == folder / "own.npz"
+    assert arrays.find_npz("own.npz", folder) == folder / "own.npz"
 
 
 def test_not_found_says_where_it_looked(folder):
     with pytest.raises(Refused, match=rf"{folder}/own\.npz: no such file, .* below .*kaggle"):
-        arrays.find("own.npz", folder)
+        arrays.find_npz("own.npz", folder)
 
 
 # The index
@@ -454,7 +454,7 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
         masks[7] = 0
         masks[7, :2] = ignore  # an empty mask under a letterbox's padding
     split = arrays.Split(images[..., None], masks, np.arange(20).astype(str), None, None)
-    index = arrays.index(split, competition(ignore=ignore), folder)
+    index = arrays.build_index(split, competition(ignore=ignore), folder)
     expected = np.stack([np.bincount(mask.ravel(), minlength=256)[:3] for mask in masks])
     if ignore == 1:
         expected[:, 1] = 0
@@ -466,24 +466,24 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
 def test_counts_do_not_overflow(folder):
     masks = np.zeros((1, 300, 700), np.uint8)
     split = arrays.Split(masks[..., None], masks, np.array(["0"]), None, None)
-    assert arrays.index(split, competition(), folder).counts.tolist() == [[210_000, 0, 0]]
+    assert arrays.build_index(split, competition(), folder).counts.tolist() == [[210_000, 0, 0]]
 
 
 def test_hashes_are_of_content_alone(folder):
     images, masks = samples(channels=(3,))
     images[5], masks[2] = images[1], masks[3]
     ids = np.arange(7).astype(str)
-    index = arrays.index(arrays.Split(images, masks, ids, None, None), competition(), folder)
+    index = arrays.build_index(arrays.Split(images, masks, ids, None, None), competition(), folder)
     assert index.image_hash[5] == index.image_hash[1] and len(set(index.image_hash.tolist())) == 6
     assert index.mask_hash[2] == index.mask_hash[3] and len(set(index.mask_hash.tolist())) == 6
     views = np.moveaxis(np.moveaxis(images, -1, 1).copy(), 1, -1)
-    again = arrays.index(arrays.Split(views, None, ids, None, None), competition(), folder)
+    again = arrays.build_index(arrays.Split(views, None, ids, None, None), competition(), folder)
     np.testing.assert_array_equal(again.image_hash, index.image_hash)
     assert again.counts.sum() == 0 and again.constant.all()
     # As on every other machine: blake2b of the bytes.
     assert index.image_hash.dtype == np.uint64
     zero = arrays.Split(np.zeros((1, 2, 4, 1), np.uint8), None, ids[:1], None, None)
-    assert arrays.index(zero, competition(), folder).image_hash.tolist() == [0x18CC49CA5BEA08CA]
+    assert arrays.build_index(zero, competition(), folder).image_hash.tolist() == [0x18CC49CA5BEA08CA]
 
 
 @pytest.mark.parametrize(("ignore", "known"), [(None, "0 to 2"), (255, "0 to 2 and 255, which is ignored")])
@@ -495,27 +495,27 @@ def test_a_label_that_is_no_class_is_refused(folder, ignore, known):
     with pytest.raises(
         Refused, match=rf"own\.npz: sample 'e' has label 9; there are {known}; other values are named as"
     ):
-        arrays.index(arrays.load_train(own, folder), own, folder)
+        arrays.build_index(arrays.load_train(own, folder), own, folder)
 
 
 def test_the_index_is_kept_and_made_again_for_other_questions(folder, monkeypatch):
     save(folder, train_images=good_images, train_masks=good_masks, test_images=good_images[::-1], test_masks=good_masks)
     own = competition()
     split = arrays.load_train(own, folder)
-    first = arrays.index(split, own, folder)
+    first = arrays.build_index(split, own, folder)
     with monkeypatch.context() as patch:
         patch.setattr(arrays, "_index", None)
-        again = arrays.index(arrays.load_train(own, folder), own, folder)
+        again = arrays.build_index(arrays.load_train(own, folder), own, folder)
     for field in vars(first):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
-    test = arrays.index(arrays.load_test(own, folder), own, folder)
+    test = arrays.build_index(arrays.load_test(own, folder), own, folder)
     np.testing.assert_array_equal(test.image_hash, first.image_hash[::-1])
-    assert arrays.index(split, competition(ignore=2), folder).counts[:, 2].sum() == 0
+    assert arrays.build_index(split, competition(ignore=2), folder).counts[:, 2].sum() == 0
     some = replace(split, images=split.images[:3], masks=split.masks[:3], ids=split.ids[:3])
-    assert len(arrays.index(some, own, folder).counts) == 3
+    assert len(arrays.build_index(some, own, folder).counts) == 3
     (damaged,) = [file for file in (folder / ".cache").iterdir() if file.name.startswith(split.origin)][:1]
     damaged.write_bytes(b"not an npz")
-    np.testing.assert_array_equal(arrays.index(split, own, folder).counts, first.counts)
+    np.testing.assert_array_equal(arrays.build_index(split, own, folder).counts, first.counts)
 
 
 def test_the_index_survives_a_full_disk(folder, monkeypatch):
@@ -526,16 +526,16 @@ def test_the_index_survives_a_full_disk(folder, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     split = arrays.load_train(competition(), folder)
-    assert arrays.index(split, competition(), folder).counts.sum() == good_masks.size
+    assert arrays.build_index(split, competition(), folder).counts.sum() == good_masks.size
 
 
 def test_released_pages_can_be_read_again(folder):
     save(folder, train_images=good_images, train_masks=good_masks)
     split = arrays.load_train(competition(), folder)
     before = split.images.sum()
-    arrays.release(split.images)
-    arrays.release(np.zeros(3))
-    arrays.release(None)
+    arrays.release_pages(split.images)
+    arrays.release_pages(np.zeros(3))
+    arrays.release_pages(None)
     assert split.images.sum() == before
 
 
@@ -544,11 +544,11 @@ def test_mars_as_it_is(tmp_path):
     if not source.exists():
         pytest.skip("mars_for_students.npz is not here")
     (tmp_path / source.name).symlink_to(source)
-    mars = config.load("mars").competition
+    mars = config.load_config("mars").competition
     train, test = arrays.load_train(mars, tmp_path), arrays.load_test(mars, tmp_path)
     assert train.images.shape == (2615, 64, 128, 1) and train.masks.shape == (2615, 64, 128)
     assert test.images.shape == (10022, 64, 128, 1) and test.masks is None
-    assert arrays.index(train, mars, tmp_path).counts.sum() == train.masks.size
+    assert arrays.build_index(train, mars, tmp_path).counts.sum() == train.masks.size
 
 
 def test_test_pictures_of_other_channels_are_refused_before_training(folder):

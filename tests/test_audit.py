@@ -26,7 +26,7 @@ CLASSES = ("ground", "rock", "tree")
 
 def competition(**section) -> config.Competition:
     values = {"competition": {"name": "own", "classes": CLASSES, "arrays": {"ignore": 255} | section}}
-    return config.from_dict(values).competition
+    return config.validate_config(values).competition
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -48,8 +48,8 @@ def split(count=12, height=24, width=36, seed=0, prefix="a") -> arrays.Split:
 
 def found(train: arrays.Split, test: arrays.Split | None = None) -> list[tuple[str, str, str]]:
     own, nowhere = competition(), Path("unused")
-    test_index = test and arrays.index(test, own, nowhere)
-    rows = audit.audit(own, train, arrays.index(train, own, nowhere), test, test_index)
+    test_index = test and arrays.build_index(test, own, nowhere)
+    rows = audit.audit(own, train, arrays.build_index(train, own, nowhere), test, test_index)
     return [(row.id, row.finding, row.group) for row in rows]
 
 
@@ -60,7 +60,7 @@ def test_ordinary_samples_give_no_finding():
 def test_empty_and_ignored_masks():
     train = split()
     train.masks[3], train.masks[5] = 0, 255
-    rows = audit.audit(competition(), train, arrays.index(train, competition(), Path("unused")))
+    rows = audit.audit(competition(), train, arrays.build_index(train, competition(), Path("unused")))
     assert [(row.id, row.detail) for row in rows] == [("a03", "only ground"), ("a05", "every pixel is ignored")]
 
 
@@ -84,7 +84,7 @@ def test_exact_duplicates_say_whether_the_mask_differs():
     train = split()
     train.images[[4, 8]] = train.images[1]
     train.masks[8] = train.masks[1]
-    rows = audit.audit(competition(), train, arrays.index(train, competition(), Path("unused")))
+    rows = audit.audit(competition(), train, arrays.build_index(train, competition(), Path("unused")))
     assert [(row.id, row.detail) for row in rows] == [
         ("a04", "of a01, with another mask"),
         ("a08", "of a01, with the same mask"),
@@ -178,12 +178,12 @@ def test_table_list_and_sheet(tmp_path):
     sizes = np.full((12, 2), 50, np.int32)
     train = arrays.Split(train.images, train.masks, train.ids, None, sizes)
     own = competition()
-    index = arrays.index(train, own, tmp_path)
+    index = arrays.build_index(train, own, tmp_path)
     rows = [
         Finding("odd$file, 2.mat", "not a picture", 'of "c", with\nanother line'),
         *audit.audit(own, train, index, test),
     ]
-    text = audit_report.write(tmp_path / "audit", own, train, index, test, rows)
+    text = audit_report.write_audit(tmp_path / "audit", own, train, index, test, rows)
     assert (tmp_path / "audit/audit.txt").read_text() == text + "\n"
     assert "own: 12 training pictures of 24×36×3, 12 test pictures" in text
     assert [line.split()[0] for line in text.splitlines()[3:7]] == ["ground", "rock", "tree", "(ignored)"]
@@ -221,13 +221,13 @@ def test_prepare_from_the_command_line(tmp_path):
     ]
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.stdout.splitlines()[0] in made.stdout and "Thumbs.db" in again.stdout
-    assert build.findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
+    assert build.stored_findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
 
 
 @pytest.mark.skipif(not MARS.exists(), reason="needs ../shared/data/mars")
 def test_mars_has_110_outliers(tmp_path):
     (tmp_path / MARS.name).symlink_to(MARS)
-    mars = config.load("mars").competition
+    mars = config.load_config("mars").competition
     train = arrays.load_train(mars, tmp_path)
-    rows = audit.audit(mars, train, arrays.index(train, mars, tmp_path))
+    rows = audit.audit(mars, train, arrays.build_index(train, mars, tmp_path))
     assert sum(row.finding == "shared mask" for row in rows) == 110

@@ -14,28 +14,30 @@ def settings(**augmentation) -> config.Augment:
 
 def test_each_row_once_in_even_batches():
     rows = np.arange(100, 165)
-    planned = batches.plan(rows, np.ones(65), 16, seed=3, epoch=2)
+    planned = batches.plan_epoch(rows, np.ones(65), 16, seed=3, epoch=2)
     epoch, place, drawn = np.concatenate(planned).T.tolist()
     assert sorted(drawn) == rows.tolist() and drawn != rows.tolist()
     assert set(epoch) == {2} and place == list(range(65))
     assert [len(batch) for batch in planned] == [13] * 5
-    assert np.array_equal(planned, batches.plan(rows, np.ones(65), 16, seed=3, epoch=2))
-    assert not np.array_equal(planned, batches.plan(rows, np.ones(65), 16, seed=3, epoch=3))
+    assert np.array_equal(planned, batches.plan_epoch(rows, np.ones(65), 16, seed=3, epoch=2))
+    assert not np.array_equal(planned, batches.plan_epoch(rows, np.ones(65), 16, seed=3, epoch=3))
 
 
 @pytest.mark.parametrize(
     ("count", "batch_size", "sizes"), [(5, 2, [2, 3]), (7, 3, [2, 3, 2]), (1, 4, [1]), (3, 1, [1] * 3)]
 )
 def test_no_batch_is_a_single_sample_that_need_not_be(count, batch_size, sizes):
-    planned = batches.plan(np.arange(count), np.ones(count), batch_size, 0, 0)
+    planned = batches.plan_epoch(np.arange(count), np.ones(count), batch_size, 0, 0)
     assert [len(batch) for batch in planned] == sizes
 
 
 def test_oversampling_repeats_pictures_that_hold_the_class():
     counts = np.array([[9, 0], [5, 4], [9, 0]])
-    times = batches.repeats(counts, {"rare": 2.5}, ("common", "rare"))
+    times = batches.draws_per_image(counts, {"rare": 2.5}, ("common", "rare"))
     assert times.tolist() == [1, 2.5, 1]
-    drawn = [row for epoch in range(200) for b in batches.plan(np.arange(3), times, 8, 0, epoch) for _, _, row in b]
+    drawn = [
+        row for epoch in range(200) for b in batches.plan_epoch(np.arange(3), times, 8, 0, epoch) for _, _, row in b
+    ]
     assert drawn.count(0) == drawn.count(2) == 200
     assert 450 < drawn.count(1) < 550
 
@@ -44,7 +46,7 @@ def test_any_number_of_workers_and_any_start_give_the_same_batches():
     rng = np.random.default_rng(0)
     images, masks = rng.integers(0, 256, (20, 16, 24, 1), np.uint8), rng.integers(0, 3, (20, 16, 24), np.uint8)
     split = Split(images, masks, np.arange(20).astype(str), None, None)
-    loaded = config.load("demo", overrides=["batch_size=6", "seed=4"])
+    loaded = config.load_config("demo", overrides=["batch_size=6", "seed=4"])
     seen = []
     for workers in (0, 1, 2):
         loader = batches.TrainBatches(split, np.arange(20), np.ones(20), loaded, workers, pin=False)
@@ -64,7 +66,9 @@ def same(some: list, others: list) -> bool:
 
 
 def test_image_and_mask_move_together_and_only_the_seed_decides():
-    transform = augment.build([{"name": "HorizontalFlip", "p": 0.5}, {"name": "Affine", "rotate": [-30, 30], "p": 1.0}])
+    transform = augment.build_transforms(
+        [{"name": "HorizontalFlip", "p": 0.5}, {"name": "Affine", "rotate": [-30, 30], "p": 1.0}]
+    )
     mask = np.zeros((32, 48), np.uint8)
     mask[8:20, 10:30] = 2
     image = (mask * 100)[..., None]
@@ -89,7 +93,7 @@ def test_image_and_mask_move_together_and_only_the_seed_decides():
 )
 def test_an_unknown_transform_or_argument_is_refused(transform, says):
     with pytest.raises(Refused) as refused:
-        augment.build([transform])
+        augment.build_transforms([transform])
     assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -97,7 +101,7 @@ def test_cutmix_pastes_boxes_with_their_labels():
     labels = torch.arange(1, 5, dtype=torch.uint8)[:, None, None].expand(4, 16, 24).contiguous()
     images = (labels * 10)[:, None].contiguous()
     rng = np.random.default_rng(1)
-    mixed, moved, other, share = augment.mix(images, labels, settings(cutmix=1.0, cutmix_sources=3), rng)
+    mixed, moved, other, share = augment.mix_batch(images, labels, settings(cutmix=1.0, cutmix_sources=3), rng)
     assert other is None and share == 1.0
     assert torch.equal(mixed[:, 0], moved * 10)
     assert any(len(one.unique()) > 1 for one in moved)
@@ -107,7 +111,7 @@ def test_cutmix_pastes_boxes_with_their_labels():
 def test_mixup_blends_pictures_and_keeps_both_labels():
     labels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 8, 8)
     images = (labels * 50)[:, None]
-    mixed, first, second, share = augment.mix(images, labels, settings(mixup=1.0), np.random.default_rng(5))
+    mixed, first, second, share = augment.mix_batch(images, labels, settings(mixup=1.0), np.random.default_rng(5))
     assert torch.equal(first, labels) and 0 <= share <= 1
     expected = share * images.float() + (1 - share) * second[:, None].float() * 50
     torch.testing.assert_close(mixed, expected)
@@ -116,7 +120,9 @@ def test_mixup_blends_pictures_and_keeps_both_labels():
 def test_samples_of_different_sizes_are_refused():
     split = Split(np.zeros((4, 32, 32, 1), np.uint8), np.zeros((4, 32, 32), np.uint8), np.arange(4), None, None)
     crop = 'augment.transforms=[{name="RandomSizedCrop", min_max_height=[8, 32], size=[16, 16], p=0.5}]'
-    loader = batches.TrainBatches(split, np.arange(4), np.ones(4), config.load("demo", overrides=[crop]), 0, pin=False)
+    loader = batches.TrainBatches(
+        split, np.arange(4), np.ones(4), config.load_config("demo", overrides=[crop]), 0, pin=False
+    )
     with pytest.raises(Refused, match="different sizes"):
         for epoch in range(20):
             list(loader.epoch(epoch))

@@ -16,7 +16,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def competition(classes=("background", "thing"), **section) -> config.Competition:
-    return config.from_dict({"competition": {"name": "own", "classes": classes, "arrays": section}}).competition
+    return config.validate_config({"competition": {"name": "own", "classes": classes, "arrays": section}}).competition
 
 
 def picture(path: Path, size=(20, 30), mode="RGB", **options) -> Path:
@@ -72,13 +72,13 @@ def test_voc_lists_decide_split_and_fold(tmp_path):
     lists.mkdir(parents=True)
     for name, stems in {"train": "b", "val": "ca", "trainval": "abc", "test": "d"}.items():
         (lists / f"{name}.txt").write_text("\n".join(stems) + "\n")
-    layout = layouts.find(tmp_path)
+    layout = layouts.find_samples(tmp_path)
     assert [(sample.id, sample.fold) for sample in layout.train] == [("a", 0), ("b", 1), ("c", 0)]
     assert [sample.id for sample in layout.test] == ["d"]
     assert [(odd.id, odd.finding) for odd in layout.odd] == [("e", "not listed")]
     (lists / "val.txt").write_text("c\nmissing\n")
     with pytest.raises(Refused, match=r"val\.txt: names missing"):
-        layouts.find(tmp_path)
+        layouts.find_samples(tmp_path)
 
 
 def test_files_that_do_not_belong_are_named(tmp_path):
@@ -89,7 +89,7 @@ def test_files_that_do_not_belong_are_named(tmp_path):
     )
     for name in ("images/a.mat", "images/Thumbs.db", "annotations/trimaps/._a.png"):
         (tmp_path / name).write_bytes(b"odd")
-    layout = layouts.find(tmp_path)
+    layout = layouts.find_samples(tmp_path)
     assert [sample.id for sample in layout.train] == ["a"]
     assert {(odd.id, odd.finding) for odd in layout.odd} == {
         ("a.mat", "not a picture"),
@@ -112,7 +112,7 @@ def test_files_that_do_not_belong_are_named(tmp_path):
 )
 def test_pairs_by_folder_or_suffix(tmp_path, picture_at, mask_at):
     picture(tmp_path / picture_at), mask(tmp_path / mask_at, halves(0, 1))
-    (sample,) = layouts.find(tmp_path).train
+    (sample,) = layouts.find_samples(tmp_path).train
     assert (sample.id, sample.picture, sample.mask) == ("x", tmp_path / picture_at, tmp_path / mask_at)
 
 
@@ -123,7 +123,7 @@ def test_folders_behind_links_are_read_once(tmp_path):
     for name in ("images", "masks", "test_images"):
         (source / name).symlink_to(tmp_path / "elsewhere" / name)
     (source / "again").symlink_to(source)
-    layout = layouts.find(source)
+    layout = layouts.find_samples(source)
     assert [len(layout.train), len(layout.test), layout.odd] == [4, 4, []]
 
 
@@ -144,21 +144,21 @@ def test_folders_named_val_are_a_given_fold(tmp_path):
 
 def test_ambiguous_layouts_are_refused(tmp_path):
     with pytest.raises(Refused, match="no such folder"):
-        layouts.find(tmp_path / "nowhere")
+        layouts.find_samples(tmp_path / "nowhere")
     picture(tmp_path / "images/a.jpg")
     with pytest.raises(Refused, match="no picture there has a mask"):
-        layouts.find(tmp_path)
+        layouts.find_samples(tmp_path)
     picture(tmp_path / "images/more/a.jpg")
     with pytest.raises(Refused, match="same stem"):
-        layouts.find(tmp_path)
+        layouts.find_samples(tmp_path)
 
 
 # Mask codings
 
 
 def read(paths: list[Path], classes=("background", "thing"), ignore=None, given=None):
-    coding = mask_coding.detect(paths, classes, ignore, given or {})
-    return [mask_coding.read(path, coding) for path in paths]
+    coding = mask_coding.detect_coding(paths, classes, ignore, given or {})
+    return [mask_coding.read_mask(path, coding) for path in paths]
 
 
 def test_binary_trimap_and_class_numbers(tmp_path):
@@ -259,22 +259,22 @@ def test_codings_that_do_not_fit_are_refused(tmp_path, values, classes, given, m
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     path = picture(tmp_path / "a.jpg", mode=mode, format=kind)
-    found = np.asarray(decode.read(path, turn=False))
+    found = np.asarray(decode.read_image(path, turn=False))
     assert found.shape == (20, 30, 3) and found.dtype == np.uint8
     assert (found == np.asarray(Image.open(path).convert("RGB"))).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert np.asarray(decode.read(tmp_path / "a.png", turn=False))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert np.asarray(decode.read_image(tmp_path / "a.png", turn=False))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def test_twelve_bits_in_sixteen_are_not_taken_for_the_dark(tmp_path):
     paths = [tmp_path / f"{k}.png" for k in range(2)]
     for path, peak in zip(paths, (300, 4000), strict=True):
         Image.fromarray(np.full((2, 2), peak, np.uint16)).save(path)
-    assert decode.depth(paths) == 12
-    assert [np.asarray(decode.read(path, False, 12))[0, 0, 0] for path in paths] == [300 >> 4, 4000 >> 4]
+    assert decode.find_depth(paths) == 12
+    assert [np.asarray(decode.read_image(path, False, 12))[0, 0, 0] for path in paths] == [300 >> 4, 4000 >> 4]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
@@ -325,7 +325,7 @@ def test_pairs_become_mappable_arrays(tmp_path):
     assert out["test_sizes"].tolist() == [[10 + k, 12] for k in range(4)] and out["test_sizes"].dtype == np.int32
     assert "test_masks" not in out and "train_folds" not in out and "train_groups" not in out
     for key in ("train_images", "train_masks", "test_images"):
-        assert npz.member(tmp_path / "input/own.npz", key).offset is not None
+        assert npz.read_member(tmp_path / "input/own.npz", key).offset is not None
     train, test = arrays.load_train(own, tmp_path / "input"), arrays.load_test(own, tmp_path / "input")
     assert (train.images == out["train_images"]).all() and (test.sizes == out["test_sizes"]).all()
     assert not list((tmp_path / "input").glob(".own.parts*"))
@@ -334,7 +334,7 @@ def test_pairs_become_mappable_arrays(tmp_path):
 def test_letterbox_anchors_top_left_and_ignores_the_padding(tmp_path):
     folder = pairs(tmp_path / "source", size=(20, 40))
     out = make(folder, tmp_path / "own.npz", competition(fit="letterbox", ignore=255))
-    assert arrays.fitted((20, 40), (16, 16), "letterbox") == (8, 16)
+    assert arrays.fitted_size((20, 40), (16, 16), "letterbox") == (8, 16)
     assert (out["train_masks"][:, :8] == halves(0, 1, (8, 16))).all() and (out["train_masks"][:, 8:] == 255).all()
     assert (out["train_images"][:, 8:] == 0).all() and (out["train_images"][:, :8] > 0).any()
     with pytest.raises(Refused, match=r"set arrays\.ignore = 255"):
@@ -370,7 +370,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, killed_after):
     monkeypatch.setattr(build, "_workers", lambda: 1)
     make(folder, tmp_path / "whole.npz", own)
     reads: list[str] = []
-    read_picture = decode.read
+    read_picture = decode.read_image
 
     def dying(path, *how):
         if len(reads) == killed_after:
@@ -378,7 +378,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, killed_after):
         reads.append(path.stem)
         return read_picture(path, *how)
 
-    monkeypatch.setattr(decode, "read", dying)
+    monkeypatch.setattr(decode, "read_image", dying)
     with pytest.raises(KeyboardInterrupt):
         make(folder, tmp_path / "own.npz", own)
     assert not (tmp_path / "own.npz").exists()
@@ -403,7 +403,8 @@ def test_a_changed_file_is_read_again_after_an_interruption(tmp_path, monkeypatc
     picture(folder / "images/p0.jpg")
     out = make(folder, tmp_path / "own.npz", own)
     assert (
-        out["train_images"][0] == decode.placed(decode.read(folder / "images/p0.jpg", False), (16, 16), "stretch")
+        out["train_images"][0]
+        == decode.place_image(decode.read_image(folder / "images/p0.jpg", False), (16, 16), "stretch")
     ).all()
 
 
@@ -431,7 +432,7 @@ def test_what_was_odd_about_the_files_is_kept(tmp_path):
     for k in (0, 1, 3):
         mask(folder / f"masks/p{k}.png", np.arange(600).reshape(20, 30) % 20)
     make(folder, tmp_path / "own.npz", competition(ignore=255))
-    found = build.findings(tmp_path / "own.npz")
+    found = build.stored_findings(tmp_path / "own.npz")
     assert [(odd.id, odd.finding, odd.detail) for odd in found] == [
         ("notes.mat", "not a picture", "images"),
         ("p1", "unusual file", "GIF, P, named .jpg"),

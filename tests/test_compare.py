@@ -21,7 +21,7 @@ def place(tmp_path):
 
 
 def test_a_comparison_leaves_its_table_and_page_and_goes_on(place, monkeypatch, capsys):
-    build = segmenter.build
+    build = segmenter.build_segmenter
 
     def slow(*arguments):  # as the first import of its libraries is
         time.sleep(0 if built else 3)
@@ -29,7 +29,7 @@ def test_a_comparison_leaves_its_table_and_page_and_goes_on(place, monkeypatch, 
         return build(*arguments)
 
     built = []
-    monkeypatch.setattr(segmenter, "build", slow)
+    monkeypatch.setattr(segmenter, "build_segmenter", slow)
     command = ("compare.py", *TINY, "--vary", "optimizer.lr", "1e-3", "2e-3", "--workers", "0")
     output = inside(monkeypatch, capsys, *command, cwd=place)
     folder = place / "runs/tiny/compare-optimizer.lr"

@@ -5,16 +5,18 @@ from comp.errors import Refused
 
 
 def test_what_ships_loads():
-    for competition in config.shipped("competitions"):
-        config.load(competition)
-    for recipe in config.shipped("recipes"):
+    for competition in config.shipped_names("competitions"):
+        config.load_config(competition)
+    for recipe in config.shipped_names("recipes"):
         # A report's recipe names its competition's classes.
         made_for = {"mars": "mars", "pets": "pets", "voc": "voc2007"}.get(recipe.partition("-")[0], "demo")
-        config.load(made_for, recipe)
+        config.load_config(made_for, recipe)
 
 
 def test_an_override_is_read_as_toml_and_else_as_text():
-    loaded = config.load("mars", overrides=["epochs=3", "model.encoder=resnet34", "loss.terms={dice=1.0, focal=0.5}"])
+    loaded = config.load_config(
+        "mars", overrides=["epochs=3", "model.encoder=resnet34", "loss.terms={dice=1.0, focal=0.5}"]
+    )
     assert (loaded.epochs, loaded.model.encoder) == (3, "resnet34")
     assert loaded.loss.terms == {"dice": 1.0, "focal": 0.5}
 
@@ -22,7 +24,7 @@ def test_an_override_is_read_as_toml_and_else_as_text():
 def test_a_recipe_is_laid_over_its_base(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text('base = "default"\nepochs = 2\nloss = { terms = { dice = 1.0 } }\n')
-    loaded, base = config.load("demo", str(own)), config.load("demo", "default")
+    loaded, base = config.load_config("demo", str(own)), config.load_config("demo", "default")
     assert (loaded.recipe, loaded.epochs, loaded.loss.terms) == ("own", 2, {"dice": 1.0})
     assert loaded.loss.class_weights == base.loss.class_weights
     assert loaded.model == base.model
@@ -31,7 +33,9 @@ def test_a_recipe_is_laid_over_its_base(tmp_path):
 def test_what_is_drawn_more_often_replaces_the_bases(tmp_path):
     own = tmp_path / "own.toml"
     own.write_text('base = "mars-a"\noversample = { sand = 2.0 }\n')
-    assert config.load("mars", "mars-a").oversample and config.load("mars", str(own)).oversample == {"sand": 2.0}
+    assert config.load_config("mars", "mars-a").oversample and config.load_config("mars", str(own)).oversample == {
+        "sand": 2.0
+    }
 
 
 def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
@@ -40,40 +44,40 @@ def test_paths_in_a_toml_are_meant_from_where_it_lies(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(demo)
     (tmp_path / "own.toml").write_text('base = "below.toml"')
     (tmp_path / "below.toml").write_text('base = "default"\nepochs = 2\n')
-    assert config.load(str(tmp_path / "mine.toml")).epochs == 2
+    assert config.load_config(str(tmp_path / "mine.toml")).epochs == 2
 
 
 def test_a_class_cannot_be_the_ignored_label():
     values = {"name": "own", "classes": ["building", "road"], "arrays": {"ignore": 0}}
     with pytest.raises(Refused, match=r"arrays.ignore: 0 is the class 'building'.*arrays.labels"):
-        config.from_dict({"competition": values})
+        config.validate_config({"competition": values})
     values["arrays"]["labels"] = [1, 2]
-    assert config.from_dict({"competition": values}).competition.arrays.ignored == 255
+    assert config.validate_config({"competition": values}).competition.arrays.ignored == 255
 
 
 def test_options_stay_where_the_architecture_is_named_anew_but_the_same(tmp_path):
     (tmp_path / "below.toml").write_text("model = { options = { encoder_depth = 3 } }")
     own = tmp_path / "own.toml"
     own.write_text('base = "below.toml"\nmodel = { architecture = "Unet" }')
-    assert config.load("demo", str(own)).model.options == {"encoder_depth": 3}
-    assert config.load("demo", str(own), ["model.architecture=Unet"]).model.options == {"encoder_depth": 3}
-    assert not config.load("demo", str(own), ["model.architecture=FPN"]).model.options
+    assert config.load_config("demo", str(own)).model.options == {"encoder_depth": 3}
+    assert config.load_config("demo", str(own), ["model.architecture=Unet"]).model.options == {"encoder_depth": 3}
+    assert not config.load_config("demo", str(own), ["model.architecture=FPN"]).model.options
 
 
 def test_what_is_no_configuration_at_all_is_refused():
     for value in ([], None, 3):
         with pytest.raises(Refused, match=r"^configuration: input should be an object"):
-            config.from_dict(value)
+            config.validate_config(value)
 
 
 def test_it_survives_json():
-    loaded = config.load("mars")
-    assert config.from_dict(loaded.model_dump(mode="json")) == loaded
+    loaded = config.load_config("mars")
+    assert config.validate_config(loaded.model_dump(mode="json")) == loaded
     assert config.first_difference(loaded, loaded) is None
 
 
 def test_the_first_difference_names_its_key():
-    one, other = config.load("mars"), config.load("mars", overrides=["optimizer.lr=0.5"])
+    one, other = config.load_config("mars"), config.load_config("mars", overrides=["optimizer.lr=0.5"])
     assert config.first_difference(one, other).startswith("optimizer.lr: ")
 
 
@@ -102,7 +106,7 @@ def test_the_first_difference_names_its_key():
 )
 def test_a_bad_value_is_named_with_what_would_fit(override, says):
     with pytest.raises(Refused) as refused:
-        config.load("mars", overrides=[override])
+        config.load_config("mars", overrides=[override])
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -120,4 +124,4 @@ def test_unknown_names_and_broken_files_are_refused(tmp_path):
         ("mars", str(circle), "is based on it"),
     ]:
         with pytest.raises(Refused, match=says):
-            config.load(competition, recipe)
+            config.load_config(competition, recipe)

@@ -22,7 +22,7 @@ def competition(classes=3, **layout):
 
 
 def write(path, competition, ids, labels):
-    with csv_file.writer(path, competition) as append:
+    with csv_file.open_writer(path, competition) as append:
         append(ids, labels)
     return path
 
@@ -67,7 +67,7 @@ def test_runs_equal_pandas_to_the_byte(tmp_path_factory, data, ids, empty):
     ids = ids or ["a"]
     labels = data.draw(arrays.arrays(np.uint8, (len(ids), 3, 4), elements=st.integers(0, 1)))
     folder = tmp_path_factory.mktemp("runs")
-    texts = [text or empty for text in runlength.encode(labels)]
+    texts = [text or empty for text in runlength.encode_runs(labels)]
     pd.DataFrame({"id": ids, "rle_mask": texts}).to_csv(folder / "pandas.csv", index=False)
     ours = write(folder / "ours.csv", competition(2, format="rle", empty=empty), ids, labels)
     assert ours.read_bytes() == (folder / "pandas.csv").read_bytes()
@@ -80,16 +80,16 @@ def test_what_is_written_passes_the_check(tmp_path_factory, data, ids, format, c
     layout = competition(13, format=format, rows="image_class", class_column=class_column, class_label="name")
     labels = data.draw(arrays.arrays(np.uint8, (len(ids), 2, 3), elements=st.integers(0, 12)))
     path = write(tmp_path_factory.mktemp("both") / "s.csv", layout, ids, labels)
-    rows = csv_file.check(path, layout, ids, (2, 3))
+    rows = csv_file.check_submission(path, layout, ids, (2, 3))
     assert rows == len(ids) * (1 if format == "pixels" else 12)
-    assert csv_file.check(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
+    assert csv_file.check_submission(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
 
 
 def test_batches_follow_one_another(tmp_path):
     labels = np.random.default_rng(0).integers(0, 3, (7, 4, 5), np.uint8)
     for layout in (competition(), competition(format="rle", rows="image_class")):
         whole = write(tmp_path / "whole.csv", layout, range(7), labels).read_bytes()
-        with csv_file.writer(tmp_path / "parts.csv", layout) as append:
+        with csv_file.open_writer(tmp_path / "parts.csv", layout) as append:
             append([0, 1, 2], labels[:3])
             append([], labels[:0])
             append(iter([3, 4, 5, 6]), list(labels[3:]))
@@ -132,18 +132,18 @@ def test_pictures_of_different_sizes(tmp_path):
     path = write(tmp_path / "s.csv", layout, ["a", "b", "c"], pictures)
     assert rows_of(path)[1:] == [["a", "1 6"], ["b", ""], ["c", "1 2000"]]
     sizes = np.array([picture.shape for picture in pictures])
-    assert csv_file.check(path, layout, ["a", "b", "c"], sizes) == 3
+    assert csv_file.check_submission(path, layout, ["a", "b", "c"], sizes) == 3
     with pytest.raises(Refused, match=r"row 3 \('c'\): run 1, '1 2000', ends outside the picture of 6 pixels"):
-        csv_file.check(path, layout, ["c", "b", "a"], sizes)
+        csv_file.check_submission(path, layout, ["c", "b", "a"], sizes)
 
 
 def test_nothing_appears_of_a_file_that_was_not_finished(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), csv_file.writer(path, competition()) as append:
+    with pytest.raises(KeyboardInterrupt), csv_file.open_writer(path, competition()) as append:
         append([1], LABELS)
         raise KeyboardInterrupt
-    with pytest.raises(Refused, match="no picture"), csv_file.writer(path, competition()):
+    with pytest.raises(Refused, match="no picture"), csv_file.open_writer(path, competition()):
         pass
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.csv"]
@@ -176,7 +176,7 @@ def test_as_many_ids_as_pictures(tmp_path, format):
 def check(tmp_path, text, layout, **known):
     path = tmp_path / "s.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return csv_file.check(path, layout, **known)
+    return csv_file.check_submission(path, layout, **known)
 
 
 PIXELS = competition(3)

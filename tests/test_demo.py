@@ -22,7 +22,7 @@ def nowhere_else(tmp_path, monkeypatch):
 def made(tmp_path_factory):
     """An input folder with the demo in it."""
     folder = tmp_path_factory.mktemp("demo") / "input"
-    assert demo.ensure(folder) == folder / "demo.npz"
+    assert demo.ensure_demo(folder) == folder / "demo.npz"
     return folder
 
 
@@ -68,18 +68,18 @@ def test_brightness_alone_does_not_tell_the_classes_apart(drawn):
 
 
 def test_it_loads_as_a_competition_with_its_traps(made):
-    demo_config = config.load("demo")
+    demo_config = config.load_config("demo")
     own = demo_config.competition
     train, test = arrays.load_train(own, made), arrays.load_test(own, made)
     assert test.masks is not None and train.images.shape == (480, 64, 128, 1)
-    index = arrays.index(train, own, made)
+    index = arrays.build_index(train, own, made)
     _, times = np.unique(index.image_hash, return_counts=True)
     assert (times == 2).sum() == demo.DUPLICATES and times.max() == 2
     _, first, times = np.unique(index.mask_hash, return_index=True, return_counts=True)
     assert times.max() == demo.OUTLIERS
     assert own.arrays.exclude_shared_masks < demo.OUTLIERS
 
-    assigned = folds.make(train, index, demo_config)
+    assigned = folds.deal_folds(train, index, demo_config)
     outliers = np.flatnonzero(assigned == folds.EXCLUDED)
     assert (
         len(outliers) == demo.OUTLIERS and (index.mask_hash[outliers] == index.mask_hash[first[times.argmax()]]).all()
@@ -92,19 +92,19 @@ def test_it_loads_as_a_competition_with_its_traps(made):
 
 def test_it_is_mapped_without_a_cache(made, tmp_path):
     (tmp_path / "demo.npz").symlink_to(made / "demo.npz")
-    arrays.load_train(config.load("demo").competition, tmp_path)
+    arrays.load_train(config.load_config("demo").competition, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["demo.npz"]
 
 
 def test_it_is_made_once(made, monkeypatch):
-    monkeypatch.setattr(demo, "draw", None)
-    assert demo.ensure(made) == made / "demo.npz"
+    monkeypatch.setattr(demo, "draw_demo", None)
+    assert demo.ensure_demo(made) == made / "demo.npz"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "draw", lambda: {"train_images": np.zeros((2, 3, 4), np.uint8)})
+    monkeypatch.setattr(demo, "draw_demo", lambda: {"train_images": np.zeros((2, 3, 4), np.uint8)})
     folder = tmp_path / "input"
     folder.write_text("in the way, also for root")
-    path = demo.ensure(folder)
-    assert path.is_relative_to(tmp_path / "xdg") and path == demo.ensure(folder)
-    assert arrays.find("demo.npz", folder) == path
+    path = demo.ensure_demo(folder)
+    assert path.is_relative_to(tmp_path / "xdg") and path == demo.ensure_demo(folder)
+    assert arrays.find_npz("demo.npz", folder) == path

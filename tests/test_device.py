@@ -25,23 +25,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_precision_is_decided_with_a_reason(monkeypatch):
-    assert device.choose("cpu").reason
+    assert device.choose_device("cpu").reason
     monkeypatch.setattr(device, "_cpu_flags", lambda: {"avx512_bf16"})
-    assert device.choose("cpu").dtype == torch.bfloat16
+    assert device.choose_device("cpu").dtype == torch.bfloat16
     monkeypatch.setattr(device, "_cpu_flags", set)
-    assert device.choose("cpu").dtype == torch.float32
+    assert device.choose_device("cpu").dtype == torch.float32
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "Tesla T4")
     for capability, dtype in {(7, 5): torch.float16, (9, 0): torch.bfloat16, (6, 0): torch.float32}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
         assert device._cuda(torch.device("cuda")).dtype == dtype
     with pytest.raises(Refused):
-        device.choose("tpu")
+        device.choose_device("tpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(Refused, match="--device"):
-        device.choose(name)
+        device.choose_device(name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")

@@ -146,7 +146,7 @@ def everything_is_whole(place):
         ".json": lambda path: json.loads(path.read_text()),
         ".safetensors": lambda path: [tensor.sum() for tensor in safetensors.torch.load_file(path).values()],
         ".npy": lambda path: np.load(path, allow_pickle=False),
-        ".npz": lambda path: [npz.read(npz.member(path, key)) for key in npz.keys(path)],
+        ".npz": lambda path: [npz.read_array(npz.read_member(path, key)) for key in npz.list_keys(path)],
         ".csv": pd.read_csv,
         ".png": lambda path: Image.open(path).load(),
         ".html": lambda path: path.read_text().rindex("</html>"),
@@ -160,7 +160,7 @@ def everything_is_whole(place):
 def same_result(place, calm):
     assert (place / FOLD / "model.safetensors").read_bytes() == (calm / FOLD / "model.safetensors").read_bytes()
     for key in ("ids", "probabilities", "confusions"):
-        one, other = (npz.read(npz.member(each / FOLD / "oof.npz", key)) for each in (place, calm))
+        one, other = (npz.read_array(npz.read_member(each / FOLD / "oof.npz", key)) for each in (place, calm))
         assert np.array_equal(one, other), key
     one, other = (pd.read_csv(each / FOLD / "history.csv")[["epoch", "lr", "score"]] for each in (place, calm))
     assert one.equals(other)

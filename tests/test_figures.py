@@ -10,7 +10,7 @@ from PIL import Image
 
 from comp.data.arrays import Split
 from comp.report import figures, sheets
-from comp.report.drawing import colours
+from comp.report.drawing import class_colours
 
 CLASSES = ("background", "pet", "_border $x_{$")
 
@@ -43,7 +43,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("stopped", [None, "no better score for 3 epochs $_{"])
 def test_curves_mark_the_best_epoch_and_the_early_stop(tmp_path, stopped):
-    figures.curves(history(8), tmp_path / "c.png", best_epoch=5, stopped=stopped, title="demo $\\frac{ _")
+    figures.draw_curves(history(8), tmp_path / "c.png", best_epoch=5, stopped=stopped, title="demo $\\frac{ _")
     picture = pixels(tmp_path / "c.png")
     assert count(picture, rgb("#d55e00")) > 20  # the point of the best epoch
     assert (count(picture, rgb("#8b3fa0")) > 0) == bool(stopped)
@@ -51,12 +51,12 @@ def test_curves_mark_the_best_epoch_and_the_early_stop(tmp_path, stopped):
 
 
 def test_curves_take_one_epoch_and_values_that_are_not_finite(tmp_path):
-    figures.curves(history(1), tmp_path / "one.png", best_epoch=1, stopped=None, title="")
+    figures.draw_curves(history(1), tmp_path / "one.png", best_epoch=1, stopped=None, title="")
     gaps = history(6)
     gaps[2] |= {"train_loss": float("nan"), "valid_loss": float("inf"), "score": None}
-    figures.curves(gaps, tmp_path / "gap.png", best_epoch=3, stopped=None, title="")
+    figures.draw_curves(gaps, tmp_path / "gap.png", best_epoch=3, stopped=None, title="")
     nothing = [{"epoch": 1, "lr": 1e-3, "train_loss": float("nan")}]
-    figures.curves(nothing, tmp_path / "nan.png", best_epoch=1, stopped="the loss is not finite", title="")
+    figures.draw_curves(nothing, tmp_path / "nan.png", best_epoch=1, stopped="the loss is not finite", title="")
     assert count(pixels(tmp_path / "nan.png"), rgb("#d55e00")) > 5  # the cross that marks it
     assert len(pixels(tmp_path / "one.png")) == len(pixels(tmp_path / "gap.png"))
 
@@ -73,26 +73,26 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     truths = np.zeros((1, 40, 80), np.uint8)
     predictions = truths.copy()
     predictions[0, :10, :20] = 1
-    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [0.5])
-    sheets.draw(rows, CLASSES, tmp_path / "e.png")
+    rows = sheets.case_rows(split(images, truths, "a"), [0], predictions, ["worst"], [0.5])
+    sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png")
     factor = 280 // 80
     wrong = 200 * factor**2
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 40 * factor]  # without headings and legend
-    assert count(cells, colours(2)[1]) == wrong
-    assert count(cells[:, -(80 * factor + 6) :], colours(2)[1]) == wrong  # in the last column
-    blend = (100 * 0.5 + colours(2)[1] * 0.5).astype(np.uint8)
+    assert count(cells, class_colours(2)[1]) == wrong
+    assert count(cells[:, -(80 * factor + 6) :], class_colours(2)[1]) == wrong  # in the last column
+    blend = (100 * 0.5 + class_colours(2)[1] * 0.5).astype(np.uint8)
     assert count(cells, blend) == wrong  # the prediction lies over its picture
-    assert count(cells, colours(2)[0]) == 0  # what is right is not coloured
+    assert count(cells, class_colours(2)[0]) == 0  # what is right is not coloured
 
 
 @pytest.mark.parametrize("unscored", [{255}, {0, 255}])
 def test_ignored_pixels_never_differ(tmp_path, unscored):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    rows = sheets.cases(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], unscored)
-    sheets.draw(rows, CLASSES, tmp_path / "e.png", unscored)
+    rows = sheets.case_rows(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], unscored)
+    sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png", unscored)
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
-    assert count(cells, colours(2)[1]) == 0
+    assert count(cells, class_colours(2)[1]) == 0
     assert count(cells, (177, 177, 177)) == 280 * 280  # the truth is veiled in white
 
 
@@ -103,8 +103,8 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
     images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
     masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
     names = [f"class {i}" for i in range(30)]
-    rows = sheets.cases(split(images, masks, "x" * 300, "b"), [0, 1], masks[::-1], ["worst", "best"], [0.1, 0.2])
-    sheets.draw(rows, names, tmp_path / "e.png")
+    rows = sheets.case_rows(split(images, masks, "x" * 300, "b"), [0, 1], masks[::-1], ["worst", "best"], [0.1, 0.2])
+    sheets.draw_sheet(rows, names, tmp_path / "e.png")
     height, width, _ = pixels(tmp_path / "e.png").shape
     assert width <= 4 * 286 + 6 and height < 2 * 330 + 700
 
@@ -114,15 +114,15 @@ def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
     truths = np.zeros((2, 16, 16), np.uint8)
     frames = {f"epoch {k}": np.full_like(truths, k) for k in (1, 2)}
     two = split(images, truths, "a", "b")
-    sheets.draw(sheets.filmstrip(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
+    sheets.draw_sheet(sheets.filmstrip_rows(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
     film = pixels(tmp_path / "f.png")
     cell = 16 * (280 // 16)
     for k in range(3):
-        assert 2 * cell**2 <= count(film, colours(3)[k]) < 2.1 * cell**2
-    assert count(film[:, -cell - 7 :], colours(3)[0]) >= 2 * cell**2  # ending in the truth
+        assert 2 * cell**2 <= count(film, class_colours(3)[k]) < 2.1 * cell**2
+    assert count(film[:, -cell - 7 :], class_colours(3)[0]) >= 2 * cell**2  # ending in the truth
     draws = [[(images[0], truths[0] + 2), (images[0, :8], truths[0, :8] + 2)]] * 2  # a crop among them
-    sheets.draw(sheets.samples(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
-    blend = (90 * 0.5 + colours(3)[2] * 0.5).astype(np.uint8)
+    sheets.draw_sheet(sheets.sample_rows(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
+    blend = (90 * 0.5 + class_colours(3)[2] * 0.5).astype(np.uint8)
     assert count(pixels(tmp_path / "s.png"), blend) == 2 * 1.5 * cell**2
 
 
@@ -132,7 +132,7 @@ def test_curves_of_several_runs_take_what_is_not_finite(tmp_path):
         for k in range(3)
     }
     histories["fold 1"] = [row | {"score": float("nan")} for row in histories["fold 1"]]
-    figures.side_by_side(histories, tmp_path / "c.png", "own $_{")
+    figures.compare_curves(histories, tmp_path / "c.png", "own $_{")
     picture = pixels(tmp_path / "c.png")
     assert count(picture, rgb("#0072b2")) > 500 and count(picture, rgb("#009e73")) > 500  # folds 0 and 2
 
@@ -141,8 +141,8 @@ def test_curves_of_several_runs_take_what_is_not_finite(tmp_path):
 def test_confusion_takes_classes_that_are_never_true(tmp_path, classes):
     counts = np.arange(classes**2).reshape(classes, classes)
     counts[0] = 0
-    figures.confusion(counts, [f"_class $ {i}" * 3 for i in range(classes)], tmp_path / "c.png")
-    figures.confusion(np.zeros_like(counts), list("ab" * 15)[:classes], tmp_path / "empty.png")
+    figures.draw_confusion(counts, [f"_class $ {i}" * 3 for i in range(classes)], tmp_path / "c.png")
+    figures.draw_confusion(np.zeros_like(counts), list("ab" * 15)[:classes], tmp_path / "empty.png")
     assert pixels(tmp_path / "c.png").std() > pixels(tmp_path / "empty.png").std()
 
 
@@ -150,31 +150,31 @@ def test_confusion_of_very_many_classes_shows_the_worst(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(figures, "save", lambda figure, path: shown.update(axes=figure.axes[0]))
     counts = np.diag(np.arange(1, 201)) * 50 + np.ones((200, 200))  # the later a class, the better
-    figures.confusion(counts, [f"class {i}" for i in range(200)], tmp_path / "c.png")
+    figures.draw_confusion(counts, [f"class {i}" for i in range(200)], tmp_path / "c.png")
     names = [label.get_text() for label in shown["axes"].get_yticklabels()]
     assert names == [f"class {i}" for i in range(31)] + ["169 others"]
 
 
 def test_choose_takes_worst_median_and_best_once_each():
     scores = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.6, 0.4, 0.8, 0.7])
-    indices, labels = sheets.choose(scores)
+    indices, labels = sheets.choose_cases(scores)
     assert labels == ["worst"] * 3 + ["median"] * 3 + ["best"]
     assert scores[indices].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]
     for n in range(1, 12):
-        indices, labels = sheets.choose(np.linspace(0, 1, n))
+        indices, labels = sheets.choose_cases(np.linspace(0, 1, n))
         assert indices == sorted(set(indices)) and len(indices) >= min(n, 6)
         assert labels[0] == "worst" and (n == 1 or labels[-1] == "best")
-    assert sheets.choose([]) == ([], [])
-    assert sheets.choose([np.nan, np.nan])[1] == ["worst", "best"]
+    assert sheets.choose_cases([]) == ([], [])
+    assert sheets.choose_cases([np.nan, np.nan])[1] == ["worst", "best"]
 
 
 def test_colours_are_fixed_distinct_and_told_apart_by_colour_blind_eyes():
-    palette = colours(255)
+    palette = class_colours(255)
     assert palette.dtype == np.uint8 and len(np.unique(palette, axis=0)) == 255
-    assert (colours(21) == palette[:21]).all()
-    assert palette[1].tolist() == [230, 159, 0] and palette[9].tolist() == colours(10)[-1].tolist()
-    colours(3)[:] = 0
-    assert colours(3).any()  # a caller's change stays the caller's
+    assert (class_colours(21) == palette[:21]).all()
+    assert palette[1].tolist() == [230, 159, 0] and palette[9].tolist() == class_colours(10)[-1].tolist()
+    class_colours(3)[:] = 0
+    assert class_colours(3).any()  # a caller's change stays the caller's
     from comp.report.drawing import DEUTAN, PROTAN, _oklab
 
     for eye, least in ((np.eye(3), 0.12), (PROTAN, 0.07), (DEUTAN, 0.07)):

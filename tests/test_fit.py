@@ -20,13 +20,13 @@ SMALL = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "batch_siz
 
 
 def settings(*overrides: str) -> config.Config:
-    return config.load("demo", "default", [*SMALL, 'competition.classes=["ground","stripe","spot"]', *overrides])
+    return config.load_config("demo", "default", [*SMALL, 'competition.classes=["ground","stripe","spot"]', *overrides])
 
 
 def prepare(loaded: config.Config, count: int = 16) -> tuple[Split, arrays.Index]:
     images, masks = draw(count, 0, (32, 32))
     split = Split(images[..., None], masks, np.arange(count).astype(str), None, None)
-    return split, arrays.index(split, loaded.competition, None)
+    return split, arrays.build_index(split, loaded.competition, None)
 
 
 def train(folder, *overrides: str, **arguments):
@@ -71,19 +71,19 @@ def test_a_deadline_brings_the_schedule_to_its_end_and_leaves_a_model(tmp_path):
     assert state.ended == "time budget" and state.progress == pytest.approx(1)
     rates = [row["lr"] for row in state.history]
     assert rates[-1] < max(rates) / 20
-    assert segmenter.load(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
+    assert segmenter.load_model(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
 
 
 def test_crops_are_trained_on_and_whole_pictures_validated(tmp_path):
     loaded = settings("epochs=1", "augment.transforms=[{name='RandomCrop', height=32, width=32}]", "predict.tile=48")
     images, masks = draw(16, 0, (81, 64))
     split = Split(images[..., None], masks, np.arange(16).astype(str), None, None)
-    index = arrays.index(split, loaded.competition, None)
+    index = arrays.build_index(split, loaded.competition, None)
     train, valid = np.arange(12), np.arange(12, 16)
     model, _ = fit.fit(loaded, split, index, train, valid, tmp_path, CPU)
     seen = []
     model.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
-    loss_of = losses.build(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
+    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
     loss, confusions = fit.evaluate(model, split, valid, loss_of, loaded, CPU)
     assert set(seen) == {(64, 64)}  # tiles of 48, padded to what the network takes
     assert np.isfinite(loss) and (confusions.sum((1, 2)) == 81 * 64).all()
@@ -95,7 +95,7 @@ def test_without_pictures_to_validate_on_the_last_weights_are_kept(tmp_path):
     split, index = prepare(loaded)
     model, state = fit.fit(loaded, split, index, np.arange(16), np.arange(0), tmp_path, CPU)
     assert (state.best_epoch, len(state.history), state.ended) == (4, 5, "all epochs")
-    loss_of = losses.build(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
+    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
     loss, _ = fit.evaluate(model, split, np.arange(16), loss_of, loaded, CPU)
     assert loss < state.history[0]["train_loss"]
 
@@ -216,12 +216,12 @@ def test_a_timed_run_goes_on_where_the_clock_was_and_not_where_its_epochs_were(m
 
 
 def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, monkeypatch):
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
 
     def of_a_gpu(path, parts, optimizer, facts):
         real(path, parts, optimizer, facts | {"scaler": {"scale": 65536.0, "growth_interval": 2000}})
 
-    monkeypatch.setattr(checkpoint, "save", of_a_gpu)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", of_a_gpu)
     monkeypatch.setattr(files, "write_csv", lambda *_: 1 / 0)  # killed at the end of the first epoch
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
@@ -232,33 +232,33 @@ def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, mon
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     loaded = settings()
-    model, _ = segmenter.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
     path = tmp_path / checkpoint.NAME
-    checkpoint.save(path, {"model": model}, optimizer, {"epoch": 1})
+    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer.step()
-    checkpoint.save(path, {"model": model}, optimizer, {"epoch": 2})
-    assert checkpoint.load(path, {"model": model}, optimizer)[0] == {"epoch": 2}
+    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 2})
+    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer)[0] == {"epoch": 2}
     path.write_bytes(path.read_bytes()[:-1000])
-    facts, note = checkpoint.load(path, {"model": model}, optimizer)
+    facts, note = checkpoint.load_checkpoint(path, {"model": model}, optimizer)
     assert facts == {"epoch": 1} and "took the one before it" in note
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    checkpoint.remove(path)
-    assert checkpoint.load(path, {"model": model}, optimizer) is None
+    checkpoint.remove_checkpoints(path)
+    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer) is None
 
 
 def test_moments_lie_as_their_parameters_do(tmp_path):
     # Fused optimizers walk raw memory: a moment in another layout would belong to other weights.
     loaded = settings()
-    model, _ = segmenter.build(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
-    checkpoint.save(tmp_path / "c.safetensors", {"model": model}, optimizer, {})
-    checkpoint.load(tmp_path / "c.safetensors", {"model": model}, optimizer)
+    checkpoint.save_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer, {})
+    checkpoint.load_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer)
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == parameter.stride()
 
@@ -266,13 +266,13 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
 def test_normalisation_is_exact():
     images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
     rows = np.array([0, 3, 4])
-    mean, std = segmenter.normalisation(images, rows)
+    mean, std = segmenter.measure_normalisation(images, rows)
     np.testing.assert_allclose(mean, images[rows].mean((0, 1, 2)))
     np.testing.assert_allclose(std, images[rows].std((0, 1, 2)))
 
 
 def test_one_process_at_a_time(tmp_path):
-    with files.lock(tmp_path), pytest.raises(Refused, match="another process"), files.lock(tmp_path):
+    with files.lock_folder(tmp_path), pytest.raises(Refused, match="another process"), files.lock_folder(tmp_path):
         pass
-    with files.lock(tmp_path):
+    with files.lock_folder(tmp_path):
         pass

@@ -31,7 +31,7 @@ def make(index, groups=None, count=5, seed=0, **keys):
     ids = np.array([f"s{k}" for k in range(len(index.counts))])
     own = SimpleNamespace(arrays=config.Arrays(**keys))
     asked = SimpleNamespace(competition=own, folds=config.Folds(count=count, seed=seed))
-    return folds.make(SimpleNamespace(ids=ids, groups=groups, folds=None), index, asked)
+    return folds.deal_folds(SimpleNamespace(ids=ids, groups=groups, folds=None), index, asked)
 
 
 def mixed(count=200, seed=0):
@@ -159,7 +159,7 @@ def test_a_class_that_training_lacks_is_refused():
 
 def asked(count=5, **keys) -> config.Config:
     about = {"name": "own", "classes": CLASSES, "arrays": keys}
-    return config.from_dict({"competition": about, "folds": {"count": count}})
+    return config.validate_config({"competition": about, "folds": {"count": count}})
 
 
 def split_of(count=30, **fields):
@@ -169,21 +169,21 @@ def split_of(count=30, **fields):
 
 def test_saved_folds_are_read_back(tmp_path):
     path, index, split = tmp_path / "own" / "folds.csv", index_of(mixed(30)), split_of()
-    made = folds.load_or_make(path, split, index, asked(exclude=["a, 4"]))
+    made = folds.load_or_deal_folds(path, split, index, asked(exclude=["a, 4"]))
     text = path.read_text(encoding="utf-8")
     assert text.splitlines()[0] == "id,fold,content" and len(text.splitlines()) == 31
     assert text.splitlines()[5].startswith('"a, 4",-1,') and len(text.splitlines()[5].split(",")[-1]) == 16
-    again = folds.load_or_make(path, split, index, asked(exclude=["a, 4"]))
+    again = folds.load_or_deal_folds(path, split, index, asked(exclude=["a, 4"]))
     np.testing.assert_array_equal(again, made)
     assert again.dtype == np.int16 and path.read_text(encoding="utf-8") == text
 
 
 def test_folds_may_be_moved_by_hand(tmp_path):
     path, index = tmp_path / "folds.csv", index_of(mixed(30))
-    made = folds.load_or_make(path, split_of(), index, asked())
+    made = folds.load_or_deal_folds(path, split_of(), index, asked())
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f'"a, 0",{made[0]},', f'"a, 0",{(made[0] + 1) % 5},'), encoding="utf-8")
-    assert folds.load_or_make(path, split_of(), index, asked())[0] == (made[0] + 1) % 5
+    assert folds.load_or_deal_folds(path, split_of(), index, asked())[0] == (made[0] + 1) % 5
 
 
 def changed(index, **fields):
@@ -203,10 +203,10 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "split", "keys", "message"), CHANGES.values(), ids=CHANGES.keys())
 def test_saved_folds_are_refused_once_they_do_not_fit(tmp_path, change, split, keys, message):
     path, index = tmp_path / "folds.csv", index_of(mixed(30))
-    folds.load_or_make(path, split_of(), index, asked())
+    folds.load_or_deal_folds(path, split_of(), index, asked())
     before = path.read_bytes()
     with pytest.raises(Refused, match=rf"folds\.csv: sample {message}.*; delete folds\.csv to make new folds"):
-        folds.load_or_make(path, split, change(index) if change else index, asked(**keys))
+        folds.load_or_deal_folds(path, split, change(index) if change else index, asked(**keys))
     assert path.read_bytes() == before
 
 
@@ -215,10 +215,10 @@ def test_saved_folds_of_fewer_or_more_samples(tmp_path, count):
     path = tmp_path / "folds.csv"
     index = index_of(mixed(31), np.arange(31), np.arange(31))
     first = arrays.Index(*(getattr(index, field)[:30] for field in vars(index)))
-    folds.load_or_make(path, split_of(30), first, asked())
+    folds.load_or_deal_folds(path, split_of(30), first, asked())
     other = arrays.Index(*(getattr(index, field)[:count] for field in vars(index)))
     with pytest.raises(Refused, match=f"30 samples, now {count}; delete"):
-        folds.load_or_make(path, split_of(count), other, asked())
+        folds.load_or_deal_folds(path, split_of(count), other, asked())
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_saved_folds_of_fewer_or_more_samples(tmp_path, count):
 def test_a_damaged_file_of_folds(tmp_path, text, message):
     (tmp_path / "folds.csv").write_bytes(text)
     with pytest.raises(Refused, match=rf"folds\.csv: {message}"):
-        folds.load_or_make(tmp_path / "folds.csv", split_of(), index_of(mixed(30)), asked())
+        folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(), index_of(mixed(30)), asked())
 
 
 def test_the_outliers_of_mars_are_found(tmp_path):
@@ -244,10 +244,10 @@ def test_the_outliers_of_mars_are_found(tmp_path):
     if not source.exists():
         pytest.skip("mars_for_students.npz is not here")
     (tmp_path / source.name).symlink_to(source)
-    mars = config.load("mars")
+    mars = config.load_config("mars")
     split = arrays.load_train(mars.competition, tmp_path)
-    index = arrays.index(split, mars.competition, tmp_path)
-    assigned = folds.load_or_make(tmp_path / "folds.csv", split, index, mars)
+    index = arrays.build_index(split, mars.competition, tmp_path)
+    assigned = folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, mars)
     assert (assigned == folds.EXCLUDED).sum() == 110
     assert np.bincount(assigned[assigned >= 0]).tolist() == [501] * 5
     rare = np.bincount(assigned[(assigned >= 0) & (index.counts[:, 4] > 0)])
@@ -259,6 +259,6 @@ def test_a_split_that_comes_with_the_arrays_is_taken(tmp_path):
     split = split_of(folds=came)
     index = index_of(np.ones((30, 3)))
     for _ in ("made", "read back"):
-        assert np.array_equal(folds.load_or_make(tmp_path / "folds.csv", split, index, asked(2)), came)
+        assert np.array_equal(folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, asked(2)), came)
     with pytest.raises(Refused, match=r"bring a split into 2 folds: set folds.count=2"):
-        folds.load_or_make(tmp_path / "other.csv", split, index, asked())
+        folds.load_or_deal_folds(tmp_path / "other.csv", split, index, asked())

@@ -207,14 +207,16 @@ def _bomb(archive, name, start):
 
 def use_npz(chance):
     an_npz(chance)
-    settings = config.from_dict({"competition": {"name": "own", "classes": ["a", "b", "c"]}, "folds": {"count": 2}})
+    settings = config.validate_config(
+        {"competition": {"name": "own", "classes": ["a", "b", "c"]}, "folds": {"count": 2}}
+    )
     problem = None
     try:
         split = arrays.load_train(settings.competition, Path("input"))
-        index = arrays.index(split, settings.competition, Path("input"))
+        index = arrays.build_index(split, settings.competition, Path("input"))
         assert split.images.dtype == np.uint8 and len(split.images) == len(split.ids) == len(index.counts)
         Path("folds.csv").unlink(missing_ok=True)
-        folds.load_or_make(Path("folds.csv"), split, index, settings)
+        folds.load_or_deal_folds(Path("folds.csv"), split, index, settings)
     except Refused as refused:
         problem = refused  # the test pictures are looked at all the same
     test = arrays.load_test(settings.competition, Path("input"))
@@ -262,13 +264,13 @@ def odd_config(chance):
     """A configuration of odd values: TOML files, or overrides of what ships."""
     if chance.random() < 0.7:
         overrides = [override(chance) for _ in range(chance.randint(1, 2))]
-        return config.load(one_of(chance, ["demo", "mars", "pets"]), None, overrides)
+        return config.load_config(one_of(chance, ["demo", "mars", "pets"]), None, overrides)
     for kind, name in (("competitions", "mars"), ("recipes", "mars-b-unet")):
         text = (config.SHIPPED / kind / f"{name}.toml").read_bytes()
         if chance.random() < 0.5:
             text += f"\n{override(chance)}\n".encode(errors="replace")
         Path(f"{kind}.toml").write_bytes(damage(chance, text) if chance.random() < 0.7 else text)
-    return config.load("competitions.toml", "recipes.toml")
+    return config.load_config("competitions.toml", "recipes.toml")
 
 
 def use_config(chance):
@@ -280,21 +282,23 @@ def use_config(chance):
             if chance.random() < 0.3:
                 raise
     # What loads can be written down and read back, and everything that is made of it is made or refused.
-    assert config.from_dict(json.loads(loaded.model_dump_json())) == loaded
+    assert config.validate_config(json.loads(loaded.model_dump_json())) == loaded
     assert config.first_difference(loaded, loaded) is None
     assert all(0 <= schedule.learning_rate(loaded.schedule, progress) <= 1 for progress in (0.0, 0.01, 0.5, 1.0))
     classes = loaded.competition.classes
     logits, counts = torch.zeros(1, len(classes), 4, 4, requires_grad=True), np.arange(1, len(classes) + 1)
-    loss = losses.build(loaded.loss, classes, counts, loaded.competition.arrays.ignore)
+    loss = losses.build_loss(loaded.loss, classes, counts, loaded.competition.arrays.ignore)
     loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8)).backward()
-    batches.plan(np.arange(9), batches.repeats(np.ones((9, len(classes))), loaded.oversample, classes), 2, 0, 0)
+    batches.plan_epoch(
+        np.arange(9), batches.draws_per_image(np.ones((9, len(classes))), loaded.oversample, classes), 2, 0, 0
+    )
     pictures = torch.zeros(4, 1, 8, 8), torch.zeros(4, 8, 8, dtype=torch.uint8)
-    augment.mix(*pictures, loaded.augment, np.random.default_rng(0))
-    moving = augment.build(loaded.augment.transforms)
+    augment.mix_batch(*pictures, loaded.augment, np.random.default_rng(0))
+    moving = augment.build_transforms(loaded.augment.transforms)
     network = torch.nn.Linear(3, 3)
     if loaded.model.architecture == "PlainUnet":
         local = loaded.model.model_copy(update={"encoder_weights": "none"})
-        network, _ = segmenter.build(local, 1, len(classes), torch.zeros(1), torch.ones(1))
+        network, _ = segmenter.build_segmenter(local, 1, len(classes), torch.zeros(1), torch.ones(1))
     optimizer = schedule.make_optimizer(loaded.optimizer, network)
     sum(parameter.sum() for parameter in network.parameters()).backward()
     optimizer.step()
@@ -323,7 +327,7 @@ LAYOUTS = [
 def use_csv(chance):
     layout = one_of(chance, LAYOUTS)
     competition = config.Competition(name="own", classes=("a", "b", "c"), submission=config.Submission(**layout))
-    with submissions.writer("own.csv", competition) as write:
+    with submissions.open_writer("own.csv", competition) as write:
         write(["a", "b"], np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 3)
     lines = Path("own.csv").read_text().splitlines()
     Path("sample.csv").write_text("\n".join(lines))
@@ -349,7 +353,7 @@ def use_csv(chance):
     given = {"ids": ["a", "b"]} if chance.random() < 0.8 else {}
     sizes = {"sizes": (3, 4)} if chance.random() < 0.8 else {}
     sample = {"sample": "sample.csv"} if file == "sample.csv" or chance.random() < 0.3 else {}
-    found = submissions.check("own.csv", competition, **given, **sizes, **sample)
+    found = submissions.check_submission("own.csv", competition, **given, **sizes, **sample)
     assert found > 0
 
 
@@ -360,10 +364,10 @@ def use_runs(chance):
     ]
     shape = (chance.randint(1, 5), chance.randint(1, 5))
     order = one_of(chance, ["column", "row"])
-    mask = runlength.decode(one_of(chance, [" ", " ", "  ", ","]).join(words), shape, order)
+    mask = runlength.decode_runs(one_of(chance, [" ", " ", "  ", ","]).join(words), shape, order)
     assert (
         mask.shape == shape
-        and runlength.decode(runlength.encode(mask[None], order)[0], shape, order).tolist() == mask.tolist()
+        and runlength.decode_runs(runlength.encode_runs(mask[None], order)[0], shape, order).tolist() == mask.tolist()
     )
 
 
@@ -373,7 +377,7 @@ CPU = torch.device("cpu")
 
 
 def _network(widths=(4,)):
-    return segmenter.build(
+    return segmenter.build_segmenter(
         config.Model(architecture="PlainUnet", options={"widths": list(widths)}), 1, 3, torch.zeros(1), torch.ones(1)
     )[0]
 
@@ -441,14 +445,14 @@ def _somewhere(chance, values):
 
 
 def use_model(chance):
-    loaded = config.load(
+    loaded = config.load_config(
         "demo",
         None,
         ['competition.classes=["a","b","c"]', "model.architecture=PlainUnet", "model.options={widths=[4]}"],
     )
-    segmenter.save(_network(), Path("model.safetensors"), loaded)
+    segmenter.save_model(_network(), Path("model.safetensors"), loaded)
     odd_safetensors(chance, Path("model.safetensors"))
-    model = segmenter.load(Path("model.safetensors"), CPU).model
+    model = segmenter.load_model(Path("model.safetensors"), CPU).model
     assert model(torch.zeros(1, model.mean.numel(), 32, 32, dtype=torch.uint8)).shape[2:] == (32, 32)
 
 
@@ -458,14 +462,14 @@ def use_checkpoint(chance):
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()
     path = Path("checkpoint.safetensors")
-    checkpoint.save(path, {"model": network}, optimizer, {"epoch": 1})
+    checkpoint.save_checkpoint(path, {"model": network}, optimizer, {"epoch": 1})
     if chance.random() < 0.5:
-        checkpoint.save(path, {"model": network}, optimizer, {"epoch": 2})
+        checkpoint.save_checkpoint(path, {"model": network}, optimizer, {"epoch": 2})
         odd_safetensors(chance, path)
     else:
         path.with_stem("checkpoint-previous").unlink(missing_ok=True)
         odd_safetensors(chance, path)
-    facts, _ = checkpoint.load(path, {"model": network}, optimizer)
+    facts, _ = checkpoint.load_checkpoint(path, {"model": network}, optimizer)
     assert facts in ({"epoch": 1}, {"epoch": 2})
     optimizer.step()
 
@@ -475,7 +479,7 @@ def use_checkpoint(chance):
 
 def use_folder(chance):
     """A finished fold, its configuration and the folds, damaged."""
-    loaded = config.load("demo", None, ["folds.count=2"])
+    loaded = config.load_config("demo", None, ["folds.count=2"])
     folder = Path("runs/fold-0")
     folder.mkdir(parents=True, exist_ok=True)
     good = {
@@ -514,7 +518,7 @@ def use_arguments(chance):
     with contextlib.suppress(cli.argparse.ArgumentTypeError):
         assert cli.duration(one_of(chance, WORDS)) > 0
     arguments = cli.parser("").parse_args(["--run", one_of(chance, [word for word in WORDS if word[:1] != "-"])])
-    (name,) = cli.run_names(arguments, config.load("demo"))
+    (name,) = cli.run_names(arguments, config.load_config("demo"))
     assert (Path("runs") / name).resolve().parent == Path("runs").resolve()
 
 
@@ -611,7 +615,7 @@ def test_nothing_unpickles_or_evaluates(path):
 @pytest.mark.parametrize("name", ["../up", "a/b", "/outside", "", ".", "..", "a\n", "é", "A", "a" * 300])
 def test_names_cannot_leave_their_folder(name):
     with pytest.raises(Refused, match=r"competition\.name"):
-        config.load("demo", None, [f"competition.name={json.dumps(name)}"])
+        config.load_config("demo", None, [f"competition.name={json.dumps(name)}"])
     if name not in ("A", "a" * 300):
         with pytest.raises(Refused):
-            cli.run_names(cli.parser("").parse_args(["--run", name or " "]), config.load("demo"))
+            cli.run_names(cli.parser("").parse_args(["--run", name or " "]), config.load_config("demo"))

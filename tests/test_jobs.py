@@ -73,12 +73,12 @@ def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypat
     tiny, mars = (config.Competition(name=name, classes=("a", "b")) for name in ("tiny", "mars"))
     (tmp_path / "tiny-sample_submission.csv").write_text("id\n")
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
-    assert arrays.sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
-    assert arrays.sample_submission(mars, tmp_path) is None
+    assert arrays.find_sample_submission(tiny, tmp_path) == tmp_path / "tiny-sample_submission.csv"
+    assert arrays.find_sample_submission(mars, tmp_path) is None
     there = tmp_path / "kaggle/competitions/mars/sample_submission.csv"  # as a kernel finds it
     there.parent.mkdir(parents=True)
     there.write_text("id\n")
-    assert arrays.sample_submission(mars, tmp_path) == there
+    assert arrays.find_sample_submission(mars, tmp_path) == there
 
 
 @pytest.mark.parametrize("on", ["sandbox", "kaggle"])
@@ -94,7 +94,7 @@ def kaggle(tmp_path, monkeypatch):
 
     def run(text, request, inputs):
         working, log = Path(tempfile.mkdtemp()), []
-        status = sandbox.rehearse(text, inputs, working, say=log.append)
+        status = sandbox.run_script(text, inputs, working, say=log.append)
         return ("ERROR" if status else "COMPLETE"), working, "".join(log)
 
     def score(file, competition):
@@ -133,7 +133,7 @@ def on_kaggle(monkeypatch, script, *arguments):
     entry = load(script)
     parser = entry.arguments()
     parser.add_argument("--on")
-    jobs.kaggle(entry.jobs(parser.parse_args()))
+    jobs.run_on_kaggle(entry.jobs(parser.parse_args()))
 
 
 @needs_namespaces
@@ -211,7 +211,7 @@ def test_a_code_competitions_kernel_reads_the_pictures_that_are_hidden_till_then
     save("test_images", draw(3, 2)[0], "hidden-")
     ((version,),) = kaggle.kernels.values()
     (tmp_path / "rerun").mkdir()
-    assert not sandbox.rehearse(version.request["text"], kaggle._inputs(version.request), tmp_path / "rerun")
+    assert not sandbox.run_script(version.request["text"], kaggle._inputs(version.request), tmp_path / "rerun")
     assert ids(tmp_path / "rerun/submission.csv") == {f"hidden-{k}.png" for k in range(3)}
 
 
@@ -236,14 +236,14 @@ assert "late" not in sys.argv, "as asked"
 def job(tmp_path, monkeypatch):
     """Makes a job of the stand-in; its pictures and page are left out."""
     place = tmp_path / "place"
-    monkeypatch.setattr(jobs.overview, "run_page", lambda run: run / "report.html")
+    monkeypatch.setattr(jobs.overview, "write_run_page", lambda run: run / "report.html")
 
     def make(*arguments, competition=COMPETITION, overrides=(), **more):
         if not place.exists():
             lay_out(place, competition=competition)
         monkeypatch.chdir(place)
         (place / "entry.py").write_text(ENTRY)
-        settings = config.load("tiny.toml", "recipe.toml", overrides)
+        settings = config.load_config("tiny.toml", "recipe.toml", overrides)
         paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
         about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights]}
         about |= {"competition": settings.competition, "leaves": [place / "runs/tiny/listed/fold-0/metrics.json"]}
@@ -258,11 +258,11 @@ def found(job):
 
 @needs_namespaces
 def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path, kaggle, job, capsys):
-    jobs.kaggle([job()])  # no competition on Kaggle
+    jobs.run_on_kaggle([job()])  # no competition on Kaggle
     assert found(job()) == ["datasets/tester/comp-tiny-arrays/tiny.npz"]
     for words in ("1", "2"):  # the same arrays do not go up again; others do, as a version
         shutil.rmtree(job().runs / "tiny/listed")
-        jobs.kaggle([job(words)])
+        jobs.run_on_kaggle([job(words)])
         assert len(kaggle.datasets["tester/comp-tiny-arrays"].versions) == int(words)
         lay_out(tmp_path / words, train_groups=draw(24, 0)[1][:, 0, 0].astype(str))
         shutil.copy(tmp_path / words / "input/tiny.npz", job().input / "tiny.npz")
@@ -273,12 +273,12 @@ def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path
 def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_path, kaggle, job):
     (tmp_path / "data/sample_submission.csv").write_text("id\n")
     own = job(competition=ON_KAGGLE)
-    jobs.kaggle([own])
+    jobs.run_on_kaggle([own])
     competition = "competitions/tiny-on-kaggle"
     assert found(own) == [f"{competition}/sample_submission.csv", "datasets/tester/comp-tiny-arrays/tiny.npz"]
     shutil.rmtree(own.runs)
     shutil.copy(own.input / "tiny.npz", tmp_path / "data")
-    jobs.kaggle([own])
+    jobs.run_on_kaggle([own])
     assert found(own) == [f"{competition}/sample_submission.csv", f"{competition}/tiny.npz"]
 
 
@@ -286,19 +286,21 @@ def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_pa
 def test_local_weights_travel(trained, tmp_path, kaggle, job):
     (tmp_path / "b3.safetensors").write_bytes(b"weights")
     words = [f"model.encoder_weights={tmp_path}/b3.safetensors"]
-    jobs.rehearse([job(overrides=words)])
+    jobs.run_in_sandbox([job(overrides=words)])
     assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
     shutil.rmtree(job().runs)
-    jobs.kaggle([job(overrides=words)])
+    jobs.run_on_kaggle([job(overrides=words)])
     digest = files.sha256(tmp_path / "b3.safetensors")[:6]
     assert found(job())[-1] == f"datasets/tester/comp-tiny-b3-{digest}/b3.safetensors"
     (tmp_path / "other").mkdir()
     (tmp_path / "other/b3.safetensors").write_bytes(b"others")
     with pytest.raises(Refused, match="files of one name would be one"):
-        jobs.rehearse([job(weights=[f"{tmp_path}/b3.safetensors", f"{tmp_path}/other/b3.safetensors"], leaves=())])
+        jobs.run_in_sandbox(
+            [job(weights=[f"{tmp_path}/b3.safetensors", f"{tmp_path}/other/b3.safetensors"], leaves=())]
+        )
     for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
         with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
-            jobs.rehearse([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
+            jobs.run_in_sandbox([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
 
 
 @needs_namespaces
@@ -306,10 +308,10 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
     folds = runs.find_folds(trained[0] / "runs/tiny/recipe")[:1]
     place = "runs/tiny/recipe/fold-0"
     names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
-    jobs.rehearse([job(folds=folds)])
+    jobs.run_in_sandbox([job(folds=folds)])
     assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
     shutil.rmtree(job().runs)
-    jobs.kaggle([job(folds=folds)])
+    jobs.run_on_kaggle([job(folds=folds)])
     assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
 
 
@@ -317,7 +319,7 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
 def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
     full = tmp_path / "runs/tiny/recipe/full"
     shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
-    jobs.kaggle([job(folds=[runs.read_fold(full)])])
+    jobs.run_on_kaggle([job(folds=[runs.read_fold(full)])])
     place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe/full"
     assert found(job())[1:] == [f"{place}/metrics.json", f"{place}/model.safetensors"]
 
@@ -325,7 +327,7 @@ def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tm
 @needs_namespaces
 def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
     kaggle.places = 1
-    jobs.kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
+    jobs.run_on_kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
     assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
     assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out
 
@@ -334,13 +336,13 @@ def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
 def test_a_kernel_that_fails_leaves_nothing_here_and_keeps_no_other_from_coming(kaggle, job, capsys):
     bad, good = job("fail", name="tiny-listed-bad", leaves=[job().runs / "tiny/bad/fold-0/metrics.json"]), job()
     with pytest.raises(Refused, match="tiny-listed-bad: ended on Kaggle as ERROR"):
-        jobs.kaggle([bad, good])
+        jobs.run_on_kaggle([bad, good])
     assert "AssertionError: as asked" in capsys.readouterr().out
     assert found(good) and not (good.runs / "tiny/bad").exists()
 
 
 @needs_namespaces
-@pytest.mark.parametrize("where", [jobs.rehearse, jobs.kaggle])
+@pytest.mark.parametrize("where", [jobs.run_in_sandbox, jobs.run_on_kaggle])
 def test_what_a_failed_kernel_had_finished_comes_here(kaggle, job, where):
     failed = job("late")
     lacking = failed.runs / "tiny/lacking/fold-0"
@@ -353,7 +355,7 @@ def test_what_a_failed_kernel_had_finished_comes_here(kaggle, job, where):
 @needs_namespaces
 def test_what_fails_in_the_sandbox_is_one_line_here(job):
     with pytest.raises(Refused, match="tiny-listed-fold-0: the script ended with status 1 in the sandbox"):
-        jobs.rehearse([job("fail")])
+        jobs.run_in_sandbox([job("fail")])
     assert not job().runs.exists()
 
 
@@ -363,11 +365,11 @@ def test_what_is_here_of_the_run_stays(job):
     (listed / "fold-0").mkdir(parents=True)
     (listed / "config.json").write_text("of a start that trained nothing")
     (listed / "fold-0/found.json").write_text("of an interrupted run")
-    jobs.rehearse([job("there")])
+    jobs.run_in_sandbox([job("there")])
     assert (listed / "config.json").read_text() == "there" and found(job())
     (listed / "config.json").write_text("here")
     (listed / "fold-0/metrics.json").rename(listed / "fold-0/model.safetensors")
-    jobs.rehearse([job("there")])
+    jobs.run_in_sandbox([job("there")])
     assert (listed / "config.json").read_text() == "here"
 
 
@@ -384,6 +386,6 @@ def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_the_real_pack_is_small_and_the_same_each_time():
-    one = packing.script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
-    assert one == packing.script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
+    one = packing.write_script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
+    assert one == packing.write_script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
     assert len(one.encode()) < 400_000

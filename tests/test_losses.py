@@ -34,7 +34,7 @@ def batch(seed=0, classes=4, absent=None, void=False):
 def build(terms, classes=4, ignore=None, counts=None, **fields):
     terms = {terms: 1.0} if isinstance(terms, str) else terms
     counts = np.full(classes, 100) if counts is None else np.asarray(counts)
-    return losses.build(config.Loss(terms=terms, **fields), tuple("abcdefgh"[:classes]), counts, ignore)
+    return losses.build_loss(config.Loss(terms=terms, **fields), tuple("abcdefgh"[:classes]), counts, ignore)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -33,7 +33,7 @@ def pair(seed=0, classes=5, n=6, right=0.6):
 def count(truth, prediction, classes=3):
     """Confusions (N, C, C) of pictures given as rows of labels."""
     as_images = [np.array(rows, np.uint8)[:, None] for rows in (truth, prediction)]
-    return metrics.confusion(*as_images, classes)
+    return metrics.count_confusion(*as_images, classes)
 
 
 @settings(max_examples=30, deadline=None)
@@ -43,7 +43,7 @@ def test_confusions_are_scikit_learns(sample, ignore):
     truth, prediction = pair(seed, classes)
     if ignore == VOID:
         truth[:, 0] = VOID
-    ours = metrics.confusion(truth, prediction, classes, ignore)
+    ours = metrics.count_confusion(truth, prediction, classes, ignore)
     assert ours.dtype == np.int64 and ours.shape == (6, classes, classes)
     for one, t, p in zip(ours, truth, prediction, strict=True):
         kept = t != ignore if ignore is not None else np.full(t.shape, True)
@@ -56,33 +56,35 @@ def test_confusions_are_scikit_learns(sample, ignore):
 
 def test_confusions_do_not_depend_on_how_many_pixels_are_counted_at_once(monkeypatch):
     truth, prediction = pair(classes=255, n=11, right=0.5)
-    whole = metrics.confusion(truth, prediction, 255)
+    whole = metrics.count_confusion(truth, prediction, 255)
     for chunk in (1, 48, 100, 200):
         monkeypatch.setattr(metrics, "CHUNK", chunk)
-        np.testing.assert_array_equal(metrics.confusion(truth, prediction, 255), whole)
+        np.testing.assert_array_equal(metrics.count_confusion(truth, prediction, 255), whole)
 
 
 def test_confusions_of_a_read_only_memory_map(tmp_path):
     truth, prediction = pair()
     np.save(tmp_path / "truth.npy", truth)
     mapped = np.load(tmp_path / "truth.npy", mmap_mode="r")
-    np.testing.assert_array_equal(metrics.confusion(mapped, prediction, 5), metrics.confusion(truth, prediction, 5))
+    np.testing.assert_array_equal(
+        metrics.count_confusion(mapped, prediction, 5), metrics.count_confusion(truth, prediction, 5)
+    )
 
 
 def test_labels_out_of_range_and_shapes_that_differ_are_refused():
     truth, prediction = pair()
     for bad in [(truth + 1, prediction), (truth, prediction + 1)]:
         with pytest.raises(Refused, match="outside 0 to 4"):
-            metrics.confusion(*bad, 5)
+            metrics.count_confusion(*bad, 5)
     with pytest.raises(Refused, match=r"\(5, 8, 6\)"):
-        metrics.confusion(truth, prediction[:5], 5)
+        metrics.count_confusion(truth, prediction[:5], 5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(samples)
 def test_global_scores_are_scikit_learns(sample):
     truth, prediction = pair(*sample)
-    confusions = metrics.confusion(truth, prediction, sample[1])
+    confusions = metrics.count_confusion(truth, prediction, sample[1])
     t, p = truth.ravel(), prediction.ravel()
     # Without labels=, scikit-learn also takes the classes that truth or prediction holds.
     ious, dices = sklearn.jaccard_score(t, p, average=None), sklearn.f1_score(t, p, average=None)
@@ -102,7 +104,7 @@ def test_global_scores_are_scikit_learns(sample):
 @given(samples)
 def test_per_image_scores_are_means_over_images(sample):
     truth, prediction = pair(*sample)
-    confusions = metrics.confusion(truth, prediction, sample[1])
+    confusions = metrics.count_confusion(truth, prediction, sample[1])
     flat = list(zip(truth.reshape(6, -1), prediction.reshape(6, -1), strict=True))
     expected = np.mean([sklearn.jaccard_score(t, p, average="macro") for t, p in flat])
     assert metrics.score(confusions, Metric(average="per_image")) == pytest.approx(expected)
@@ -112,28 +114,28 @@ def test_per_image_scores_are_means_over_images(sample):
     assert metrics.score(confusions, Metric(name="dice", average="per_image")) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("metric", READINGS, ids=metrics.describe)
+@pytest.mark.parametrize("metric", READINGS, ids=metrics.describe_metric)
 @settings(max_examples=20, deadline=None)
 @given(sample=samples)
 def test_every_reading_gives_1_to_the_truth_and_0_to_1_otherwise(metric, sample):
     truth, prediction = pair(*sample)
     truth[:, 0, 0] = 1
-    assert metrics.score(metrics.confusion(truth, truth, sample[1]), metric) == 1
-    assert 0 <= metrics.score(metrics.confusion(truth, prediction, sample[1]), metric) <= 1
+    assert metrics.score(metrics.count_confusion(truth, truth, sample[1]), metric) == 1
+    assert 0 <= metrics.score(metrics.count_confusion(truth, prediction, sample[1]), metric) <= 1
 
 
-@pytest.mark.parametrize("metric", READINGS, ids=metrics.describe)
+@pytest.mark.parametrize("metric", READINGS, ids=metrics.describe_metric)
 @settings(max_examples=20, deadline=None)
 @given(sample=samples)
 def test_no_reading_depends_on_the_order_of_samples_pixels_or_later_classes(metric, sample):
     seed, classes = sample
     truth, prediction = pair(seed, classes)
-    expected = metrics.score(metrics.confusion(truth, prediction, classes), metric)
+    expected = metrics.score(metrics.count_confusion(truth, prediction, classes), metric)
     rng = np.random.default_rng(seed)
     order, pixels = rng.permutation(6), rng.permutation(48)
     renamed = np.concatenate([[0], 1 + rng.permutation(classes - 1)]).astype(np.uint8)
     moved = [renamed[a[order].reshape(6, -1)[:, pixels]].reshape(6, 8, 6) for a in (truth, prediction)]
-    assert metrics.score(metrics.confusion(*moved, classes), metric) == pytest.approx(expected)
+    assert metrics.score(metrics.count_confusion(*moved, classes), metric) == pytest.approx(expected)
 
 
 def test_a_class_in_neither_truth_nor_prediction_is_left_out():
@@ -155,11 +157,11 @@ def test_three_readings_of_the_background():
 def test_where_the_truth_is_dropped_predicting_0_can_only_lose():
     truth, prediction = pair(classes=4)
     metric = Metric(background="drop_truth")
-    before = metrics.score(metrics.confusion(truth, prediction, 4), metric)
+    before = metrics.score(metrics.count_confusion(truth, prediction, 4), metric)
     free = np.where(truth == 0, 3, prediction)
-    assert metrics.score(metrics.confusion(truth, free, 4), metric) == before
+    assert metrics.score(metrics.count_confusion(truth, free, 4), metric) == before
     lost = np.where((truth == 2) & (prediction == 2), 0, prediction)
-    assert metrics.score(metrics.confusion(truth, lost, 4), metric) < before
+    assert metrics.score(metrics.count_confusion(truth, lost, 4), metric) < before
 
 
 def test_empty_against_empty_is_1_for_dice_per_image_and_left_out_for_iou():
@@ -177,13 +179,13 @@ def test_ignored_pixels_change_no_score():
     changed = prediction.copy()
     changed[:, :3] = 0
     for metric in READINGS:
-        both = [metrics.score(metrics.confusion(truth, p, 5, VOID), metric) for p in (prediction, changed)]
+        both = [metrics.score(metrics.count_confusion(truth, p, 5, VOID), metric) for p in (prediction, changed)]
         assert both[0] == both[1]
 
 
 def test_scores_are_json_and_agree_with_score():
     truth, prediction = pair()
-    confusions = metrics.confusion(truth, prediction, 6)
+    confusions = metrics.count_confusion(truth, prediction, 6)
     metric = Metric(background="drop_truth")
     names = ("background", "soil", "bedrock", "sand", "big rock", "absent")
     values = metrics.scores(confusions, names, metric)
@@ -205,22 +207,22 @@ def test_scores_of_no_samples_or_no_counted_pixels_are_json_too():
         values = metrics.scores(np.zeros((n, 2, 2), np.int64), ("a", "b"), Metric())
         json.dumps(values, allow_nan=False)
         assert values["score"] == 0
-        assert tables.table(values)
+        assert tables.score_table(values)
 
 
 def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
-    confusions = metrics.confusion(*pair(n=20), 5)
+    confusions = metrics.count_confusion(*pair(n=20), 5)
     names = ("background", "soil", "bedrock", "sand", "a class whose name is far too long for any table")
     metric = Metric(background="drop_class")
     pooled = metrics.scores(confusions, names, metric)
     folds = {k: metrics.scores(confusions[k::3], names, metric) for k in range(3)}
-    for text in (tables.table(pooled), tables.over_folds(folds, pooled)):
+    for text in (tables.score_table(pooled), tables.folds_table(folds, pooled)):
         assert max(map(len, text.splitlines())) <= 100
         assert "mean IoU without class 0" in text
-    one = tables.table(pooled).splitlines()
+    one = tables.score_table(pooled).splitlines()
     assert [line.split()[0] for line in one[:5]] == ["class", *names[:4]]
     assert len({len(line) for line in one[:6]}) == 1
-    rows = {line.split("  ")[0]: line.split() for line in tables.over_folds(folds, pooled).splitlines()[1:]}
+    rows = {line.split("  ")[0]: line.split() for line in tables.folds_table(folds, pooled).splitlines()[1:]}
     assert list(rows) == ["fold", "0", "1", "2", "mean", "± std", "pooled"]
     three = [values["score"] for values in folds.values()]
     assert rows["mean"][1] == f"{np.mean(three):.4f}"
@@ -229,5 +231,5 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
 
 
 def test_a_single_fold_has_no_spread():
-    values = metrics.scores(metrics.confusion(*pair(), 5), tuple("abcde"), Metric())
-    assert "std" not in tables.over_folds({0: values}, values)
+    values = metrics.scores(metrics.count_confusion(*pair(), 5), tuple("abcde"), Metric())
+    assert "std" not in tables.folds_table({0: values}, values)

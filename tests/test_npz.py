@@ -33,9 +33,9 @@ def test_a_stored_member_is_mapped_where_it_lies(tmp_path):
     path = tmp_path / "own.npz"
     first, second = np.arange(24).reshape(2, 3, 4), np.arange(5, dtype=np.uint8)
     np.savez(path, first=first, second=second)
-    assert npz.keys(path) == ["first", "second"]
+    assert npz.list_keys(path) == ["first", "second"]
     for key, expected in {"first": first, "second": second}.items():
-        view = npz.mapped(npz.member(path, key))
+        view = npz.map_member(npz.read_member(path, key))
         np.testing.assert_array_equal(view, expected)
         assert not view.flags.writeable and not view.flags.owndata
 
@@ -46,9 +46,9 @@ def test_the_local_header_decides_where_data_starts(tmp_path):
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("a.npy")
         central = info.header_offset + 30 + len(info.filename) + len(info.extra)
-    member = npz.member(path, "a")
+    member = npz.read_member(path, "a")
     assert member.offset != central + member.header  # numpy writes an extra field into the local one only
-    np.testing.assert_array_equal(npz.mapped(member), np.arange(9))
+    np.testing.assert_array_equal(npz.map_member(member), np.arange(9))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -56,7 +56,7 @@ def test_blocks_are_the_rows_in_order(tmp_path, monkeypatch, save):
     monkeypatch.setattr(npz, "BLOCK", 100)
     values = np.random.default_rng(0).normal(size=(23, 3, 2))
     save(tmp_path / "own.npz", a=values)
-    blocks = list(npz.blocks(npz.member(tmp_path / "own.npz", "a")))
+    blocks = list(npz.iterate_blocks(npz.read_member(tmp_path / "own.npz", "a")))
     assert [first for first, _ in blocks] == list(range(0, 23, 2))
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in blocks]), values)
 
@@ -64,9 +64,9 @@ def test_blocks_are_the_rows_in_order(tmp_path, monkeypatch, save):
 def test_blocks_keep_memory_flat(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "BLOCK", 1 << 20)
     np.savez_compressed(tmp_path / "own.npz", a=np.zeros((80, 256, 256)))
-    member = npz.member(tmp_path / "own.npz", "a")
+    member = npz.read_member(tmp_path / "own.npz", "a")
     tracemalloc.start()
-    rows = sum(len(block) for _, block in npz.blocks(member))
+    rows = sum(len(block) for _, block in npz.iterate_blocks(member))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert rows == 80
@@ -77,14 +77,14 @@ def test_an_object_array_is_refused_and_not_unpickled(tmp_path):
     path = tmp_path / "own.npz"
     np.savez(path, a=np.array([Bomb(tmp_path / "harm")], dtype=object))
     with pytest.raises(Refused, match=r"own\.npz: a: an object array"):
-        npz.member(path, "a")
+        npz.read_member(path, "a")
     assert not (tmp_path / "harm").exists()
 
 
 def test_a_missing_key_names_those_there_are(tmp_path):
     np.savez(tmp_path / "own.npz", one=[1], two=[2])
     with pytest.raises(Refused, match="no array 'three'; there are one, two"):
-        npz.member(tmp_path / "own.npz", "three")
+        npz.read_member(tmp_path / "own.npz", "three")
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_a_missing_key_names_those_there_are(tmp_path):
 def test_a_header_that_lies_is_refused(tmp_path, header):
     path = raw(tmp_path / "own.npz", header, b"ab")
     with pytest.raises(Refused, match=r"own\.npz: a: "):
-        member = npz.member(path, "a")
+        member = npz.read_member(path, "a")
         assert 0 not in member.shape, "an empty array is the caller's to refuse"
-        npz.read(member)
+        npz.read_array(member)
 
 
 def test_a_claim_beyond_all_memory_is_refused_before_it_is_inflated(tmp_path):
     np.savez_compressed(tmp_path / "own.npz", a=np.zeros(1))
-    member = npz.member(tmp_path / "own.npz", "a")
+    member = npz.read_member(tmp_path / "own.npz", "a")
     huge = npz.Member(member.path, "a", (1, 1 << 40), member.dtype, False, member.header, None)
     with pytest.raises(Refused, match="over 1 GiB"):
-        npz.read(huge)
+        npz.read_array(huge)
     with pytest.raises(Refused, match="over 1 GiB"):
-        next(npz.blocks(huge))
+        next(npz.iterate_blocks(huge))
 
 
 def test_a_member_that_expands_to_more_than_it_claims_is_not_inflated(tmp_path):
@@ -128,7 +128,7 @@ def test_a_member_that_expands_to_more_than_it_claims_is_not_inflated(tmp_path):
         archive.writestr("a.npy", claimed + bytes(100 << 20))
         archive.filelist[0].file_size, archive.filelist[0].CRC = len(claimed), zipfile.crc32(claimed)
     tracemalloc.start()
-    assert not npz.read(npz.member(tmp_path / "own.npz", "a")).any()
+    assert not npz.read_array(npz.read_member(tmp_path / "own.npz", "a")).any()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
@@ -140,7 +140,7 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
     np.savez(whole, a=np.arange(1000))
     (tmp_path / "own.npz").write_bytes(whole.getvalue()[:keep])
     with pytest.raises(Refused, match=r"own\.npz: not a whole npz file"):
-        npz.member(tmp_path / "own.npz", "a")
+        npz.read_member(tmp_path / "own.npz", "a")
 
 
 def test_damaged_data_does_not_pass_the_checksum(tmp_path):
@@ -150,22 +150,22 @@ def test_damaged_data_does_not_pass_the_checksum(tmp_path):
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(Refused, match=r"own\.npz: a: "):
-        list(npz.blocks(npz.member(path, "a")))
+        list(npz.iterate_blocks(npz.read_member(path, "a")))
 
 
 def test_another_compression_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a.npy", b"")
     with pytest.raises(Refused, match=r"save it with np\.savez"):
-        npz.member(tmp_path / "own.npz", "a")
+        npz.read_member(tmp_path / "own.npz", "a")
 
 
 def test_fortran_order_is_read_right_or_refused(tmp_path):
     values = np.asfortranarray(np.arange(6).reshape(3, 2))
     np.savez(tmp_path / "own.npz", a=values)
-    member = npz.member(tmp_path / "own.npz", "a")
-    np.testing.assert_array_equal(npz.read(member), values)
-    for lazily in (npz.mapped, lambda member: next(npz.blocks(member))):
+    member = npz.read_member(tmp_path / "own.npz", "a")
+    np.testing.assert_array_equal(npz.read_array(member), values)
+    for lazily in (npz.map_member, lambda member: next(npz.iterate_blocks(member))):
         with pytest.raises(Refused, match="ascontiguousarray"):
             lazily(member)
 
@@ -173,8 +173,8 @@ def test_fortran_order_is_read_right_or_refused(tmp_path):
 def test_what_is_written_can_be_mapped(tmp_path):
     path = tmp_path / "own.npz"
     parts = [np.full((2, 3), 1.5), np.full((1, 3), 2.5)]
-    npz.write(path, [("ids", (3,), "<U2", [np.array(["a", "bc", "d"])]), ("p", (3, 3), np.float16, parts)])
-    np.testing.assert_array_equal(npz.mapped(npz.member(path, "p")), np.concatenate(parts).astype(np.float16))
-    assert npz.read(npz.member(path, "ids")).tolist() == ["a", "bc", "d"]
+    npz.write_npz(path, [("ids", (3,), "<U2", [np.array(["a", "bc", "d"])]), ("p", (3, 3), np.float16, parts)])
+    np.testing.assert_array_equal(npz.map_member(npz.read_member(path, "p")), np.concatenate(parts).astype(np.float16))
+    assert npz.read_array(npz.read_member(path, "ids")).tolist() == ["a", "bc", "d"]
     with np.load(path) as loaded:
         assert loaded["p"].dtype == np.float16

@@ -63,7 +63,7 @@ def test_same_input_gives_same_bytes(entry, tmp_path):
     other = tmp_path / "elsewhere" / "train.py"
     other.parent.mkdir()
     other.write_text(ENTRY)
-    assert packing.script(packing.pack(other, ["--fold", "0"])) == packing.script(first)
+    assert packing.write_script(packing.pack(other, ["--fold", "0"])) == packing.write_script(first)
     entry.write_text(ENTRY + "\n# changed\n")
     assert packing.pack(entry, ["--fold", "0"]).sha256 != first.sha256
 
@@ -72,21 +72,21 @@ def test_small_enough_with_segmentation_models_inside(entry):
     pack = packing.pack(entry)
     assert "segmentation_models_pytorch/__init__.py" in contents(pack)
     assert any("LICENSE" in name for name in contents(pack))
-    assert len(packing.script(pack).encode()) < 400_000
-    assert len(packing.notebook(pack).encode()) < 400_000
+    assert len(packing.write_script(pack).encode()) < 400_000
+    assert len(packing.write_notebook(pack).encode()) < 400_000
 
 
 def test_too_large_is_refused(entry, monkeypatch):
     assert packing.LIMIT == 1_000_000
     pack = packing.pack(entry)
-    size = len(packing.script(pack).encode())
+    size = len(packing.write_script(pack).encode())
     monkeypatch.setattr(packing, "LIMIT", size + 1)
-    packing.script(pack)
+    packing.write_script(pack)
     with pytest.raises(Refused, match="the packed notebook has"):
-        packing.notebook(pack)
+        packing.write_notebook(pack)
     monkeypatch.setattr(packing, "LIMIT", size)
     with pytest.raises(Refused, match=f"the packed script has {size:,} bytes; Kaggle takes fewer than {size:,}"):
-        packing.script(pack)
+        packing.write_script(pack)
     monkeypatch.setattr(packing, "LIMIT", 1000)
     with pytest.raises(Refused, match="the packed script has"):
         packing.pack(entry)
@@ -97,7 +97,7 @@ def test_runs_from_an_empty_folder(entry, tmp_path):
     own.parent.mkdir()
     own.write_text("epochs = 7\n")
     pack = packing.pack(entry, ["--recipe", str(own), "--fold", "0", "--set", 'odd="a b\\"\U0001f600'])
-    ended = start(packing.script(pack), tmp_path)
+    ended = start(packing.write_script(pack), tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"sha256 {pack.sha256}" in ended.stdout
     assert "'--fold', '0', '--set', 'odd=\"a b\\\\\"\U0001f600'" in ended.stdout
@@ -112,7 +112,7 @@ def test_library_comes_from_the_pack_and_leaves_nothing_behind(entry, tmp_path):
         "print(find_spec('comp').origin, find_spec('segmentation_models_pytorch').origin)"
     )
     (tmp_path / "temporary").mkdir()
-    ended = start(packing.script(packing.pack(entry)), tmp_path, TMPDIR=str(tmp_path / "temporary"))
+    ended = start(packing.write_script(packing.pack(entry)), tmp_path, TMPDIR=str(tmp_path / "temporary"))
     assert ended.stdout.count(f"{tmp_path}/temporary/comp-") == 2, ended.stderr
     assert not os.listdir(tmp_path / "temporary")
 
@@ -128,7 +128,9 @@ def test_processes_that_it_starts_find_the_library(entry, tmp_path):
         "    subprocess.run([sys.executable, os.environ['PACKED'], 'x'], check=True)\n"
         "    os.execv(sys.executable, [sys.executable, *sys.argv])\n"
     )
-    ended = start(packing.script(packing.pack(entry, ["--fold", "0"])), tmp_path, PACKED=str(tmp_path / "script.py"))
+    ended = start(
+        packing.write_script(packing.pack(entry, ["--fold", "0"])), tmp_path, PACKED=str(tmp_path / "script.py")
+    )
     lines = [line for line in ended.stdout.splitlines() if "__main__" in line]
     assert lines == [f"{depth} __main__ ['--fold', '0']" for depth in (None, 1, 1)], ended.stderr
 
@@ -141,24 +143,24 @@ def test_two_gpus_start_the_packed_script_again(entry, tmp_path):
         "ranks.join('auto')\n"
         "print('rank', ranks.rank(), 'of', ranks.count(), sys.argv[1:])\n"
     )
-    ended = start(packing.script(packing.pack(entry, ["--fold", "0"])), tmp_path, CUDA_VISIBLE_DEVICES="")
+    ended = start(packing.write_script(packing.pack(entry, ["--fold", "0"])), tmp_path, CUDA_VISIBLE_DEVICES="")
     assert "rank 0 of 2 ['--fold', '0']" in ended.stdout.splitlines(), ended.stderr
 
 
 def test_errors_keep_their_traceback_and_status(entry, tmp_path):
-    ended = start(packing.script(packing.pack(entry, ["--fail"])), tmp_path)
+    ended = start(packing.write_script(packing.pack(entry, ["--fail"])), tmp_path)
     assert ended.returncode == 1
     assert 'config.load("nowhere")  # this line is read in the traceback' in ended.stderr
     assert "comp/config.py" in ended.stderr and "Refused: no competition named 'nowhere'" in ended.stderr
 
 
 def test_exit_status_is_the_entry_scripts(entry, tmp_path):
-    assert start(packing.script(packing.pack(entry, ["--three"])), tmp_path).returncode == 3
+    assert start(packing.write_script(packing.pack(entry, ["--three"])), tmp_path).returncode == 3
 
 
 def test_damaged_archive_is_told(entry, tmp_path):
     pack = packing.pack(entry)
-    text = packing.script(pack).replace(pack.sha256, "0" * 64)
+    text = packing.write_script(pack).replace(pack.sha256, "0" * 64)
     ended = start(text, tmp_path)
     assert ended.returncode == 1 and "damaged" in ended.stderr
 
@@ -235,11 +237,11 @@ def test_planted_credentials_are_in_no_pack(entry, tmp_path, monkeypatch):
     packed = contents(pack)
     assert {name for name in packed if name.startswith("comp/")} == {"comp/__init__.py", "comp/recipes/default.toml"}
     assert not any(token.encode() in data or token in name for name, data in packed.items())
-    assert token not in packing.script(pack) + packing.notebook(pack)
+    assert token not in packing.write_script(pack) + packing.write_notebook(pack)
 
 
 def test_notebook_is_valid_and_runs_its_job(entry, tmp_path):
-    text = packing.notebook(packing.pack(entry, ["--fold", "0"]))
+    text = packing.write_notebook(packing.pack(entry, ["--fold", "0"]))
     document = json.loads(text)
     assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
     ids = [cell["id"] for cell in document["cells"]]

@@ -31,7 +31,7 @@ def competition(tmp_path: Path, classes: int) -> config.Config:
     names = [NASTY, *(f"class number {k}" for k in range(1, classes))]
     toml = tmp_path / "own.toml"
     toml.write_text(f'name = "own"\ntitle = "Drawn & < pictures"\nclasses = {json.dumps(names)}\n')
-    return config.load(str(toml))
+    return config.load_config(str(toml))
 
 
 def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
@@ -46,7 +46,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
     guesses = np.where(rng.random(truths.shape) < 0.7, truths, 0).astype(np.uint8)
     for k in range(folds):
         folder, ended = run / f"fold-{k}", "early stop" if k else "all epochs"
-        counts = metrics.confusion(truths, guesses, classes)
+        counts = metrics.count_confusion(truths, guesses, classes)
         facts = metrics.scores(counts, names, chosen.competition.metric)
         facts |= {"fold": k, "best_epoch": 2, "epochs": 3, "ended": ended, "seconds": 75.5, "images_per_second": 9.0}
         files.write_json(folder / "metrics.json", facts | {"device": "cpu", "confusion": counts.sum(0).tolist()})
@@ -59,18 +59,20 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         }
         write_history(folder / "history.csv", columns | {"score": [0.1, 0.4, 0.3]})
         scores = rng.random(6)
-        rows, labels = sheets.choose(scores)
+        rows, labels = sheets.choose_cases(scores)
         split = Split(images, truths, np.array([NASTY, *"abcde"]), None, None)
-        drawn = sheets.cases(split, rows, guesses[rows], labels, scores[rows])
-        sheets.draw(drawn, names, folder / "examples.png")
+        drawn = sheets.case_rows(split, rows, guesses[rows], labels, scores[rows])
+        sheets.draw_sheet(drawn, names, folder / "examples.png")
         frames = {f"epoch {k}": guesses[:2] for k in range(8)}
-        drawn = sheets.filmstrip(split, [0, 1], frames)
-        sheets.draw(drawn, names, folder / "filmstrip.png")
+        drawn = sheets.filmstrip_rows(split, [0, 1], frames)
+        sheets.draw_sheet(drawn, names, folder / "filmstrip.png")
         draws = [list(zip(images[:5], truths[:5], strict=True))] * 2
-        sheets.draw(sheets.samples(split, [0, 1], draws), names, folder / "samples.png")
+        sheets.draw_sheet(sheets.sample_rows(split, [0, 1], draws), names, folder / "samples.png")
         history = read_fold(folder).history()
-        figures.curves(history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY)
-        figures.confusion(counts.sum(0), names, folder / "confusion.png")
+        figures.draw_curves(
+            history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY
+        )
+        figures.draw_confusion(counts.sum(0), names, folder / "confusion.png")
     return run
 
 
@@ -94,7 +96,7 @@ def headings(text: str) -> list[str]:
 
 
 def test_the_report_holds_every_section_and_the_figures(run):
-    path = overview.run_page(run)
+    path = overview.write_run_page(run)
     text = path.read_text(encoding="utf-8")
     assert headings(text) == [
         "Result", "Classes, all folds as one", "All folds", "Fold 0", "Fold 1", "Command and configuration"
@@ -109,13 +111,13 @@ def test_the_report_holds_every_section_and_the_figures(run):
 
 
 def test_the_pictures_on_the_page_are_those_that_the_run_left(run):
-    text = overview.run_page(run).read_text(encoding="utf-8")
+    text = overview.write_run_page(run).read_text(encoding="utf-8")
     shown = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", text)]
     assert sorted(shown) == sorted(path.read_bytes() for path in run.rglob("*.png")) and len(shown) == 12
 
 
 def test_text_is_escaped_and_nothing_comes_from_outside(run):
-    text = overview.run_page(run).read_text(encoding="utf-8")
+    text = overview.write_run_page(run).read_text(encoding="utf-8")
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text
     links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)""", text)
     assert links and all(target.startswith(("data:", "#")) for found in links for target in found if target)
@@ -131,35 +133,35 @@ def test_the_audit_is_on_the_page_and_what_is_missing_is_not(run, tmp_path):
     shutil.rmtree(bare / "fold-1")
     files.write_text(bare.parent / "audit" / "audit.txt", "110 share <one> mask {body}")
     Image.new("RGB", (9, 9)).save(bare.parent / "audit" / "audit.png")
-    text = overview.run_page(bare).read_text(encoding="utf-8")
+    text = overview.write_run_page(bare).read_text(encoding="utf-8")
     assert headings(text)[2:] == ["What is odd in the data", "Command and configuration"]
     assert "110 share &lt;one&gt; mask {body}" in text and text.count("<img") == 1
 
 
 def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
     with pytest.raises(Refused, match=r"config\.json"):
-        overview.run_page(tmp_path)
+        overview.write_run_page(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(run, broken, ignore=shutil.ignore_patterns("report.html"))
     for column in (["one"], [1, 2]):
         write_history(broken / "fold-1" / "history.csv", {"epoch": column})
         with pytest.raises(Refused, match=r"fold-1.history\.csv: not a training history"):
-            overview.run_page(broken)
+            overview.write_run_page(broken)
     shutil.copyfile(run / "fold-1" / "history.csv", broken / "fold-1" / "history.csv")
     files.write_json(broken / "fold-1" / "metrics.json", {"fold": 1})
     with pytest.raises(Refused, match=r"metrics\.json lacks 'confusion'"):
-        overview.run_page(broken)
+        overview.write_run_page(broken)
     for file in broken.glob("fold-*/metrics.json"):
         file.unlink()
     with pytest.raises(Refused, match="no finished fold"):
-        overview.run_page(broken)
+        overview.write_run_page(broken)
     assert not (broken / "report.html").exists()
 
 
 @pytest.mark.skipif(not BROWSER, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_finds_no_fault(many_classes, tmp_path, width):
-    path = overview.run_page(many_classes)
+    path = overview.write_run_page(many_classes)
     with Browser(tmp_path / "profile") as browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             browser.call(f"{domain}.enable")

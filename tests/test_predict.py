@@ -14,7 +14,7 @@ CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 @pytest.mark.parametrize("size", [(8, 8), (6, 10)])
 def test_undo_takes_do_back(tta, size):
     images = torch.rand(2, 3, *size)
-    looks = predict.views(tta, size)
+    looks = predict.test_time_views(tta, size)
     assert len(looks) == {"none": 1, "hflip": 2, "flips": 4, "d4": 8}[tta]
     seen = [look.do(images) for look in looks]
     for look, view in zip(looks, seen, strict=True):
@@ -25,7 +25,7 @@ def test_undo_takes_do_back(tta, size):
 
 def test_scales_come_back_to_the_size():
     images = torch.rand(1, 2, 20, 28)
-    looks = predict.views("scales", (20, 28))
+    looks = predict.test_time_views("scales", (20, 28))
     assert [look.do(images).shape[2:] for look in looks] == [(20, 28), (15, 21), (25, 35)]
     assert all(look.undo(look.do(images)).shape == images.shape for look in looks)
 
@@ -71,7 +71,7 @@ def test_predictions_come_back_to_the_pictures_own_size(fit, size):
     labels[:height, : width // 2] = 1
     labels[height:], labels[:, width:] = 2, 2
     probabilities = nn.functional.one_hot(labels, 3).permute(2, 0, 1).float()
-    back = predict.original(probabilities, size, fit).argmax(0)
+    back = predict.resize_to_original(probabilities, size, fit).argmax(0)
     expected = torch.zeros(size, dtype=torch.long)
     expected[:, : size[1] // 2] = 1
     assert back.shape == size
@@ -119,7 +119,7 @@ def test_tiles_agree_with_the_whole_picture_and_are_never_larger():
     whole = predict.logits(network, images, CPU)
     network.seen.clear()
     settings = predict.Predict(tta="none", tile=32, batch_size=6)
-    got = predict.tiled(lambda x: predict.logits(network, x, CPU), images, settings)
+    got = predict.predict_tiles(lambda x: predict.logits(network, x, CPU), images, settings)
     assert {shape[2:] for shape in network.seen} == {(32, 32)}
     assert max(shape[0] for shape in network.seen) == 6
     assert sum(shape[0] for shape in network.seen) == 2 * 4 * 4
@@ -136,9 +136,9 @@ def test_tiles_agree_with_the_whole_picture_and_are_never_larger():
 
 def test_batches_count_tiles():
     rows = np.arange(10)
-    assert [len(batch) for batch in predict.batches(rows, (64, 64), predict.Predict(batch_size=4))] == [4, 4, 2]
+    assert [len(batch) for batch in predict.plan_batches(rows, (64, 64), predict.Predict(batch_size=4))] == [4, 4, 2]
     tiles = predict.Predict(batch_size=8, tile=40)  # 2 × 2 a picture
-    assert [len(batch) for batch in predict.batches(rows, (64, 64), tiles)] == [2, 2, 2, 2, 2]
+    assert [len(batch) for batch in predict.plan_batches(rows, (64, 64), tiles)] == [2, 2, 2, 2, 2]
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved():
@@ -153,17 +153,17 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved():
         return look
 
     settings = predict.Predict(batch_size=5)
-    seen = [(batch.tolist(), got) for batch, got in predict.each(look(2), images, rows, settings, CPU)]
+    seen = [(batch.tolist(), got) for batch, got in predict.for_each_batch(look(2), images, rows, settings, CPU)]
     assert seen == [([7, 1], [7, 1]), ([5], [5]), ([2, 9], [2, 9])]
     with pytest.raises(Refused, match=r"a single picture.*predict\.tile"):
-        list(predict.each(look(0), images, rows, settings, CPU))
+        list(predict.for_each_batch(look(0), images, rows, settings, CPU))
 
 
 def test_batches_cover_the_rows_in_order():
     images = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
     rows = np.array([7, 1, 5, 2, 9])
     settings = predict.Predict(tta="none", batch_size=2)
-    batches = list(predict.over(Brightness(), images, rows, settings, CPU))
+    batches = list(predict.predict_rows(Brightness(), images, rows, settings, CPU))
     assert [batch.tolist() for batch, _ in batches] == [[7, 1], [5, 2], [9]]
     for batch, probabilities in batches:
         expected = Brightness()(torch.from_numpy(images[batch]).permute(0, 3, 1, 2)).softmax(1)

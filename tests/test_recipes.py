@@ -13,18 +13,18 @@ SHAPES = {"mars": (64, 128, 1), "pets": (256, 256, 3), "voc": (256, 256, 3), "hu
 COMPETITIONS = {"mars": "mars", "pets": "pets", "voc": "voc2007"}
 
 
-@pytest.mark.parametrize("recipe", config.shipped("recipes"))
+@pytest.mark.parametrize("recipe", config.shipped_names("recipes"))
 def test_a_recipe_trains(recipe, tmp_path):
     family = recipe.partition("-")[0]
     shape = SHAPES.get(family, (64, 128, 1))
     overrides = ["epochs=1", "batch_size=3", "model.encoder_weights=none"]
-    loaded = config.load(COMPETITIONS.get(family, "demo"), recipe, overrides)
+    loaded = config.load_config(COMPETITIONS.get(family, "demo"), recipe, overrides)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, *shape), np.uint8)
     masks = rng.integers(0, 2, (8, *shape[:2]), np.uint8)
     masks[0] = rng.integers(0, len(loaded.competition.classes), shape[:2])  # the only one to be drawn more often
     split = arrays.Split(images, masks, np.arange(8).astype(str), None, None)
-    index = arrays.index(split, loaded.competition, tmp_path)
+    index = arrays.build_index(split, loaded.competition, tmp_path)
     model, state = fit.fit(loaded, split, index, np.arange(6), np.arange(6, 8), tmp_path, CPU)
     assert len(state.history) == 1 and np.isfinite(state.history[0]["train_loss"])
     assert model(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)).shape[1] == len(loaded.competition.classes)

@@ -51,7 +51,7 @@ def test_out_of_fold_covers_every_picture_once_and_matches_its_score(trained):
         assert probabilities.dtype == np.float16 and probabilities.shape[1:] == (3, 32, 48)
         np.testing.assert_allclose(probabilities.astype(float).sum(1), 1, atol=5e-3)
         rows = ids.astype(int)
-        confusions = metrics.confusion(masks[rows], probabilities.argmax(1).astype(np.uint8), 3)
+        confusions = metrics.count_confusion(masks[rows], probabilities.argmax(1).astype(np.uint8), 3)
         score = metrics.score(confusions, config.Metric(background="drop_class"))
         assert score == pytest.approx(json.loads((folder / "metrics.json").read_text())["score"], abs=2e-3)
         seen += rows.tolist()
@@ -100,8 +100,8 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
         truth = npz["test_masks"]
     labels = np.zeros_like(truth)
     for row in frame.itertuples():
-        labels[int(row.id)][runlength.decode(row.rle, (32, 48), "column").astype(bool)] = row[2]
-    score = metrics.score(metrics.confusion(truth, labels, 3), config.Metric(background="drop_class"))
+        labels[int(row.id)][runlength.decode_runs(row.rle, (32, 48), "column").astype(bool)] = row[2]
+    score = metrics.score(metrics.count_confusion(truth, labels, 3), config.Metric(background="drop_class"))
     assert about["score"]["leaderboard"] == pytest.approx(score, abs=1e-6)
     assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
 

@@ -21,13 +21,13 @@ def plain(mask, order):
 
 @given(MASKS, ORDERS)
 def test_encodes_as_the_plain_loop(masks, order):
-    assert runlength.encode(masks, order) == [plain(mask, order) for mask in masks]
+    assert runlength.encode_runs(masks, order) == [plain(mask, order) for mask in masks]
 
 
 @given(MASKS, ORDERS)
 def test_decode_undoes_encode(masks, order):
-    for mask, text in zip(masks, runlength.encode(masks, order), strict=True):
-        assert np.array_equal(runlength.decode(text, mask.shape, order), mask)
+    for mask, text in zip(masks, runlength.encode_runs(masks, order), strict=True):
+        assert np.array_equal(runlength.decode_runs(text, mask.shape, order), mask)
 
 
 @pytest.mark.parametrize("shape", [(7, 1100, 1000), (3, 1, 70_000), (3, 70_000, 1), (300, 101, 101)])
@@ -36,9 +36,9 @@ def test_large_masks_many_digits_and_several_chunks(shape, order):
     masks = np.random.default_rng(0).random(shape) < 0.02
     masks[1] = True
     masks[-1] = False
-    texts = runlength.encode(masks, order)
+    texts = runlength.encode_runs(masks, order)
     assert texts == [plain(mask, order) for mask in masks]
-    assert np.array_equal(runlength.decode(texts[0], shape[1:], order), masks[0])
+    assert np.array_equal(runlength.decode_runs(texts[0], shape[1:], order), masks[0])
 
 
 def test_every_number_is_written_in_full():
@@ -46,27 +46,27 @@ def test_every_number_is_written_in_full():
     mask = np.zeros((1, 1, width), bool)
     starts = np.array([1, 9, 11, 99, 101, 1000, 1010, 9999, 10_000, 100_000, 1_000_000, 1_001_000, 10_000_001])
     mask[0, 0, starts - 1] = True
-    assert runlength.encode(mask, "row") == [plain(mask[0], "row")]
+    assert runlength.encode_runs(mask, "row") == [plain(mask[0], "row")]
     mask[:] = True
-    assert runlength.encode(mask, "row") == [f"1 {width}"]
+    assert runlength.encode_runs(mask, "row") == [f"1 {width}"]
 
 
 def test_any_label_but_0_is_set():
     mask = np.array([[[0, 1, 2], [255, 0, 0]]], np.uint8)
-    assert runlength.encode(mask, "row") == ["2 3"]
-    assert runlength.encode(mask, "column") == ["2 2 5 1"]
+    assert runlength.encode_runs(mask, "row") == ["2 3"]
+    assert runlength.encode_runs(mask, "column") == ["2 2 5 1"]
 
 
 def test_encodes_views_that_are_not_contiguous():
     masks = np.random.default_rng(0).random((4, 9, 12)) < 0.5
     for view in (masks[::2], masks[:, ::-1], masks.transpose(0, 2, 1), masks[:, 1:5, 2:7]):
         for order in ("column", "row"):
-            assert runlength.encode(view, order) == [plain(mask, order) for mask in view]
+            assert runlength.encode_runs(view, order) == [plain(mask, order) for mask in view]
 
 
 def test_decodes_the_empty_token():
     for text, empty in (("", ""), ("-", "-"), ("1 0", "1 0")):
-        assert not runlength.decode(text, (2, 3), empty=empty).any()
+        assert not runlength.decode_runs(text, (2, 3), empty=empty).any()
 
 
 @pytest.mark.parametrize(
@@ -91,19 +91,19 @@ def test_decodes_the_empty_token():
 )
 def test_refuses(text, problem):
     with pytest.raises(Refused, match=problem) as refused:
-        runlength.decode(text, (2, 3))
+        runlength.decode_runs(text, (2, 3))
     assert len(str(refused.value)) < 200
 
 
 def test_runs_of_an_unknown_picture_cannot_end_anywhere():
     with pytest.raises(Refused, match="outside"):
-        runlength.parse("9223372036854775807 9223372036854775807")
+        runlength.parse_runs("9223372036854775807 9223372036854775807")
 
 
 @given(st.text(alphabet="0123456789 -+._x\t\0é", max_size=30))
 def test_any_text_decodes_or_is_refused(text):
     try:
-        mask = runlength.decode(text, (4, 5))
+        mask = runlength.decode_runs(text, (4, 5))
     except Refused:
         return
     assert mask.shape == (4, 5)

@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 
     def rehearse(script, inputs=None, working=None, form="namespaces"):
         working, log, start = working or tmp_path_factory.mktemp("working"), [], time.monotonic()
-        status = sandbox.rehearse(script, inputs or {}, working, form, log.append)
+        status = sandbox.run_script(script, inputs or {}, working, form, log.append)
         return SimpleNamespace(status=status, log="".join(log), seconds=time.monotonic() - start)
 
     return rehearse
@@ -57,7 +57,7 @@ def test_a_pack_runs_and_leaves_its_files(run, form, tmp_path, capfd):
         "Path('submission.csv').write_text('id\\n')\n"
     )
     (working := tmp_path / "working").mkdir()
-    result = run(packing.script(packing.pack(entry, ["--competition", "demo"])), working=working, form=form)
+    result = run(packing.write_script(packing.pack(entry, ["--competition", "demo"])), working=working, form=form)
     assert result.status == 0, result.log
     assert (working / "runs/demo/metrics.json").read_text().isdigit()
     assert sorted(os.listdir(working)) == ["runs", "submission.csv"]
@@ -238,7 +238,7 @@ print(len(found), [path.read_text() for path in found])
 def test_without_namespaces_it_refuses_and_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(namespaces, "command", lambda: ([], "unshare failed: Operation not permitted"))
     with pytest.raises(Refused, match=r"\(unshare failed: Operation not permitted\).*weaker form \"guard\""):
-        sandbox.rehearse("", {}, tmp_path)
+        sandbox.run_script("", {}, tmp_path)
 
 
 def test_a_system_without_unshare_is_named(monkeypatch):
@@ -248,6 +248,6 @@ def test_a_system_without_unshare_is_named(monkeypatch):
 
 def test_output_is_shown_as_it_comes(capfd, tmp_path):
     form = "guard" if REASON else "namespaces"
-    assert sandbox.rehearse("print('zwölf')", {}, tmp_path, form) == 0
+    assert sandbox.run_script("print('zwölf')", {}, tmp_path, form) == 0
     first, said, *_, last = capfd.readouterr().out.splitlines()
     assert first.startswith(f"sandbox: {form}") and said == "zwölf" and "Kaggle would keep 0 files" in last

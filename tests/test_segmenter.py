@@ -14,7 +14,9 @@ MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
 
 
 def build(channels=1, classes=3, **model):
-    return segmenter.build(config.Model(**model), channels, classes, MEAN.expand(channels), STD.expand(channels))
+    return segmenter.build_segmenter(
+        config.Model(**model), channels, classes, MEAN.expand(channels), STD.expand(channels)
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 128), (50, 70), (33, 31), (20, 300), (5, 7)])
@@ -111,16 +113,16 @@ def test_pictures_are_normalised_inside():
 
 
 def test_a_model_is_rebuilt_from_its_file_alone(tmp_path):
-    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
-    model, _ = segmenter.build(loaded.model, 1, 5, MEAN, STD)
-    segmenter.save(model, tmp_path / "m.safetensors", loaded)
-    again = segmenter.load(tmp_path / "m.safetensors", torch.device("cpu"))
+    loaded = config.load_config("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
+    segmenter.save_model(model, tmp_path / "m.safetensors", loaded)
+    again = segmenter.load_model(tmp_path / "m.safetensors", torch.device("cpu"))
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     assert again.config == loaded
     assert torch.equal(again.model(images), model.eval()(images))
-    other, _ = segmenter.build(loaded.model, 1, 5, MEAN, STD)
-    segmenter.save(other, tmp_path / "n.safetensors", loaded)
-    reused = segmenter.load(tmp_path / "n.safetensors", torch.device("cpu"), again)
+    other, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
+    segmenter.save_model(other, tmp_path / "n.safetensors", loaded)
+    reused = segmenter.load_model(tmp_path / "n.safetensors", torch.device("cpu"), again)
     assert reused.model is again.model
     assert torch.equal(reused.model(images), other.eval()(images))
 
@@ -182,9 +184,9 @@ def test_what_does_not_exist_is_refused_with_what_does(model, says):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "no configuration", "other weights"])
 def test_a_broken_model_file_is_refused(tmp_path, damage):
     path = tmp_path / "m.safetensors"
-    loaded = config.load("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
-    model, _ = segmenter.build(loaded.model, 1, 5, MEAN, STD)
-    segmenter.save(model, path, loaded)
+    loaded = config.load_config("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
+    segmenter.save_model(model, path, loaded)
     data = path.read_bytes()
     if damage == "no configuration":
         safetensors.torch.save_file({"mean": MEAN}, path)
@@ -195,5 +197,5 @@ def test_a_broken_model_file_is_refused(tmp_path, damage):
     else:
         path.write_bytes({"truncated": data[:-100], "empty": b"", "text": b"not a model file at all"}[damage])
     with pytest.raises(Refused) as refused:
-        segmenter.load(path, torch.device("cpu"))
+        segmenter.load_model(path, torch.device("cpu"))
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)

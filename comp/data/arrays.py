@@ -18,13 +18,13 @@ from comp import files
 from comp.config import Arrays, Competition, Fit
 from comp.data import cache, convert, demo, npz
 from comp.errors import Refused
-from comp.files import below_input, whole
+from comp.files import atomic_write, find_below_input
 
 MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LONGEST_TEXT = 1000  # characters of an id or group
 LARGEST_SIDE = 65_535  # pixels of an original picture
-INDEX_VERSION = 2  # raised when `index` changes, so that older caches are not used
+INDEX_VERSION = 2  # raised when `build_index` changes, so that older caches are not used
 Size = tuple[int, int]  # height, width
 INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
 
@@ -57,15 +57,15 @@ class Index:
     constant: np.ndarray  # bool (N,): the mask is one label throughout, ignored pixels aside, or there is none
 
 
-def find(file: str, folder: Path) -> Path:
+def find_npz(file: str, folder: Path) -> Path:
     """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
     path = Path(folder) / file
     if path.is_file():
         return path
-    if found := next(below_input(path.name), None):
+    if found := next(find_below_input(path.name), None):
         return found
     if file == demo.NAME:
-        return demo.ensure(folder)
+        return demo.ensure_demo(folder)
     raise Refused(
         f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; "
         "put it there, or make it of pictures with kernels/prepare.py --source"
@@ -87,8 +87,8 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
 
     Refused where their channels are not the training pictures', which is better known before training.
     """
-    path, selector = find(competition.file, folder), competition.arrays.test_images
-    if not {selector, selector.partition("[")[0]} & set(npz.keys(path)):
+    path, selector = find_npz(competition.file, folder), competition.arrays.test_images
+    if not {selector, selector.partition("[")[0]} & set(npz.list_keys(path)):
         return False
     test = convert.Wanted(*_selected(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
@@ -96,7 +96,7 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     return True
 
 
-def release(array: np.ndarray | None) -> None:
+def release_pages(array: np.ndarray | None) -> None:
     """Drop a mapped array's pages from this process; they stay readable, and in the system's cache."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
@@ -104,14 +104,14 @@ def release(array: np.ndarray | None) -> None:
         array.madvise(mmap.MADV_DONTNEED)
 
 
-def sample_submission(competition: Competition, folder: Path) -> Path | None:
+def find_sample_submission(competition: Competition, folder: Path) -> Path | None:
     """Where the competition's sample submission lies, if there is one: in `folder`, else below /kaggle/input."""
     own = Path(folder) / (competition.submission.sample or f"{competition.name}-sample_submission.csv")
     # There it is the competition's own; here, of several competitions, nobody could tell whose it is.
-    return own if own.is_file() else next(below_input(SAMPLE), None)
+    return own if own.is_file() else next(find_below_input(SAMPLE), None)
 
 
-def index(split: Split, competition: Competition, folder: Path) -> Index:
+def build_index(split: Split, competition: Competition, folder: Path) -> Index:
     """Count and hash every sample in one pass; kept in the cache folder. Memory stays flat.
 
     Raises Refused where a label is neither a class nor ignored, naming the sample.
@@ -121,9 +121,9 @@ def index(split: Split, competition: Competition, folder: Path) -> Index:
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
     stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
     with suppress(Refused):
-        return Index(*(npz.read(npz.member(stored, field)) for field in Index.__dataclass_fields__))
+        return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
     found = _index(split, competition)
-    with suppress(OSError), whole(stored) as beside:  # a full disk costs the cache, not the result
+    with suppress(OSError), atomic_write(stored) as beside:  # a full disk costs the cache, not the result
         np.savez(beside, **vars(found))
     return found
 
@@ -156,8 +156,8 @@ def _index(split: Split, competition: Competition) -> Index:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(look, range(0, samples, step)), start=1):
             if done % 64 == 0:
-                release(split.images)
-                release(split.masks)
+                release_pages(split.images)
+                release_pages(split.masks)
     if ignore is not None:
         counts[:, labels.index(ignore)] = 0
     return Index(counts[:, :classes], image_hash, mask_hash, (counts > 0).sum(axis=1) <= 1)
@@ -169,8 +169,8 @@ def _hash(sample: np.ndarray) -> int:
 
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
-    arrays, path = competition.arrays, find(competition.file, folder)
-    there = npz.keys(path)
+    arrays, path = competition.arrays, find_npz(competition.file, folder)
+    there = npz.list_keys(path)
 
     def given(field: str) -> str | None:
         """The selector of what need not be there: None where it is empty, or the default and the file lacks it."""
@@ -197,18 +197,18 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     groups = _texts(path, selector, count) if (selector := given("groups")) else None
     sizes = _sizes(path, selector, count) if (selector := given("sizes")) else None
     folds = _folds(path, selector, count) if (selector := given("folds")) else None
-    pixels, *labelled = convert.uint8(sources, ids, folder)
+    pixels, *labelled = convert.as_uint8(sources, ids, folder)
     origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
     return Split(pixels, labelled[0] if labelled else None, ids, groups, sizes, folds, origin)
 
 
 def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     """The member that a selector means, and its slice of the second axis; None for all of it."""
-    if selector in npz.keys(path) or "[" not in selector:
-        return npz.member(path, selector), None
+    if selector in npz.list_keys(path) or "[" not in selector:
+        return npz.read_member(path, selector), None
     if not (sliced := re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)):
         raise Refused(f"{path}: {selector!r}: a selector is key or key[:, 0]")
-    member, part = npz.member(path, sliced[1]), int(sliced[2])
+    member, part = npz.read_member(path, sliced[1]), int(sliced[2])
     if len(member.shape) < 2 or part >= member.shape[1]:
         raise Refused(f"{path}: {selector!r}: shape {member.shape} has no such slice")
     return member, part
@@ -219,7 +219,7 @@ def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits:
     found = member.shape if part is None else (member.shape[0], *member.shape[2:])
     if found != shape or member.dtype.kind not in kinds:
         raise Refused(f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit")
-    values = npz.read(member)
+    values = npz.read_array(member)
     return values if part is None else values[:, part]
 
 
@@ -264,7 +264,7 @@ def _folds(path: Path, selector: str, count: int) -> np.ndarray:
     return _values(path, selector, (count,), "iu", "integers").astype(np.int16)
 
 
-def fitted(original: Size, size: Size, fit: Fit) -> Size:
+def fitted_size(original: Size, size: Size, fit: Fit) -> Size:
     """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
     if fit == "stretch":
         return size

@@ -20,7 +20,7 @@ from comp.errors import Refused, did_you_mean
 Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-def build(transforms: Sequence[dict[str, Any]]) -> Transform | None:
+def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
     """Turn the recipe's list into a function `(image, mask, seed) -> (image, mask)`.
 
     `image` is uint8 (H, W, C), `mask` uint8 (H, W). albumentations moves both together, masks by
@@ -74,7 +74,7 @@ def mixes(augment: Augment) -> bool:
     return augment.cutmix > 0 or augment.mixup > 0
 
 
-def mix(
+def mix_batch(
     images: Tensor, labels: Tensor, augment: Augment, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor | None, float]:
     """CutMix and MixUp for one batch, each drawn with the recipe's probability.

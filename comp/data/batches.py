@@ -21,7 +21,7 @@ from comp.data.arrays import Split
 from comp.errors import Refused
 
 
-def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
+def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
     """How often each picture is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
     times = np.ones(len(counts))
     for name, factor in oversample.items():
@@ -30,7 +30,7 @@ def repeats(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str
     return times
 
 
-def plan(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
 
     A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
@@ -77,16 +77,16 @@ class TrainBatches(Sampler[np.ndarray]):
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields the size of each batch over all ranks, and what this one loads of it."""
         whole = self._plan(epoch)[skip:]
-        if whole and (fewest := min(map(len, whole))) < distributed.count():
+        if whole and (fewest := min(map(len, whole))) < distributed.world_size():
             raise Refused(
-                f"{distributed.count()} processes, but a batch of {fewest} pictures; use fewer, or larger batches"
+                f"{distributed.world_size()} processes, but a batch of {fewest} pictures; use fewer, or larger batches"
             )
         self._batches = [keys[self._share] for keys in whole]
         for keys, (images, labels) in zip(whole, self._loader, strict=True):
             yield len(keys), images, labels
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
-        return plan(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
+        return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self._batches)
@@ -100,7 +100,7 @@ class _Samples(Dataset):
 
     def __init__(self, split: Split, config: Config):
         self._split, self._seed = split, config.seed
-        self._transform = augment.build(config.augment.transforms)
+        self._transform = augment.build_transforms(config.augment.transforms)
 
     def __getitem__(self, keys: np.ndarray) -> tuple[Tensor, Tensor]:
         pairs = [self._sample(*key) for key in keys.tolist()]

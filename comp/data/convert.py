@@ -16,7 +16,7 @@ import numpy as np
 
 from comp.data import cache, npz
 from comp.errors import Refused
-from comp.files import whole
+from comp.files import atomic_write
 
 VERSION = 1  # raised when conversion changes, so that older caches are not used
 
@@ -75,7 +75,7 @@ class Wanted:
         return images if self.role == "images" else images[..., 0]
 
 
-def uint8(sources: list[Wanted], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
+def as_uint8(sources: list[Wanted], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
     """Read-only uint8 arrays of one file's sources, shaped as `Wanted.shape` says; `ids` name the samples.
 
     Raises Refused for values that do not fit, naming the sample, and for a full disk.
@@ -95,7 +95,7 @@ def uint8(sources: list[Wanted], ids: np.ndarray, folder: Path) -> list[np.ndarr
 
 
 def _mapped(source: Wanted) -> np.ndarray:
-    return source.arrange(npz.mapped(source.member).view(np.uint8))
+    return source.arrange(npz.map_member(source.member).view(np.uint8))
 
 
 def _opened(source: Wanted, file: Path) -> np.ndarray | None:
@@ -120,9 +120,9 @@ def _convert(targets: list[tuple[Wanted, Path]], ids: np.ndarray) -> None:
         with ExitStack() as stack:
             outputs = []
             for source, file in targets:
-                outputs.append(stack.enter_context(open(stack.enter_context(whole(file)), "wb")))
+                outputs.append(stack.enter_context(open(stack.enter_context(atomic_write(file)), "wb")))
                 npz.write_header(outputs[-1], source.shape, np.uint8)
-            for first, rows in npz.blocks(member):
+            for first, rows in npz.iterate_blocks(member):
                 for at, (source, _) in enumerate(targets):
                     values = source.arrange(rows)
                     outputs[at].write(np.ascontiguousarray(_as_uint8(values, source, ids[first:])).data)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.data.cache import cache_folder
-from comp.files import whole
+from comp.files import atomic_write
 
 NAME = "demo.npz"
 HEIGHT, WIDTH = 64, 128
@@ -25,7 +25,7 @@ SKY, SAND, ROCK, GRAVEL, CRYSTAL = range(5)
 BATCH = 32  # pictures drawn at a time
 
 
-def ensure(folder: Path) -> Path:
+def ensure_demo(folder: Path) -> Path:
     """The path of demo.npz in `folder`, or in its cache folder if it cannot be written; made on first use."""
     folder = Path(folder)
     with suppress(OSError):
@@ -34,12 +34,12 @@ def ensure(folder: Path) -> Path:
     if not path.is_file() and not (folder.is_dir() and os.access(folder, os.W_OK)):
         path = cache_folder(folder) / NAME
     if not path.is_file():
-        with whole(path) as beside:
-            np.savez(beside, **draw())  # not compressed, so that it can be mapped
+        with atomic_write(path) as beside:
+            np.savez(beside, **draw_demo())  # not compressed, so that it can be mapped
     return path
 
 
-def draw() -> dict[str, np.ndarray]:
+def draw_demo() -> dict[str, np.ndarray]:
     """All arrays of the demo by key: images uint8 (N, 64, 128), masks uint8 (N, 64, 128), ids str (N,)."""
     batches = [_draw_batch(numbers) for numbers in np.split(np.arange(TRAIN + TEST), (TRAIN + TEST) // BATCH)]
     images, masks = (np.concatenate(parts) for parts in zip(*batches, strict=True))

@@ -21,7 +21,7 @@ from comp.files import write_csv
 EXCLUDED = -1
 
 
-def make(split: Split, index: Index, config: Config) -> np.ndarray:
+def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation.
 
     A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
@@ -64,15 +64,15 @@ def make(split: Split, index: Index, config: Config) -> np.ndarray:
     return assigned
 
 
-def load_or_make(path: Path, split: Split, index: Index, config: Config) -> np.ndarray:
-    """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `make` gives them.
+def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -> np.ndarray:
+    """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `deal_folds` gives them.
 
     The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
     does not fit the arrays or the exclusions any more.
     """
     contents = _contents(split, index)
     if not path.exists():
-        assigned = make(split, index, config)
+        assigned = deal_folds(split, index, config)
         rows = zip(split.ids.tolist(), assigned.tolist(), contents, strict=True)
         write_csv(path, [("id", "fold", "content"), *rows])
         return assigned

@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from comp.errors import Refused
-from comp.files import whole
+from comp.files import atomic_write
 
 BLOCK = 8 << 20  # bytes that are inflated at a time
 LARGEST_HEADER = 1 << 16  # bytes; numpy writes fewer than 200, and itself reads whatever a header claims
@@ -46,15 +46,15 @@ class Member:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def keys(path: Path) -> list[str]:
+def list_keys(path: Path) -> list[str]:
     """Names of the arrays in an npz file."""
     with _readable(str(path)), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def member(path: Path, key: str) -> Member:
+def read_member(path: Path, key: str) -> Member:
     """Read one member's header. Refused: no such key, object or structured arrays, a damaged file."""
-    there, where = keys(path), f"{path}: {key}"
+    there, where = list_keys(path), f"{path}: {key}"
     if key not in there:
         raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
     with _readable(where), zipfile.ZipFile(path) as archive:
@@ -76,14 +76,14 @@ def member(path: Path, key: str) -> Member:
     return found
 
 
-def mapped(member: Member) -> np.ndarray:
+def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
     _refuse_fortran(member)
     with _readable(str(member)):
         return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset, member.shape))
 
 
-def blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
+def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) through the whole member, about `BLOCK` bytes at a time, checksum verified."""
     _refuse_fortran(member)
     count, *sample = member.shape
@@ -101,7 +101,7 @@ def blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
             yield first, np.frombuffer(data, np.uint8).view(member.dtype).reshape(rows, *sample)
 
 
-def read(member: Member) -> np.ndarray:
+def read_array(member: Member) -> np.ndarray:
     """A small member as an array in memory."""
     if member.size > LARGEST_READ:
         raise Refused(f"{member}: {member.size:,} bytes, over 1 GiB, are not what such an array holds")
@@ -115,12 +115,12 @@ def write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype | type
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
-def write(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
+def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
     """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory.
 
     The same members always give the same bytes.
     """
-    with whole(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+    with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for key, shape, dtype, blocks in members:
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
                 write_header(file, shape, dtype)
@@ -130,7 +130,11 @@ def write(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterab
 
 @contextmanager
 def _opened(member: Member) -> Iterator[IO[bytes]]:
-    with _readable(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(f"{member.key}.npy") as file:
+    with (
+        _readable(str(member)),
+        zipfile.ZipFile(member.path) as archive,
+        archive.open(f"{member.key}.npy") as file,
+    ):
         yield file
 
 

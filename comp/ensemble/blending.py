@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from comp import distributed, files
 from comp.config import Competition
-from comp.data.arrays import Index, Split, release
+from comp.data.arrays import Index, Split, release_pages
 from comp.device import Device
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
@@ -63,7 +63,7 @@ class _Part:
             some = slice(start, start + 64)
             yield [p[some] for p in self.probabilities], np.ascontiguousarray(split.masks[self.rows[some]])
         for probabilities in self.probabilities:
-            release(probabilities)
+            release_pages(probabilities)
 
 
 def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[list[Fold]]:
@@ -78,12 +78,12 @@ def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[l
     return [[fold for number in numbers for fold in folds if fold.number == number] for folds in runs]
 
 
-def equal(runs: int, classes: int) -> Blend:
+def equal_weights(runs: int, classes: int) -> Blend:
     """All runs and classes weighted the same, and no score: for models without out-of-fold predictions."""
     return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
 
 
-def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
+def search_weights(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
     `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
@@ -110,7 +110,7 @@ def search(runs: Sequence[Sequence[Fold]], split: Split, competition: Competitio
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
-def identity(
+def identify(
     competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
 ) -> dict[str, Any]:
     """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
@@ -137,7 +137,7 @@ def _sha256(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def blended(
+def predict_blend(
     runs: Sequence[Sequence[Fold]],
     weights: Sequence[float],
     test: Split,
@@ -153,7 +153,7 @@ def blended(
     number of pictures.
     """
     paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
-    at, loaded = paths[0][0], segmenter.load(paths[0][0], device.device)
+    at, loaded = paths[0][0], segmenter.load_model(paths[0][0], device.device)
     shape = (len(loaded.config.competition.classes), *test.images.shape[1:3])
     chunk = max(1, CHUNK_BYTES // (4 * math.prod(shape)))  # pictures
     size = min(batch_size, chunk)
@@ -170,11 +170,11 @@ def blended(
         total = buffer[: len(rows)].zero_()
         for path, weight in paths:
             if path != at:
-                at, loaded = path, segmenter.load(path, device.device, loaded)
+                at, loaded = path, segmenter.load_model(path, device.device, loaded)
             own = loaded.config.predict
             settings = own.model_copy(update={"tta": tta or own.tta, "batch_size": batch_size})
             seen = 0
-            for batch, probabilities in predict.over(loaded.model, test.images, rows, settings, device):
+            for batch, probabilities in predict.predict_rows(loaded.model, test.images, rows, settings, device):
                 total[seen : seen + len(batch)].add_(probabilities, alpha=weight)
                 seen += len(batch)
                 bar.update(len(batch))
@@ -183,10 +183,10 @@ def blended(
     bar.close()
 
 
-def label(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
+def label_images(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
     weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
-    return predict.labels(probabilities * weights)
+    return predict.to_labels(probabilities * weights)
 
 
 def _find(
@@ -216,7 +216,9 @@ def _confusions(
         together = torch.zeros(probabilities[0].shape)
         for weight, p in zip(runs.tolist(), probabilities, strict=True):
             together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
-        confusions.append(metrics.confusion(truth, label(together, classes), len(classes), competition.arrays.ignored))
+        confusions.append(
+            metrics.count_confusion(truth, label_images(together, classes), len(classes), competition.arrays.ignored)
+        )
     return np.concatenate(confusions)
 
 

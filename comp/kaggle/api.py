@@ -21,7 +21,7 @@ from typing import Any
 from comp import files
 from comp.errors import Refused
 from comp.kaggle import client, credentials
-from comp.kaggle.client import SITE, Declined, ask
+from comp.kaggle.client import SITE, Declined, call_client
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 PATIENCE = 3600.0  # seconds to wait for a dataset or a score
@@ -45,16 +45,16 @@ class Score:
     error: str = ""
 
 
-def user() -> str:
+def username() -> str:
     """The user's name, as the client finds it. Raises Refused where there are no valid credentials."""
     # The first call of all: without a network it should not wait for long.
-    return ask("get_config_value", tries=2, name="username")
+    return call_client("get_config_value", tries=2, name="username")
 
 
 # Kernels
 
 
-def push(
+def push_kernel(
     ref: str, source: str, competitions: Sequence[str] = (), datasets: Sequence[str] = (), kernels: Sequence[str] = ()
 ) -> Kernel | None:
     """Push a script as a private kernel on T4s without internet, which starts it; None while Kaggle has no place free.
@@ -83,9 +83,9 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(source, encoding="utf-8")
-        credentials.refuse([script])
+        credentials.refuse_credentials([script])
         files.write_json(Path(folder) / "kernel-metadata.json", about)
-        answer = ask("kernels_push", arrived, folder=folder)
+        answer = call_client("kernels_push", arrived, folder=folder)
     if isinstance(answer, Kernel):
         return answer
     if "session count" in (answer["error"] or ""):
@@ -111,7 +111,7 @@ def push(
     return kernel
 
 
-def follow(ref: str) -> None:
+def follow_kernel(ref: str) -> None:
     """Wait until a kernel has run, printing each line of its log once, as it comes.
 
     Ctrl-C leaves the kernel running. Raises Refused where the run failed.
@@ -119,10 +119,10 @@ def follow(ref: str) -> None:
     told = 0
     try:
         while True:
-            run = ask("kernels_status", tries=20, kernel=ref)
+            run = call_client("kernels_status", tries=20, kernel=ref)
             if run["status"] != "QUEUED":
                 with contextlib.suppress(Declined):  # the stream is cut now and then, and begins anew
-                    for line in itertools.islice(client.log(ref), told, None):
+                    for line in itertools.islice(client.read_log(ref), told, None):
                         print(line, flush=True)
                         told += 1
             if run["status"] not in ACTIVE:
@@ -136,9 +136,9 @@ def follow(ref: str) -> None:
         raise Refused(f"{ref}: ended on Kaggle as {run['status']}{why}; its log is above, and at {SITE}/code/{ref}")
 
 
-def output(ref: str, folder: Path) -> None:
+def download_output(ref: str, folder: Path) -> None:
     """Bring what a kernel left, and its log, into an empty folder. Raises Refused."""
-    ask("kernels_output", kernel=ref, path=str(folder))
+    call_client("kernels_output", kernel=ref, path=str(folder))
 
 
 def _status(ref: str) -> str:
@@ -158,7 +158,7 @@ def _latest(ref: str, source: str) -> tuple[bool, int]:
 def _find(method: str, **arguments: Any) -> Any:
     """Ask about what may not be there; None where it is not, or not for this user."""
     try:
-        return ask(method, **arguments)
+        return call_client(method, **arguments)
     except Declined as error:
         if error.status in (403, 404):
             return None
@@ -168,17 +168,17 @@ def _find(method: str, **arguments: Any) -> Any:
 # Datasets
 
 
-def upload(contents: Mapping[str, Path], slug: str) -> str:
+def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
     """Make a private dataset of some files, or a version of it, and wait until it is ready; returns owner/slug.
 
     `contents` maps where a file lies in the dataset to where it lies here. Raises Refused.
     """
-    credentials.refuse(contents.values())
-    ref = f"{user()}/{slug}"
-    before = dataset(ref)
+    credentials.refuse_credentials(contents.values())
+    ref = f"{username()}/{slug}"
+    before = find_dataset(ref)
 
     def arrived() -> dict[str, str] | None:
-        return {"status": "ok"} if dataset(ref) != before else None
+        return {"status": "ok"} if find_dataset(ref) != before else None
 
     size = sum(path.stat().st_size for path in contents.values()) / 1e6
     print(f"dataset {ref}: {'a new version' if before else 'new'}, {len(contents)} files, {size:.1f} MB", flush=True)
@@ -191,12 +191,12 @@ def upload(contents: Mapping[str, Path], slug: str) -> str:
         about = {"id": ref, "title": title, "licenses": [{"name": "other"}]}
         files.write_json(Path(folder) / "dataset-metadata.json", about)
         method, notes = ("dataset_create_version", {"version_notes": title}) if before else ("dataset_create_new", {})
-        answer = ask(method, arrived, folder=folder, dir_mode="zip", **notes)
+        answer = call_client(method, arrived, folder=folder, dir_mode="zip", **notes)
     if answer["status"].lower() != "ok":
         raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
     end = time.monotonic() + PATIENCE
     while True:
-        state, version = dataset(ref) or ("unknown", 0)
+        state, version = find_dataset(ref) or ("unknown", 0)
         # While a new version is worked on, Kaggle serves the one before, ready as ever.
         if state == "ready" and (not before or not version or version > before[1]):
             return ref
@@ -207,7 +207,7 @@ def upload(contents: Mapping[str, Path], slug: str) -> str:
         time.sleep(10)
 
 
-def dataset(ref: str) -> tuple[str, int] | None:
+def find_dataset(ref: str) -> tuple[str, int] | None:
     """Status and version of a dataset, owner/slug; None where there is none for this user. Raises Refused."""
     if (found := _find("dataset_status", dataset=ref, format="json")) is None:
         return None
@@ -228,7 +228,7 @@ def size_of(competition: str, name: str) -> int | None:
     return next(sizes, None)
 
 
-def submit(competition: str, what: Path | Kernel, message: str) -> int:
+def send_submission(competition: str, what: Path | Kernel, message: str) -> int:
     """Submit a file, or the submission.csv that a kernel's version left; returns the submission's number.
 
     The last word of `message` must be like no other: a submission that ends in it already, of an interrupted
@@ -257,7 +257,7 @@ def submit(competition: str, what: Path | Kernel, message: str) -> int:
         method = "competition_submit_code"
     else:
         method, about = "competition_submit", {"file_name": str(what)}
-    answer = ask(method, arrived, competition=competition, message=message, **about)
+    answer = call_client(method, arrived, competition=competition, message=message, **about)
     if answer.get("message") == "Could not submit to competition":
         raise Refused(f"{competition}: the upload of {what} failed and nothing was submitted; try again")
     return answer["ref"] or arrived()["ref"]
@@ -283,7 +283,7 @@ def _submissions(competition: str) -> list[dict[str, Any]]:
 def _of(competition: str, method: str, **arguments: Any) -> Any:
     """Ask about a competition. Raises Refused where it was not joined."""
     try:
-        return ask(method, competition=competition, **arguments)
+        return call_client(method, competition=competition, **arguments)
     except Declined as error:
         if error.status not in (403, 404):
             raise

@@ -34,7 +34,7 @@ class Declined(Refused):
         self.in_doubt = status == 0 or status >= 500  # a change may have arrived all the same
 
 
-def ask(method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, **arguments: Any) -> Any:
+def call_client(method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, **arguments: Any) -> Any:
     """Call a method of KaggleApi, or "get_kernel"; after HTTP 429, 5xx and lost connections again, with growing pauses.
 
     Before a change whose answer got lost is asked for again, `arrived` finds out whether it was made. It returns
@@ -68,9 +68,9 @@ def _once(method: str, arguments: dict[str, Any]) -> Any:
     return answer
 
 
-def log(ref: str) -> Iterator[str]:
+def read_log(ref: str) -> Iterator[str]:
     """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
-    secrets = credentials.found()
+    secrets = credentials.find_credentials()
     with _declining():
         for event in _api().kernels_logs_stream(ref):
             yield from credentials.redact(event.get("data") or "", secrets).splitlines()
@@ -151,7 +151,7 @@ def _declining() -> Iterator[None]:
             line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
         if status == 401:
             forget()  # the token may be renewed meanwhile
-            known = credentials.found()
+            known = credentials.find_credentials()
             line = (
                 "Kaggle does not accept your credentials (expired, or revoked?)" if known else "no Kaggle credentials"
             )

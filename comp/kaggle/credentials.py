@@ -13,7 +13,7 @@ NAMES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json", 
 KEYS = (r"KGAT_[0-9A-Za-z]{16,}", r"\"key\"\s*:\s*\"[0-9a-f]{32}\"")  # a token; what kaggle.json holds
 
 
-def found() -> set[str]:
+def find_credentials() -> set[str]:
     """Every secret that Kaggle's client might log in with here."""
     home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the file that holds it
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
@@ -27,8 +27,8 @@ def found() -> set[str]:
 
 
 def redact(text: str, secrets: Iterable[str] | None = None) -> str:
-    """`text` without anything that would let its reader in; `secrets` are those of `found`, where they are known."""
-    for secret in found() if secrets is None else secrets:
+    """`text` without anything that would let its reader in; `secrets` are those of `find_credentials`, where known."""
+    for secret in find_credentials() if secrets is None else secrets:
         text = text.replace(secret, "***")
     for key in KEYS:
         text = re.sub(key, "***", text)
@@ -37,9 +37,9 @@ def redact(text: str, secrets: Iterable[str] | None = None) -> str:
     return re.sub(r"((?:https?://|url: /)[^\s?'\"]*)\?[^\s'\")]+", r"\1?***", text)  # signed addresses
 
 
-def refuse(paths: Iterable[Path]) -> None:
+def refuse_credentials(paths: Iterable[Path]) -> None:
     """The last look at files before they are sent to Kaggle. Raises Refused, naming the file."""
-    patterns = [key.encode() for key in KEYS] + [re.escape(secret.encode()) for secret in found()]
+    patterns = [key.encode() for key in KEYS] + [re.escape(secret.encode()) for secret in find_credentials()]
     for path in paths:
         if path.name in NAMES:
             raise Refused(f"{path}: by its name it keeps credentials; take it out before it goes to Kaggle")

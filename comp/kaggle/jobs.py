@@ -20,7 +20,7 @@ from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
 from comp.submission import csv_file
 from comp.train import overview
-from comp.train.runs import METRICS, Fold, begun, parts
+from comp.train.runs import METRICS, Fold, fold_files, has_begun
 
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
 
@@ -49,17 +49,17 @@ def slug(name: str) -> str:
     return f"{plain[:27].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}-{plain[-15:].strip('-')}"
 
 
-def notebooks(jobs: Iterable[Job]) -> None:
+def write_notebooks(jobs: Iterable[Job]) -> None:
     """Write each job as a notebook, for those who work in Kaggle's editor. Raises Refused."""
     for job in jobs:
         competition, path = job.competition, job.runs / job.competition.name / f"{job.name}.ipynb"
-        files.write_text(path, packing.notebook(packing.pack(job.entry, job.arguments)))
+        files.write_text(path, packing.write_notebook(packing.pack(job.entry, job.arguments)))
         here = [*_arrays(job), *_weights(job), *(fold.folder for fold in job.folds)]
         reads = ", ".join(filter(None, [competition.kaggle, *competition.datasets, *map(str, here)]))
         print(f"{path}: upload it on Kaggle, and attach what it reads: {reads or 'nothing'}")
 
 
-def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namespaces") -> None:
+def run_in_sandbox(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namespaces") -> None:
     """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
     for job in jobs:
         if _done(job):
@@ -67,20 +67,20 @@ def rehearse(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namesp
         competition = job.competition
         home = f"competitions/{competition.kaggle}" if competition.kaggle else f"datasets/me/{competition.name}"
         inputs = {f"{home}/{file.name}": file for file in _arrays(job)}
-        if sample := arrays.sample_submission(competition, job.input):
+        if sample := arrays.find_sample_submission(competition, job.input):
             inputs[f"{home}/{arrays.SAMPLE}"] = sample
         inputs |= {f"datasets/me/weights/{file.name}": file for file in _weights(job)}
         for fold in job.folds:
             inputs |= {f"notebooks/me/{job.name}/{place}": file for place, file in _fold_files(job, fold).items()}
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
-            status = sandbox.rehearse(_packed(job), inputs, Path(working), form)
+            status = sandbox.run_script(_packed(job), inputs, Path(working), form)
             with contextlib.suppress(Refused) if status else contextlib.nullcontext():
-                bring(job, Path(working))  # of one that failed what it had finished
+                bring_home(job, Path(working))  # of one that failed what it had finished
             if status:
                 raise Refused(f"{job.name}: the script ended with status {status} in the sandbox; see above")
 
 
-def kaggle(jobs: Iterable[Job]) -> None:
+def run_on_kaggle(jobs: Iterable[Job]) -> None:
     """Push each job, follow it to its end, bring its output back; what runs already is picked up. Raises Refused."""
     pushed: list[tuple[Job, api.Kernel]] = []
     failed: list[Refused] = []
@@ -88,23 +88,23 @@ def kaggle(jobs: Iterable[Job]) -> None:
     def finish(job: Job, kernel: api.Kernel) -> None:
         complete = None
         with _noted(failed):
-            api.follow(kernel.ref)
+            api.follow_kernel(kernel.ref)
             complete = kernel
         # Of one that failed, too, for what it had finished; no other kernel could read it there.
         with _noted(failed), tempfile.TemporaryDirectory() as folder:
-            api.output(kernel.ref, Path(folder))
-            bring(job, Path(folder), complete)
+            api.download_output(kernel.ref, Path(folder))
+            bring_home(job, Path(folder), complete)
 
     for job in jobs:
         if _done(job):
             continue
-        ref = f"{api.user()}/{slug(job.name)}"
+        ref = f"{api.username()}/{slug(job.name)}"
         datasets, kernels = _datasets(job), dict(filter(None, map(_kernel_of, job.folds)))
         # What it reads is named in the source, so that the same source is the same job.
         reads = sorted((datasets | kernels).items())
         source = _packed(job) + "".join(f"# reads {name}: {state}\n" for name, state in reads)
         competitions = [job.competition.kaggle] if job.competition.kaggle else []
-        while (kernel := api.push(ref, source, competitions, sorted(datasets), sorted(kernels))) is None:
+        while (kernel := api.push_kernel(ref, source, competitions, sorted(datasets), sorted(kernels))) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             if pushed:
                 finish(*pushed.pop(0))
@@ -127,14 +127,14 @@ def _noted(failed: list[Refused]) -> Iterator[None]:
         failed.append(refused)
 
 
-def bring(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None:
+def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None:
     """Put a kernel's output where the same command here would have left it. Raises Refused for what it lacks."""
     about = {"kernel": dataclasses.asdict(kernel)} if kernel else {}
     came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
     there = [place for place, leaf in came.items() if leaf.exists()]
     lacking = [place for place in came if place not in there]
     # A run's own files stay as they are here, but where nothing was trained with them.
-    fresh = {place.parent for place in there if came[place].name == METRICS and not begun(place.parent)}
+    fresh = {place.parent for place in there if came[place].name == METRICS and not has_begun(place.parent)}
     # metrics.json comes last: it says that the fold is finished.
     for source in sorted((folder / "runs").rglob("[!.]*"), key=lambda path: (path.name == METRICS, path)):
         target = job.runs / source.relative_to(folder / "runs")
@@ -146,7 +146,7 @@ def bring(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None:
             files.write_json(place / KERNEL, about["kernel"])
         else:
             (place / KERNEL).unlink(missing_ok=True)
-        report = overview.run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
+        report = overview.write_run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if lacking:
         raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")
@@ -157,14 +157,14 @@ def bring(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None:
         raise Refused(f"{job.name}: its output holds no submission.csv")
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    rows = csv_file.check_at(made, job.competition, job.input)
+    rows = csv_file.check_against_input(made, job.competition, job.input)
     _place(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
 def _place(source: Path, target: Path) -> None:
-    with files.whole(target) as beside:
+    with files.atomic_write(target) as beside:
         shutil.copyfile(source, beside)
 
 
@@ -177,7 +177,7 @@ def _done(job: Job) -> bool:
 
 def _packed(job: Job) -> str:
     pack = packing.pack(job.entry, job.arguments)
-    script = packing.script(pack)
+    script = packing.write_script(pack)
     print(f"{job.name}: packed, {len(script) / 1000:.0f} KB, sha256 {pack.sha256[:12]}", flush=True)
     return script
 
@@ -188,7 +188,7 @@ def _packed(job: Job) -> str:
 def _arrays(job: Job) -> list[Path]:
     # The demo is made where it runs.
     competition = job.competition
-    return [] if competition.name == "demo" else [arrays.find(competition.file, job.input)]
+    return [] if competition.name == "demo" else [arrays.find_npz(competition.file, job.input)]
 
 
 def _weights(job: Job) -> list[Path]:
@@ -213,7 +213,7 @@ def _weights(job: Job) -> list[Path]:
 def _fold_files(job: Job, fold: Fold) -> dict[str, Path]:
     """What an ensemble reads of a fold, by where it looks for it below /kaggle/input/<…>."""
     place = f"runs/{job.competition.name}/{fold.folder.parent.name}/{fold.folder.name}"
-    return {f"{place}/{file.name}": file for file in parts(fold.folder)}
+    return {f"{place}/{file.name}": file for file in fold_files(fold.folder)}
 
 
 def _kernel_of(fold: Fold) -> tuple[str, int] | None:
@@ -246,7 +246,7 @@ def _datasets(job: Job) -> dict[str, str]:
                     "to send yours, give it another name, as competition.arrays.file"
                 )
     uploaded = (_upload(job, slug(name), contents) for name, contents in lacking.items() if contents)
-    versions = {ref: str((api.dataset(ref) or ("", 0))[1]) for ref in competition.datasets}
+    versions = {ref: str((api.find_dataset(ref) or ("", 0))[1]) for ref in competition.datasets}
     return versions | dict(uploaded)
 
 
@@ -256,8 +256,8 @@ def _upload(job: Job, name: str, contents: dict[str, Path]) -> tuple[str, str]:
     state = hashlib.sha256(listed.encode()).hexdigest()
     record = job.runs / job.competition.name / f"{name}.uploaded.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"sha256": ""}
-    ours = before["sha256"] == state and before["ref"].startswith(f"{api.user()}/")
-    if not (ours and api.dataset(before["ref"])):
-        before = {"ref": api.upload(contents, name), "sha256": state}
+    ours = before["sha256"] == state and before["ref"].startswith(f"{api.username()}/")
+    if not (ours and api.find_dataset(before["ref"])):
+        before = {"ref": api.upload_dataset(contents, name), "sha256": state}
         files.write_json(record, before)
     return before["ref"], state

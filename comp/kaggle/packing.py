@@ -54,7 +54,7 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> Pack:
     words, carried = _carried(arguments)
     data = _zip({f"kernels/{entry.name}": entry.read_bytes()} | _comp() | _distribution(LACKING) | carried)
     result = Pack(entry.name, tuple(words), _archive(data), hashlib.sha256(data).hexdigest())
-    script(result)  # refuses what is too large
+    write_script(result)  # refuses what is too large
     return result
 
 
@@ -84,12 +84,12 @@ def run(archive: str, sha256: str, entry: str, arguments: list[str]) -> None:
             raise
 
 
-def script(pack: Pack) -> str:
+def write_script(pack: Pack) -> str:
     """The pack as Python source. Raises Refused if it is too large for Kaggle."""
     return within_limit("\n\n".join(_parts(pack)) + "\n", "packed script")
 
 
-def notebook(pack: Pack) -> str:
+def write_notebook(pack: Pack) -> str:
     """The pack as a notebook (JSON, nbformat 4.5): archive folded away, then the job and its pictures."""
     about = f"""# {pack.entry}
 
@@ -183,7 +183,7 @@ def _tomls(path: Path) -> dict[str, bytes]:
     for path in wanted:  # which grows meanwhile
         values = config.read_toml(path)
         found[path.name] = path.read_bytes()
-        credentials.refuse([path])
+        credentials.refuse_credentials([path])
         for key in ("base", "recipe"):
             other = str(values.get(key, ""))
             if other.endswith(".toml") and Path(other).name != other:

@@ -56,7 +56,7 @@ def _show(text: str) -> None:
         print(text, end="", flush=True)
 
 
-def rehearse(
+def run_script(
     script: str,
     inputs: Mapping[str, Path],
     working: Path,

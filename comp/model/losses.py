@@ -1,7 +1,7 @@
 """Losses of a batch of logits against its labels, all computed in float32.
 
 A loss takes logits (N, C, H, W) and labels int64 (N, H, W), in which `IGNORED` marks pixels that do
-not count, and gives a scalar. `build` makes what a recipe names out of them. A batch without a
+not count, and gives a scalar. `build_loss` makes what a recipe names out of them. A batch without a
 single pixel that counts gives 0, with a gradient of 0.
 """
 
@@ -21,7 +21,7 @@ IGNORED = -1
 NEAR = 3  # pixels on either side of a label edge that the boundary loss looks at
 
 
-def build(
+def build_loss(
     loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The weighted sum of losses that a recipe names.

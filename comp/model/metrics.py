@@ -15,7 +15,7 @@ NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accura
 CHUNK = 1 << 18  # pixels counted at once: few enough to stay in the processor's cache
 
 
-def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None = None) -> np.ndarray:
+def count_confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None = None) -> np.ndarray:
     """Count pixels by sample, true class and predicted class: int64 (N, C, C).
 
     `truth` and `prediction` are whole numbers (N, H, W), uint8 at best; memory maps, too. Pixels whose
@@ -107,7 +107,7 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
     }
     return {
         "score": score(confusions, metric),
-        "metric": describe(metric),
+        "metric": describe_metric(metric),
         "mean_iou": of(),
         "mean_iou_without_0": of(background="drop_class"),
         "mean_iou_truth_without_0": of(background="drop_truth"),
@@ -122,7 +122,7 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
     }
 
 
-def describe(metric: config.Metric) -> str:
+def describe_metric(metric: config.Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
     average = {"global": "", "per_image": " per image"}[metric.average]
     background = {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.config import Fit, Predict
-from comp.data.arrays import fitted
+from comp.data.arrays import fitted_size
 from comp.device import Device, to_device
 from comp.errors import Refused
 from comp.model.segmenter import Segmenter
@@ -56,7 +56,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
 }
 
 
-def views(tta: str, size: tuple[int, int]) -> tuple[View, ...]:
+def test_time_views(tta: str, size: tuple[int, int]) -> tuple[View, ...]:
     """The views of a test-time augmentation for pictures of (height, width)."""
     if tta == "scales":
         return (VIEWS["none"][0], *(_scaled(scale, size) for scale in (0.75, 1.25)))
@@ -83,17 +83,17 @@ def probabilities(model: Segmenter, images: Tensor, predict: Predict, device: De
     """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
 
     def look_at(images: Tensor) -> Tensor:
-        total, looks = None, views(predict.tta, tuple(images.shape[2:]))
+        total, looks = None, test_time_views(predict.tta, tuple(images.shape[2:]))
         with device.autocast():  # around all views, which then share one cast of the weights
             for look in looks:
                 seen = look.undo(logits(model, look.do(images), device).float().softmax(1))
                 total = seen if total is None else total.add_(seen)
         return total.div_(len(looks))
 
-    return tiled(look_at, images, predict)
+    return predict_tiles(look_at, images, predict)
 
 
-def tiled(look_at: Callable[[Tensor], Tensor], images: Tensor, predict: Predict) -> Tensor:
+def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, predict: Predict) -> Tensor:
     """What `look_at` gives for images (n, C, H, W), tile by tile where they are larger than `predict.tile`.
 
     `look_at` is given about `predict.batch_size` tiles at a time, all of one size, and gives (m, classes, h, w).
@@ -132,33 +132,33 @@ def _hann(length: int) -> Tensor:
     return torch.hann_window(2 * length + 1, periodic=False)[1::2]
 
 
-def batches(rows: np.ndarray, size: tuple[int, int], predict: Predict) -> list[np.ndarray]:
+def plan_batches(rows: np.ndarray, size: tuple[int, int], predict: Predict) -> list[np.ndarray]:
     """Rows of pictures of (height, width) in batches of up to `predict.batch_size` pictures, or of so many tiles."""
     step = max(1, predict.batch_size // len(_tiles(size, predict.tile)))
     return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
-def labels(scores: Tensor) -> np.ndarray:
+def to_labels(scores: Tensor) -> np.ndarray:
     """The largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W)."""
     # With the classes of a pixel side by side, a CPU finds it six times faster.
     return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8).cpu().numpy()
 
 
-def over(
+def predict_rows(
     model: Segmenter, images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
-    return each(lambda x, _: probabilities(model, x, predict, device), images, rows, predict, device)
+    return for_each_batch(lambda x, _: probabilities(model, x, predict, device), images, rows, predict, device)
 
 
-def each(
+def for_each_batch(
     look: Callable[[Tensor, np.ndarray], Any], images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Show `look` batches of uint8 images (N, H, W, C), on the device, with their rows: yields (rows, what it gave).
 
     A batch is halved where memory is short. Raises Refused where a single picture does not fit.
     """
-    waiting = batches(rows, images.shape[1:3], predict)[::-1]
+    waiting = plan_batches(rows, images.shape[1:3], predict)[::-1]
     while waiting:
         batch = waiting.pop()
         try:
@@ -172,11 +172,11 @@ def each(
             yield batch, seen
 
 
-def original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
+def resize_to_original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
     """Bring one picture's probabilities (C, H, W) back to its own (height, width).
 
     `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.
     """
-    height, width = fitted(size, tuple(probabilities.shape[1:]), fit)
+    height, width = fitted_size(size, tuple(probabilities.shape[1:]), fit)
     inside = probabilities[None, :, :height, :width]
     return F.interpolate(inside, size=tuple(size), mode="bilinear", align_corners=False)[0]

@@ -78,7 +78,7 @@ class Segmenter(nn.Module):
             raise Refused(f"model: this network cannot take {len(x)} × {shape} pixels: {problem}{more}") from error
 
 
-def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
+def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
     """Build a network; return it with one line on its encoder's weights.
 
     `mean` and `std` (C,), in units of 0..255, are used unless pretrained weights bring their own.
@@ -94,7 +94,7 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
     if local:
         path = Path(model.encoder_weights)
-        note = _load_encoder(net.encoder, path if path.is_file() else next(files.below_input(path.name), path))
+        note = _load_encoder(net.encoder, path if path.is_file() else next(files.find_below_input(path.name), path))
     elif hub:
         note = f"{model.encoder} with {hub} weights"
     if local or hub:
@@ -104,7 +104,7 @@ def build(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) 
     return segmenter.to(memory_format=torch.channels_last), note
 
 
-def normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
+def measure_normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
 
     From a histogram, so exact and the same on every machine.
@@ -217,7 +217,7 @@ def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels:
     return pair if channels == 3 else tuple(values.mean().expand(channels) for values in pair)
 
 
-def save(model: Segmenter, path: Path, config: Config) -> None:
+def save_model(model: Segmenter, path: Path, config: Config) -> None:
     """Write weights as safetensors; the metadata holds the configuration, and with it what rebuilds the model."""
     # One key alone: safetensors writes several in any order, and equal models would have unequal hashes.
     metadata = {"config": config.model_dump_json()}
@@ -232,7 +232,7 @@ class Loaded:
     config: Config
 
 
-def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded:
+def load_model(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded:
     """Rebuild a model from its file alone. Raises Refused.
 
     `like`, a model that is not needed any more, gives its network where the configuration is the same.
@@ -241,13 +241,13 @@ def load(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
     try:
-        config = configs.from_dict(json.loads(metadata["config"]))
+        config = configs.validate_config(json.loads(metadata["config"]))
         if like is not None and like.config == config:
             model = like.model
         else:
             without = config.model.model_copy(update={"encoder_weights": "none"})
             mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
-            model, _ = build(without, len(mean), len(config.competition.classes), mean, std)
+            model, _ = build_segmenter(without, len(mean), len(config.competition.classes), mean, std)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from comp.config import Competition
-from comp.data.arrays import Index, Split, release
+from comp.data.arrays import Index, Split, release_pages
 from comp.data.folds import connected
 from comp.prepare.layouts import Finding
 
@@ -54,7 +54,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     for first in range(0, len(images), step):
         sums = np.add.reduceat(images[first : first + step], rows, axis=1, dtype=np.uint32).sum(axis=-1)
         out[first : first + step] = np.add.reduceat(sums, columns, axis=2) / (areas * channels)
-        release(images)
+        release_pages(images)
     return out
 
 

@@ -11,28 +11,30 @@ from comp.data.arrays import Index, Split
 from comp.files import write_csv, write_text
 from comp.prepare.layouts import Finding
 from comp.report import sheets
-from comp.report.tables import aligned, short
+from comp.report.tables import aligned, shorten
 
 ACROSS = 6  # pictures in a row of the sheet
 NAMED = 3  # ids that the table names of every kind
 
 
-def write(
+def write_audit(
     folder: Path, competition: Competition, train: Split, index: Index, test: Split | None, found: Sequence[Finding]
 ) -> str:
     """Leave audit.txt (the table), audit.csv (a row a finding) and audit.png in a folder; return the table.
 
     audit.png shows training pictures, then some of every kind of finding, under the colours of their masks.
     """
-    text = table(competition, train, index, test, found)
+    text = audit_table(competition, train, index, test, found)
     write_csv(folder / "audit.csv", [("id", "finding", "detail", "group"), *map(astuple, found)])
     write_text(folder / "audit.txt", text + "\n")
     rows = _rows(train, test, found)
-    sheets.draw(rows, competition.classes, folder / "audit.png", {competition.arrays.ignored} - {None})
+    sheets.draw_sheet(rows, competition.classes, folder / "audit.png", {competition.arrays.ignored} - {None})
     return text
 
 
-def table(competition: Competition, train: Split, index: Index, test: Split | None, found: Sequence[Finding]) -> str:
+def audit_table(
+    competition: Competition, train: Split, index: Index, test: Split | None, found: Sequence[Finding]
+) -> str:
     """Classes, sizes and findings as text of a screen's width."""
     height, width, channels = train.images.shape[1:]
     heading = f"{competition.name}: {len(train.ids):,} training pictures of {height}×{width}×{channels}"
@@ -47,7 +49,7 @@ def table(competition: Competition, train: Split, index: Index, test: Split | No
     for name, count, where in zip(names, pixels, times, strict=True):
         if count or name != "(ignored)":
             share = f"{where / len(train.ids):.1%}" if count else "in no picture"
-            rows.append([short(name, 23), f"{count:,}", f"{count / everything:.2%}", f"{where:,}", share])
+            rows.append([shorten(name, 23), f"{count:,}", f"{count / everything:.2%}", f"{where:,}", share])
 
     odd = []
     for split, name in ((train, "training sizes"), (test, "test sizes")):
@@ -57,7 +59,7 @@ def table(competition: Competition, train: Split, index: Index, test: Split | No
             many = len(np.unique(split.sizes, axis=0))
             odd.append(f"{name:<20}{many:>7,}   height×width of the smallest, median, largest: {some}")
     for kind, ids in _kinds(found).items():
-        some = ", ".join(short(finding.id, 24) for finding in ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        some = ", ".join(shorten(finding.id, 24) for finding in ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
         odd.append(f"{kind:<20}{len(ids):>7,}   {some}")
     return "\n".join([heading, "", aligned(rows), "", *odd, *([] if found else ["nothing odd"])])
 

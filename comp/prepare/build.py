@@ -28,7 +28,7 @@ from comp.config import Competition, Fit
 from comp.data import arrays, cache, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
-from comp.files import lock
+from comp.files import lock_folder
 from comp.prepare import audit, decode, layouts, mask_coding
 from comp.prepare.layouts import Finding
 
@@ -69,11 +69,11 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
     if competition.arrays.labels:
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
-    train, test, odd, deep = _look(competition, layouts.find(source))
+    train, test, odd, deep = _look(competition, layouts.find_samples(source))
     rows = train + test
     masks = [row.sample.mask for row in rows if row.sample.mask]
-    coding = mask_coding.detect(masks, competition.classes, ignore, competition.source.labels)
-    plan = _Plan(size, fit, coding, decode.depth(deep[:: max(1, len(deep) // DEEP)]) if deep else 16)
+    coding = mask_coding.detect_coding(masks, competition.classes, ignore, competition.source.labels)
+    plan = _Plan(size, fit, coding, decode.find_depth(deep[:: max(1, len(deep) // DEEP)]) if deep else 16)
     bits = f"; grey pictures of {plan.bits} bits" if deep else ""
     print(f"{source}: {len(train):,} training and {len(test):,} test pictures; {coding.text}{bits}")
     digest = _digest(plan, rows)
@@ -89,32 +89,32 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     if need > free:
         raise Refused(f"{path.parent}: needs {need:,} bytes and has {free:,}; make room, or name a smaller --size")
     try:
-        with lock(parts):
+        with lock_folder(parts):
             members = []
             for name, some in {"train": train, "test": test}.items():
                 blocks = _blocks(some, plan, parts, name)
-                unknown = [share for block in blocks for share in npz.read(npz.member(block, "unknown"))]
+                unknown = [share for block in blocks for share in npz.read_array(npz.read_member(block, "unknown"))]
                 for row, share in zip(some, unknown, strict=True):
                     if share:
                         odd.append(Finding(row.sample.id, "unclear mask", f"{share:.2%} of the pixels ignored"))
                 members += _members(some, blocks, size, name)
             made = {"source": source.absolute().name, "digest": digest, "size": size, "fit": fit}
             made |= {"bits": plan.bits, "masks": plan.coding.text, "odd": [astuple(finding) for finding in odd]}
-            npz.write(path, [*members, _member("prepared", json.dumps(made))])
+            npz.write_npz(path, [*members, _member("prepared", json.dumps(made))])
     except OSError as error:
         raise Refused(f"{error.filename or path}: {error.strerror or error}; what is done so far is kept") from None
     shutil.rmtree(parts)
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
-def hidden(competition: Competition, folder: Path) -> Path:
+def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     """In a code competition's kernel: the folder of the npz with the test pictures, which in the end are hidden ones.
 
     It is `folder` where the npz is the competition's own, or not of `prepare`. One that `prepare` made holds the
     pictures that could be seen then, so that those now among the competition's data are read anew, in the same way.
     Raises Refused.
     """
-    path, slug = arrays.find(competition.file, folder), competition.kaggle
+    path, slug = arrays.find_npz(competition.file, folder), competition.kaggle
     homes = filter(Path.is_dir, (files.KAGGLE_INPUT / "competitions" / slug, files.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
         return folder
@@ -123,24 +123,24 @@ def hidden(competition: Competition, folder: Path) -> Path:
         return folder
     place = cache.cache_folder(folder) / "hidden"
     if not (new := place / competition.file).exists():
-        rows = _look(competition, layouts.find(home, for_test=True))[1]
+        rows = _look(competition, layouts.find_samples(home, for_test=True))[1]
         plan, parts = _Plan(tuple(made["size"]), made["fit"], None, made.get("bits", 16)), place / "parts"
-        with lock(parts):
-            npz.write(new, _members(rows, _blocks(rows, plan, parts, "test"), plan.size, "test"))
+        with lock_folder(parts):
+            npz.write_npz(new, _members(rows, _blocks(rows, plan, parts, "test"), plan.size, "test"))
         print(f"{home}: {len(rows):,} test pictures")
     return place
 
 
-def findings(path: Path) -> list[Finding]:
+def stored_findings(path: Path) -> list[Finding]:
     """What was odd about the files when `prepare` made an npz; nothing for any other npz."""
     return _made(path).get("odd", [])
 
 
 def _made(path: Path) -> dict:
-    if "prepared" not in npz.keys(path):
+    if "prepared" not in npz.list_keys(path):
         return {}
     try:
-        made = json.loads(str(npz.read(npz.member(path, "prepared"))))
+        made = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
         return made | {"odd": [Finding(*map(str, told)) for told in made["odd"]]}
     except (ValueError, TypeError, KeyError):
         raise Refused(f"{path}: prepared: is not what kernels/prepare.py writes; leave that key out") from None
@@ -153,11 +153,11 @@ def _look(competition: Competition, layout: layouts.Layout) -> tuple[list[_Row],
     """
     samples = layout.train + layout.test
     with ThreadPoolExecutor(_workers()) as pool:
-        pictures = list(pool.map(lambda sample: decode.header(sample.picture), samples))
-        masks = list(pool.map(lambda sample: sample.mask and decode.header(sample.mask), samples))
+        pictures = list(pool.map(lambda sample: decode.read_header(sample.picture), samples))
+        masks = list(pool.map(lambda sample: sample.mask and decode.read_header(sample.mask), samples))
     mode = Counter(picture.mode for picture in pictures).most_common(1)[0][0]
     rows, odd, wrong = [], list(layout.odd), []
-    for sample, picture, mask, turn in zip(samples, pictures, masks, decode.turned(pictures, masks), strict=True):
+    for sample, picture, mask, turn in zip(samples, pictures, masks, decode.decide_turns(pictures, masks), strict=True):
         size = picture.upright if turn else picture.size
         if mask and mask.size != size:
             wrong.append(f"{sample.mask}: is {mask.size[0]}×{mask.size[1]}, its picture {size[0]}×{size[1]}")
@@ -191,10 +191,10 @@ def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[P
     ):
         for done, (path, block) in enumerate(zip(paths, blocks, strict=True), start=1):
             try:
-                npz.member(path, "unknown")
+                npz.read_member(path, "unknown")
             except Refused:  # missing, or cut short with the machine
                 read = zip(*pool.map(lambda row: _read(row, plan), block), strict=True)
-                npz.write(path, map(_member, ("images", "masks", "unknown"), read))
+                npz.write_npz(path, map(_member, ("images", "masks", "unknown"), read))
             bar.update(len(block))
             if bar.disable and (time.monotonic() - said > 10 or done == len(blocks)):
                 said = time.monotonic()
@@ -204,11 +204,11 @@ def _blocks(rows: Sequence[_Row], plan: _Plan, parts: Path, name: str) -> list[P
 
 def _read(row: _Row, plan: _Plan) -> tuple[np.ndarray, np.ndarray, float]:
     """A picture uint8 (H, W, 3), its mask uint8 (H, W), and the share of the mask's pixels that are near no class."""
-    picture = decode.placed(decode.read(row.sample.picture, row.turn, plan.bits), plan.size, plan.fit)
+    picture = decode.place_image(decode.read_image(row.sample.picture, row.turn, plan.bits), plan.size, plan.fit)
     if row.sample.mask is None:
         return picture, np.zeros(plan.size, np.uint8), 0.0
-    mask, unknown = mask_coding.read(row.sample.mask, plan.coding)
-    return picture, decode.placed(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), unknown
+    mask, unknown = mask_coding.read_mask(row.sample.mask, plan.coding)
+    return picture, decode.place_image(Image.fromarray(mask), plan.size, plan.fit, plan.coding.ignore or 0), unknown
 
 
 def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
@@ -220,12 +220,12 @@ def _digest(plan: _Plan, rows: Sequence[_Row]) -> str:
 
 
 def _members(rows: Sequence[_Row], blocks: Sequence[Path], size: Size, name: str) -> Iterator[tuple]:
-    """The members of the npz that hold these rows, as `npz.write` takes them."""
+    """The members of the npz that hold these rows, as `npz.write_npz` takes them."""
     if not rows:
         return
 
     def stored(key: str) -> Iterator[np.ndarray]:
-        return (npz.mapped(npz.member(block, key)) for block in blocks)
+        return (npz.map_member(npz.read_member(block, key)) for block in blocks)
 
     yield f"{name}_images", (len(rows), *size, 3), np.uint8, stored("images")
     if all(row.sample.mask for row in rows):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from comp.config import Fit
-from comp.data.arrays import Size, fitted
+from comp.data.arrays import Size, fitted_size
 from comp.errors import Refused
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -37,7 +37,7 @@ class Header:
         return self.size[::-1] if self.orientation >= SIDEWAYS else self.size
 
 
-def header(path: Path) -> Header:
+def read_header(path: Path) -> Header:
     """Read a file's header. Raises Refused."""
     Image.init()  # fills the table of suffixes
     try:
@@ -49,7 +49,7 @@ def header(path: Path) -> Header:
         raise Refused(f"{path}: cannot be read as a picture: {error}") from None
 
 
-def turned(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[bool]:
+def decide_turns(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[bool]:
     """Which pictures are to be turned upright as EXIF says, bool (N,).
 
     A mask's size decides for its picture where it can. The others, test pictures too, follow the
@@ -66,7 +66,7 @@ def turned(pictures: Sequence[Header], masks: Sequence[Header | None]) -> list[b
     ]
 
 
-def load(path: Path, role: str) -> Image.Image:
+def load_image(path: Path, role: str) -> Image.Image:
     """The first frame of a file, as it is. Raises Refused, saying what it was to be: a picture, or a mask."""
     try:
         image = Image.open(path)
@@ -76,17 +76,17 @@ def load(path: Path, role: str) -> Image.Image:
     return image
 
 
-def depth(paths: Sequence[Path]) -> int:
+def find_depth(paths: Sequence[Path]) -> int:
     """How many bits grey pictures of more than 8 really use, 12 say of 16: what the largest value of all needs."""
-    return max(8, max(int(np.asarray(load(path, "picture")).max()) for path in paths).bit_length())
+    return max(8, max(int(np.asarray(load_image(path, "picture")).max()) for path in paths).bit_length())
 
 
-def read(path: Path, turn: bool, bits: int = 16) -> Image.Image:
+def read_image(path: Path, turn: bool, bits: int = 16) -> Image.Image:
     """Read a picture as 8-bit RGB, turned upright where `turn` says so. Raises Refused.
 
     Of a deep grey picture (mode "I…") the highest 8 of `bits` bits are kept.
     """
-    image = load(path, "picture")
+    image = load_image(path, "picture")
     if turn:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -99,12 +99,12 @@ def read(path: Path, turn: bool, bits: int = 16) -> Image.Image:
     return image.convert("RGB")
 
 
-def placed(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
+def place_image(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
     """Resize, and pad with `fill` on the right and below: uint8 (H, W, 3) of a picture, (H, W) of labels.
 
     Pictures, which are RGB, are resized bilinearly with antialiasing, labels to the nearest.
     """
-    height, width = fitted(image.size[::-1], size, fit)
+    height, width = fitted_size(image.size[::-1], size, fit)
     resampling = Image.Resampling.BILINEAR if image.mode == "RGB" else Image.Resampling.NEAREST
     pixels = np.asarray(image.resize((width, height), resampling))
     padding = [(0, size[0] - height), (0, size[1] - width), (0, 0)]

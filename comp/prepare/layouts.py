@@ -49,7 +49,7 @@ class Layout:
     odd: list[Finding]
 
 
-def find(source: Path, for_test: bool = False) -> Layout:
+def find_samples(source: Path, for_test: bool = False) -> Layout:
     """Find the samples below `source`, ordered by id. Raises Refused, naming what is missing or ambiguous.
 
     `for_test`: it is test pictures that must be there, and not training ones.

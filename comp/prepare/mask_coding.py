@@ -38,7 +38,9 @@ class Coding:
     table: np.ndarray  # int16 (256,) or (2**24,): label by code; filled in as codes are met
 
 
-def detect(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]) -> Coding:
+def detect_coding(
+    masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]
+) -> Coding:
     """Find what the codes in `masks` mean.
 
     `given` maps codes ("3", or "#3c1098" for a colour) to class names or "ignore"; empty: found from
@@ -63,7 +65,7 @@ def detect(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, 
     )
 
 
-def read(path: Path, coding: Coding) -> tuple[np.ndarray, float]:
+def read_mask(path: Path, coding: Coding) -> tuple[np.ndarray, float]:
     """Read a mask: labels uint8 (H, W), and the share of its pixels that are near no class and ignored.
 
     Raises Refused where the file cannot be read or does not fit the coding.
@@ -169,7 +171,7 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
     colours: dict[int, list[int]] = {}
     for path in paths:
-        image = decode.load(path, "mask")
+        image = decode.load_image(path, "mask")
         if image.mode == "P":
             palette = image.getpalette("RGB")
             for value in np.unique(image).tolist():
@@ -188,7 +190,7 @@ def _is_coloured(image: Image.Image) -> bool:
 
 def _codes(path: Path, kind: Kind) -> np.ndarray:
     """int32 (H, W)."""
-    image = decode.load(path, "mask")
+    image = decode.load_image(path, "mask")
     if kind == "colours":
         rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from comp.files import whole
+from comp.files import atomic_write
 
 INK, FAINT = "#22272e", "#8b949e"
 
@@ -27,7 +27,7 @@ TO_LAB = ((0.2105, 0.7936, -0.0041), (1.9780, -2.4286, 0.4506), (0.0259, 0.7828,
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b3fa0", "#8c8474")
 
 
-def colours(n: int) -> np.ndarray:
+def class_colours(n: int) -> np.ndarray:
     """Colours of the classes 0 … n-1 as uint8 (n, 3), n at most 255; fewer are a prefix of more."""
     return _palette()[:n].copy()
 
@@ -56,15 +56,15 @@ def _oklab(rgb: np.ndarray, eye: np.ndarray) -> np.ndarray:
     return np.cbrt(seen @ np.transpose(TO_LMS)) @ np.transpose(TO_LAB)
 
 
-def plain(text: str) -> str:
+def escape_dollars(text: str) -> str:
     """Text as it is: matplotlib reads a pair of dollars as mathematics."""
     return str(text).replace("$", r"\$")
 
 
-def save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as an RGB PNG that knows its resolution, whole or not at all."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG", compress_level=4, dpi=(figure.dpi, figure.dpi))

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from comp.model import metrics
-from comp.report.drawing import FAINT, INK, LINES, plain, save
-from comp.report.tables import number, short
+from comp.report.drawing import FAINT, INK, LINES, escape_dollars, save_figure
+from comp.report.tables import format_number, shorten
 
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 MOST = 32  # classes in a confusion
@@ -21,7 +21,7 @@ WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on 
 History = Sequence[dict[str, Any]]  # an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score
 
 
-def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
+def draw_curves(history: History, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
     """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
 
     A value that is missing or not finite leaves a gap, and a training loss that is not finite is marked.
@@ -54,14 +54,14 @@ def curves(history: History, path: str | Path, *, best_epoch: int, stopped: str 
     if len(best) and np.isfinite(best[0]):
         scores.plot(best_epoch, best[0], "o", color=BEST, label=f"best: {best[0]:.4f} in epoch {best_epoch}")
     if stopped:
-        ended = plain(f"{short(stopped)}, epoch {epoch[-1]:.0f}")
+        ended = escape_dollars(f"{shorten(stopped)}, epoch {epoch[-1]:.0f}")
         scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=ended)
     _legend(losses, *rate.get_lines())
     _legend(scores)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def side_by_side(histories: dict[str, History], path: str | Path, title: str) -> None:
+def compare_curves(histories: dict[str, History], path: str | Path, title: str) -> None:
     """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
     figure, panels = _figure(title, 5.5 + 0.1 * len(histories), ("score", "epoch"), ("score", "minutes"))
     styles = product(("-", "--", ":"), LINES)  # colours return with other dashes
@@ -69,15 +69,15 @@ def side_by_side(histories: dict[str, History], path: str | Path, title: str) ->
         score = _floats(history, "score")
         best = np.argsort(np.nan_to_num(score, nan=-1))[-1:]
         for axes, x in zip(panels, (_floats(history, "epoch"), _floats(history, "seconds") / 60), strict=True):
-            axes.plot(x, score, dashes, color=colour, linewidth=1.5, label=plain(short(name)))
+            axes.plot(x, score, dashes, color=colour, linewidth=1.5, label=escape_dollars(shorten(name)))
             face = colour if dashes == "-" else "white"
             axes.plot(x[best], score[best], "o", color=colour, mfc=face, markersize=5, clip_on=False)
     panels[1].set_xlim(left=0)
     _legend(panels[0])
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     """Draw the confusion as shares of each true class, with each class's IoU and share of pixels.
 
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
@@ -94,7 +94,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = counts / true[:, None]
     side = np.clip(0.36 * n, WIDTH - 2.6, 11.5)
-    names = [plain(short(name, 22)) for name in classes]
+    names = [escape_dollars(shorten(name, 22)) for name in classes]
     figure = Figure(figsize=(side + 2.6, side + 1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -110,7 +110,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     iou = metrics.iou(counts)
     if len(confusion) > MOST:
         iou[-1] = np.nan  # of many classes as one it says nothing
-    notes = [f"{number(i, 3):>5} {p:5.1f} %" for i, p in zip(iou, part, strict=True)]
+    notes = [f"{format_number(i, 3):>5} {p:5.1f} %" for i, p in zip(iou, part, strict=True)]
     right.set_yticks(range(n), notes, fontfamily="monospace")
     right.set_ylabel("IoU, and share of all pixels", color=INK)
     for each in (axes, right):
@@ -119,7 +119,7 @@ def confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -
     cell = {"ha": "center", "va": "center", "fontsize": 8 if n > 9 else 10, "in_layout": False}
     for i, j in zip(*np.nonzero(shares >= (0.005 if n < 12 else 0.015)), strict=True):
         axes.text(j, i, f"{100 * shares[i, j]:.0f}", color="white" if shares[i, j] > 0.55 else INK, **cell)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _floats(history: History, key: str) -> np.ndarray:
@@ -130,7 +130,7 @@ def _floats(history: History, key: str) -> np.ndarray:
 def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
     """A figure with two panels, one below the other; `labels` are those of y and x."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    figure.suptitle(plain(title), fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(escape_dollars(title), fontsize=11, color=INK, x=0.01, ha="left")
     panels = list(figure.subplots(2, 1))
     for axes, (y, x) in zip(panels, labels, strict=True):
         axes.set_ylabel(y, color=INK)

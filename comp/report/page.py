@@ -69,7 +69,7 @@ $body
 """)
 
 
-def write(path: Path, title: str, subtitle: str, sections: dict[str, str]) -> Path:
+def write_page(path: Path, title: str, subtitle: str, sections: dict[str, str]) -> Path:
     """Write a page, whole or not at all: a title, and HTML under headings; what is empty is left out."""
     body = "".join(f"<h2>{escape(heading)}</h2>{part}" for heading, part in sections.items() if part)
     write_text(path, PAGE.substitute(title=escape(title), subtitle=escape(subtitle), body=body))

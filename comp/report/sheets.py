@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from comp.data.arrays import Split
-from comp.report.drawing import FAINT, INK, colours, plain, save
-from comp.report.tables import number, short
+from comp.report.drawing import FAINT, INK, class_colours, escape_dollars, save_figure
+from comp.report.tables import format_number, shorten
 
 CELL = 280  # pixels: the larger side of one picture
 WIDEST = 1600  # pixels: of a sheet, whose pictures are smaller where they are many
@@ -23,7 +23,7 @@ Cell = tuple[np.ndarray | None, np.ndarray | None]
 Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
 
 
-def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
+def choose_cases(scores: Sequence[float]) -> tuple[list[int], list[str]]:
     """Indices and labels of the three worst, three median cases and the best, in that order.
 
     Fewer where there are fewer. A score that is not finite, as of a picture without a class to score,
@@ -44,7 +44,7 @@ def choose(scores: Sequence[float]) -> tuple[list[int], list[str]]:
     return [int(order[p]) for p in positions], [label_at[p] for p in positions]
 
 
-def cases(
+def case_rows(
     split: Split,
     rows: Sequence[int],
     predictions: Iterable[np.ndarray],
@@ -65,12 +65,12 @@ def cases(
         grey = np.minimum(picture.mean(-1, keepdims=True) * (90 / bright), 90)
         wrong = np.where(differ[..., None], overlay(None, prediction, unscored), grey).astype(np.uint8)
         cells = {"picture": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
-        name = short(f"{label}: {split.ids[row]}", 60)
-        caption = f"{name} · {number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
+        name = shorten(f"{label}: {split.ids[row]}", 60)
+        caption = f"{name} · {format_number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
         yield caption, cells | {"where they differ": (wrong, None)}
 
 
-def filmstrip(split: Split, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
+def filmstrip_rows(split: Split, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
     """What the same few pictures were predicted as while training went on, and at last their truth.
 
     frames: a heading such as "epoch 4" to that moment's predictions, uint8 (n, H, W), in the order in which they
@@ -81,7 +81,7 @@ def filmstrip(split: Split, rows: Sequence[int], frames: dict[str, np.ndarray]) 
         yield split.ids[row], {"picture": (split.images[row], None)} | film | {"truth": (None, split.masks[row])}
 
 
-def samples(split: Split, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
+def sample_rows(split: Split, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
     """Augmented samples beside their originals, under the colours of their masks.
 
     draws: for each of the rows its augmented pictures with their masks, of any size.
@@ -104,7 +104,7 @@ def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collect
     return (picture * (1 - strength) + _coloured(mask, unscored) * strength).astype(np.uint8)
 
 
-def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
+def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
     """Draw rows of pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
     rows = list(rows)
     columns = max(len(cells) for _, cells in rows)
@@ -112,7 +112,7 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
     fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
-    legend = [(short(name, 28), colour) for name, colour in zip(classes, colours(len(classes)), strict=True)]
+    legend = [(shorten(name, 28), colour) for name, colour in zip(classes, class_colours(len(classes)), strict=True)]
     if unscored and (label := min(unscored)) < len(classes):  # of several one is enough: all are drawn alike
         legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
     elif unscored:
@@ -124,13 +124,13 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
     figure = Figure(figsize=(total / DPI, len(canvas) / DPI), dpi=DPI)
 
     def write(x: float, y: float, text: str, **style) -> None:
-        figure.text(x / total, 1 - y / len(canvas), plain(text), va="center", fontsize=10, **style)
+        figure.text(x / total, 1 - y / len(canvas), escape_dollars(text), va="center", fontsize=10, **style)
 
     for r, (caption, cells) in enumerate(fitted):
-        write(GAP, r * tall + LINE / 2, short(caption, total // 8), color=INK)
+        write(GAP, r * tall + LINE / 2, shorten(caption, total // 8), color=INK)
         for k, (heading, cell) in enumerate(cells.items()):
             x, y, (h, w) = GAP + k * (width + GAP), r * tall + 2 * LINE, cell.shape[:2]
-            write(x, y - LINE / 2, short(heading, max(width // 8, 8)), color=FAINT)
+            write(x, y - LINE / 2, shorten(heading, max(width // 8, 8)), color=FAINT)
             canvas[y : y + h, x : x + w] = cell
     for k, (name, colour) in enumerate(legend):
         x, y = GAP + k % across * step, len(fitted) * tall + LINE * (k // across) + LINE // 2
@@ -138,12 +138,12 @@ def draw(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored
         canvas[y + 1 : y + 13, x + 1 : x + 13] = colour
         write(x + 20, y + 7, name, color=INK)
     figure.figimage(canvas)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _coloured(mask: np.ndarray, unscored: Collection[int]) -> np.ndarray:
     """uint8 (H, W) labels as uint8 (H, W, 3); 255, too, is drawn as not scored."""
-    table = np.vstack([colours(255), np.array([IGNORED], np.uint8)])
+    table = np.vstack([class_colours(255), np.array([IGNORED], np.uint8)])
     table[[*unscored]] = IGNORED
     return table[mask]
 

@@ -6,17 +6,17 @@ from statistics import mean, stdev
 from typing import Any
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def format_number(value: float | None, digits: int = 4) -> str:
     """A figure, or a dash where there is none."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def short(text: str, most: int = 40) -> str:
+def shorten(text: str, most: int = 40) -> str:
     """Text of at most `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as "45 s", "3 min 05 s" or "2 h 10 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -43,9 +43,9 @@ HEADLINES = {
 }
 
 
-def table(scores: Mapping[str, Any]) -> str:
+def score_table(scores: Mapping[str, Any]) -> str:
     """One fold's scores, as `scores` gives them, as aligned text: a line per class, then the headlines."""
-    headlines = [[*HEADLINES.values()], [number(scores[key]) for key in HEADLINES]]
+    headlines = [[*HEADLINES.values()], [format_number(scores[key]) for key in HEADLINES]]
     return f"{aligned(class_rows(scores))}\n\nscore: {scores['metric']}\n{aligned(headlines)}"
 
 
@@ -53,27 +53,27 @@ def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     """The scores by class as the cells of a table, its head first."""
     rows = [["class", "share", "IoU", "Dice", "precision", "recall"]]
     for name, values in scores["classes"].items():
-        shown = (number(values[key]) for key in ("iou", "dice", "precision", "recall"))
-        rows.append([short(name), f"{values['share'] or 0:.2%}", *shown])
+        shown = (format_number(values[key]) for key in ("iou", "dice", "precision", "recall"))
+        rows.append([shorten(name), f"{values['share'] or 0:.2%}", *shown])
     return rows
 
 
-def over_folds(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
+def folds_table(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
     """The folds' scores as aligned text: a line per fold, their mean, their spread, all samples as one.
 
     `folds` holds what `scores` gives, by the fold's number; `pooled` is the same over the confusions
     of all folds together. The spread is the sample standard deviation.
     """
-    rows = [*fold_rows(folds), ["pooled", *(number(pooled[key]) for key in HEADLINES)]]
+    rows = [*fold_rows(folds), ["pooled", *(format_number(pooled[key]) for key in HEADLINES)]]
     return f"score: {pooled['metric']}\n{aligned(rows)}"
 
 
 def fold_rows(folds: Mapping[str | int, Mapping[str, Any]]) -> list[list[str]]:
     """The folds' scores, their mean and their spread as the cells of a table, its head first."""
     rows = [["fold", *HEADLINES.values()]]
-    rows += [[str(fold), *(number(values[key]) for key in HEADLINES)] for fold, values in folds.items()]
+    rows += [[str(fold), *(format_number(values[key]) for key in HEADLINES)] for fold, values in folds.items()]
     by_score = [[values[key] for values in folds.values()] for key in HEADLINES]
     if len(folds) < 2:
         return rows
-    means = ["mean", *(number(mean(column)) for column in by_score)]
-    return [*rows, means, ["± std", *(number(stdev(column)) for column in by_score)]]
+    means = ["mean", *(format_number(mean(column)) for column in by_score)]
+    return [*rows, means, ["± std", *(format_number(stdev(column)) for column in by_score)]]

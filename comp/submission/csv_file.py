@@ -34,20 +34,20 @@ LONGEST_ROW = 1 << 24  # bytes; a file without line breaks must not fill the mem
 
 
 @contextmanager
-def writer(path: str | Path, competition: config.Competition) -> Iterator[Write]:
+def open_writer(path: str | Path, competition: config.Competition) -> Iterator[Write]:
     """Yield `write(ids, labels)`, which appends a batch; the file appears when the block ends, whole.
 
     `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle".
     Memory stays that of one batch. Raises Refused for pixel rows of different sizes and for no row.
     """
     rows = _write_pixels if competition.submission.format == "pixels" else _write_runs
-    with files.whole(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
+    with files.atomic_write(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
         yield rows(file, competition)
         if not file.tell():
             raise Refused(f"{path}: there is no picture to write")
 
 
-def check(
+def check_submission(
     path: str | Path,
     competition: config.Competition,
     ids: Iterable[Any] | None = None,
@@ -105,13 +105,13 @@ def check(
     return len(seen)
 
 
-def check_at(path: Path, competition: config.Competition, folder: Path) -> int:
-    """`check` against the test pictures of the input `folder`, unless only a dataset on Kaggle has them."""
-    sample = arrays.sample_submission(competition, folder)
+def check_against_input(path: Path, competition: config.Competition, folder: Path) -> int:
+    """`check_submission` against the test pictures of the input `folder`, unless only a dataset on Kaggle has them."""
+    sample = arrays.find_sample_submission(competition, folder)
     if competition.datasets and not (folder / competition.file).exists():
-        return check(path, competition, sample=sample)
+        return check_submission(path, competition, sample=sample)
     test = arrays.load_test(competition, folder)
-    return check(path, competition, test.ids, test.shapes, sample)
+    return check_submission(path, competition, test.ids, test.shapes, sample)
 
 
 # Writing
@@ -172,7 +172,7 @@ def _write_runs(file: BinaryIO, competition: config.Competition) -> Write:
             for key, picture in zip(ids, labels, strict=True):
                 write([key], _uint8(picture)[np.newaxis])
             return
-        texts = [runlength.encode(_uint8(labels) == label, layout.order) for label in classes]
+        texts = [runlength.encode_runs(_uint8(labels) == label, layout.order) for label in classes]
         rows = (
             (*key, text or layout.empty)
             for name, per_class in zip(ids, zip(*texts, strict=True), strict=True)
@@ -311,4 +311,4 @@ def _check_runs(text: bytes, empty: str, pixels: int) -> None:
         return
     if not text:
         raise Refused(f"no value; an empty mask is written {empty!r}")
-    runlength.parse(text.decode(errors="replace"), pixels)
+    runlength.parse_runs(text.decode(errors="replace"), pixels)

@@ -18,7 +18,7 @@ UNKNOWN = 1 << 60  # the area of a picture whose size is not known
 CHUNK = 1 << 20  # pixels encoded at a time: their temporary arrays stay in the cache
 
 
-def encode(masks: np.ndarray, order: Order = "column") -> list[str]:
+def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
     """Run-lengths of masks (N, H, W), bool or uint8 (not 0 is set): N texts "start length start length …".
 
     Starts count from 1, ascending; the text of an empty mask is "".
@@ -36,17 +36,17 @@ def encode(masks: np.ndarray, order: Order = "column") -> list[str]:
     return texts
 
 
-def decode(text: str, shape: tuple[int, int], order: Order = "column", empty: str = "") -> np.ndarray:
-    """The mask, bool (H, W), of one run-length text. Raises Refused as `parse` does."""
+def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", empty: str = "") -> np.ndarray:
+    """The mask, bool (H, W), of one run-length text. Raises Refused as `parse_runs` does."""
     height, width = shape
-    starts, lengths = parse("" if text == empty else text, height * width)
+    starts, lengths = parse_runs("" if text == empty else text, height * width)
     edges = np.stack([starts - 1, starts - 1 + lengths], axis=1).ravel()
     stretches = np.diff(edges, prepend=0, append=height * width)
     flat = np.repeat(np.arange(len(stretches)) % 2 == 1, stretches)
     return flat.reshape(height, width) if order == "row" else flat.reshape(width, height).T.copy()
 
 
-def parse(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
+def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
     """Starts (from 1) and lengths, int64, of one text; `pixels` is the picture's area, if it is known.
 
     Raises Refused for what is no whole number, an odd number of values, a start or length below 1, starts

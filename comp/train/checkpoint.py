@@ -14,7 +14,9 @@ from comp.errors import Refused
 NAME = "checkpoint.safetensors"
 
 
-def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
+) -> None:
     """Write modules, optimizer state and JSON-able facts, whole or not at all; keep the one before it."""
     tensors: dict[str, Tensor] = {}
     for name, module in parts.items():
@@ -28,10 +30,10 @@ def save(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimiz
     files.write_tensors(path, tensors, {"facts": text, "checksum": _checksum(tensors, text)})
 
 
-def load(
+def load_checkpoint(
     path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], str] | None:
-    """Restore what `save` wrote; returns its facts and a line for the log, None where there is nothing.
+    """Restore what `save_checkpoint` wrote; returns its facts and a line for the log, None where there is nothing.
 
     A damaged checkpoint gives way to the one before it. Raises Refused where none can be used.
     """
@@ -52,7 +54,7 @@ def load(
         except (RuntimeError, IndexError, ValueError):
             raise Refused(f"{candidate}: of another network or optimizer; name another --run, or delete it") from None
         if damage:
-            candidate.replace(path)  # or the next `save` would put the damaged one in its place
+            candidate.replace(path)  # or the next `save_checkpoint` would put the damaged one in its place
             damage = f" ({damage}; took the one before it)"
         return json.loads(text), f"goes on from {candidate.name}{damage}"
     if damage:
@@ -60,7 +62,7 @@ def load(
     return None
 
 
-def remove(path: Path) -> None:
+def remove_checkpoints(path: Path) -> None:
     """Delete the checkpoints of a run that is finished."""
     path.unlink(missing_ok=True)
     _previous(path).unlink(missing_ok=True)

@@ -89,19 +89,19 @@ def fit(
     started = time.monotonic()
     torch.manual_seed(config.seed)
     classes, ignore = len(config.competition.classes), config.competition.arrays.ignored
-    mean_and_deviation = segmenter.normalisation(split.images, train)
-    model, note = segmenter.build(config.model, split.images.shape[3], classes, *mean_and_deviation)
+    mean_and_deviation = segmenter.measure_normalisation(split.images, train)
+    model, note = segmenter.build_segmenter(config.model, split.images.shape[3], classes, *mean_and_deviation)
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
     model = distributed.synchronize(model.to(device.device), device.device)
     averaging = ModelEmaV3(model) if config.ema else None
     averaged = averaging.module if averaging else model
-    loss_of = losses.build(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
+    loss_of = losses.build_loss(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
     step = Step(model, loss_of, config, device)
-    times = batches.repeats(index.counts[train], config.oversample, config.competition.classes)
+    times = batches.draws_per_image(index.counts[train], config.oversample, config.competition.classes)
     loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
 
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
-    if restored := checkpoint.load(folder / checkpoint.NAME, modules, step.optimizer):
+    if restored := checkpoint.load_checkpoint(folder / checkpoint.NAME, modules, step.optimizer):
         facts, note = restored
         scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
         if step.scaler.is_enabled() and scaling and scaling["growth_interval"] == step.scaler.get_growth_interval():
@@ -110,7 +110,7 @@ def fit(
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**facts)
         print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
-    forwards = len(valid) * (1 + len(predict.views(config.predict.tta, (1, 1))))
+    forwards = len(valid) * (1 + len(predict.test_time_views(config.predict.tta, (1, 1))))
     timer = schedule.Timer(deadline, state.progress, forwards)
     began, saved = started - state.seconds, time.monotonic()
 
@@ -130,7 +130,7 @@ def fit(
             return
         state.seconds = time.monotonic() - began
         facts = asdict(state) | {"scaler": step.scaler.state_dict()}
-        checkpoint.save(folder / checkpoint.NAME, modules, step.optimizer, facts)
+        checkpoint.save_checkpoint(folder / checkpoint.NAME, modules, step.optimizer, facts)
 
     with _stop_requests() as stop:
         while not state.ended:
@@ -186,7 +186,7 @@ def fit(
         save()
         if distributed.agree(0.0, stop.is_set())[1]:
             raise Interrupted
-    return segmenter.load(folder / runs.MODEL, device.device).model, state
+    return segmenter.load_model(folder / runs.MODEL, device.device).model, state
 
 
 def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
@@ -210,7 +210,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
     if better:
         state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
         if not distributed.rank():
-            segmenter.save(model, folder / runs.MODEL, config)
+            segmenter.save_model(model, folder / runs.MODEL, config)
     star = " *" if better and sound else ""
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
     print(
@@ -248,13 +248,15 @@ def evaluate(
     classes, mine = len(config.competition.classes), rows[distributed.share()]
 
     def look(images: Tensor, batch: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = predict.tiled(lambda x: predict.logits(model, x, device), images, config.predict)
+        logits = predict.predict_tiles(lambda x: predict.logits(model, x, device), images, config.predict)
         masks = np.ascontiguousarray(split.masks[batch])
         loss = loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
-        return loss, metrics.confusion(masks, predict.labels(logits), classes, config.competition.arrays.ignored)
+        return loss, metrics.count_confusion(
+            masks, predict.to_labels(logits), classes, config.competition.arrays.ignored
+        )
 
     total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
-    for _, (loss, confusion) in predict.each(look, split.images, mine, config.predict, device):
+    for _, (loss, confusion) in predict.for_each_batch(look, split.images, mine, config.predict, device):
         total += loss
         confusions.append(confusion)
     counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)

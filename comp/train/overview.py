@@ -10,12 +10,12 @@ from comp.config import Config
 from comp.errors import Refused
 from comp.model import metrics
 from comp.report import figures, tables
-from comp.report.page import folded, pictures, table, verbatim, write
-from comp.report.tables import duration, number
+from comp.report.page import folded, pictures, table, verbatim, write_page
+from comp.report.tables import format_duration, format_number
 from comp.train.runs import Fold, find_folds, read_config
 
 
-def run_page(run_folder: Path) -> Path:
+def write_run_page(run_folder: Path) -> Path:
     """Write runs/<competition>/<run>/report.html from what its folder and the audit beside it hold. Raises Refused.
 
     Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
@@ -28,8 +28,8 @@ def run_page(run_folder: Path) -> Path:
         pooled = metrics.scores(confusion[None], names, config.competition.metric)
         if len(folds) > 1:
             histories = {f"fold {fold.number}": fold.history() for fold in folds}
-            figures.side_by_side(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
-            figures.confusion(confusion, names, run_folder / "confusion.png")
+            figures.compare_curves(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
+            figures.draw_confusion(confusion, names, run_folder / "confusion.png")
         sections = {
             "Result": _facts(config, folds) + table(_fold_rows(folds)),
             "Classes, all folds as one": table(_class_rows(pooled, folds)),
@@ -53,17 +53,17 @@ def run_page(run_folder: Path) -> Path:
     subtitle = f"recipe {config.recipe}, scored by {folds[0].metrics['metric']} on out-of-fold predictions"
     if config.predict.tta != "none":
         subtitle += f" with {config.predict.tta} test-time augmentation; the curves are without"
-    return write(run_folder / "report.html", title, subtitle, sections)
+    return write_page(run_folder / "report.html", title, subtitle, sections)
 
 
 def _facts(config: Config, folds: list[Fold]) -> str:
     scores = [fold.metrics["score"] for fold in folds]
     facts = {
-        f"score, mean of {len(folds)} of {config.folds.count} folds": number(mean(scores))
+        f"score, mean of {len(folds)} of {config.folds.count} folds": format_number(mean(scores))
         + (f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""),
         f"encoder {config.model.encoder}, weights {Path(config.model.encoder_weights).name}": config.model.architecture,
-        "training, all folds": duration(sum(fold.metrics["seconds"] for fold in folds)),
-        f"images/s on {folds[0].metrics['device']}": number(folds[0].metrics["images_per_second"], 0),
+        "training, all folds": format_duration(sum(fold.metrics["seconds"] for fold in folds)),
+        f"images/s on {folds[0].metrics['device']}": format_number(folds[0].metrics["images_per_second"], 0),
     }
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in facts.items())
     return f'<div class="facts">{cards}</div>'
@@ -72,7 +72,7 @@ def _facts(config: Config, folds: list[Fold]) -> str:
 def _fold_rows(folds: list[Fold]) -> list[list[str]]:
     head, *rows = tables.fold_rows({fold.number: fold.metrics for fold in folds})
     for row, facts in zip(rows, (fold.metrics for fold in folds), strict=False):
-        row += [f"{facts['best_epoch']} of {facts['epochs']}", facts["ended"], duration(facts["seconds"])]
+        row += [f"{facts['best_epoch']} of {facts['epochs']}", facts["ended"], format_duration(facts["seconds"])]
     for row in rows[len(folds) :]:  # the mean and the spread
         row += ["", "", ""]
     return [[*head, "best epoch", "ended by", "time"], *rows]

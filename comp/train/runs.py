@@ -38,9 +38,9 @@ class Fold:
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
         ids, probabilities, confusions = (
-            npz.member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
+            npz.read_member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
         )
-        return npz.read(ids), npz.mapped(probabilities), npz.mapped(confusions)
+        return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(confusions)
 
     def history(self) -> list[dict[str, float]]:
         """Its epochs, as `report.curves` takes them. Raises Refused."""
@@ -52,22 +52,22 @@ class Fold:
             raise Refused(f"{path}: not a training history ({error})") from None
 
 
-def folder_of(run_folder: Path, number: int) -> Path:
+def fold_folder(run_folder: Path, number: int) -> Path:
     """The folder of a fold, or of the model of all pictures."""
     return run_folder / (f"fold-{number}" if number != FULL else "full")
 
 
-def parts(folder: Path) -> list[Path]:
+def fold_files(folder: Path) -> list[Path]:
     """The files that make a fold, or the model of all pictures, which has nothing out of fold."""
     return [folder / name for name in (MODEL, OOF, METRICS) if name != OOF or folder.name != "full"]
 
 
-def finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether a folder holds all that makes it a fold, or the model of all pictures."""
-    return all(path.exists() for path in parts(folder))
+    return all(path.exists() for path in fold_files(folder))
 
 
-def begun(run_folder: Path) -> bool:
+def has_begun(run_folder: Path) -> bool:
     """Whether a run's folder holds anything that was trained, with the configuration that lies there."""
     return any(any(run_folder.glob(f"*/{name}")) for name in (MODEL, METRICS, checkpoint.NAME))
 
@@ -79,7 +79,7 @@ def check_configuration(run_folder: Path, config: Config, number: int = 0) -> No
             "schedule.name: no validation shows a plateau to a model of all pictures; "
             "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
         )
-    if not begun(run_folder) or not (run_folder / CONFIG).exists():
+    if not has_begun(run_folder) or not (run_folder / CONFIG).exists():
         return
     if difference := configs.first_difference(read_config(run_folder), config):
         raise Refused(
@@ -91,17 +91,17 @@ def read_config(run_folder: Path) -> Config:
     """The configuration that a run was made with. Raises Refused."""
     path = run_folder / CONFIG
     try:
-        return configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return configs.validate_config(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Refused(f"{path}: {reason}; name another --run, or delete {run_folder}") from None
 
 
-def summary(done: list[Fold], config: Config) -> str:
+def summarize_folds(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
     confusions = np.concatenate([fold.oof()[2] for fold in done])
     pooled = metrics.scores(confusions, config.competition.classes, config.competition.metric)
-    return tables.over_folds({fold.number: fold.metrics for fold in done}, pooled)
+    return tables.folds_table({fold.number: fold.metrics for fold in done}, pooled)
 
 
 def read_fold(folder: Path) -> Fold:
@@ -116,7 +116,7 @@ def read_fold(folder: Path) -> Fold:
 def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
     """The finished folds of a run, or "full", here or among a kernel's inputs, by number. Raises Refused for none."""
     inputs = Path("runs", *run_folder.parts[-2:], pattern, METRICS)
-    there = [path for path in files.below_input(METRICS) if path.match(str(inputs))]
+    there = [path for path in files.find_below_input(METRICS) if path.match(str(inputs))]
     found: dict[int, Fold] = {}
     for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]:
         fold = read_fold(path.parent)

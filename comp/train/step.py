@@ -60,7 +60,7 @@ class Step:
         labels = labels.to(self.device.device, non_blocking=True)
         if not augment.mixes(self.config.augment):
             return images, labels, None, 1.0
-        images, labels, others, share = augment.mix(images, labels, self.config.augment, generator)
+        images, labels, others, share = augment.mix_batch(images, labels, self.config.augment, generator)
         mine = distributed.share()
         return images[mine], labels[mine], None if others is None else others[mine], share
 
@@ -70,7 +70,7 @@ class Step:
             try:
                 return self._backward(mixed, samples)
             except torch.OutOfMemoryError:
-                if distributed.count() > 1:  # the others wait for this one's batch statistics
+                if distributed.world_size() > 1:  # the others wait for this one's batch statistics
                     raise Refused(
                         f"rank {distributed.rank()}: out of memory; halve batch_size and double optimizer.accumulate"
                     ) from None

@@ -16,7 +16,7 @@ from comp.device import Device
 from comp.model import metrics, predict, segmenter
 from comp.report import figures, sheets, tables
 from comp.train import checkpoint, fit
-from comp.train.runs import CONFIG, FULL, METRICS, OOF, Fold, check_configuration, finished, folder_of, read_fold
+from comp.train.runs import CONFIG, FULL, METRICS, OOF, Fold, check_configuration, fold_folder, is_finished, read_fold
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Data:
     folds: np.ndarray  # int16 (N,); -1: excluded
 
 
-def load(config: Config, input_folder: Path, runs_folder: Path) -> Data:
+def load_data(config: Config, input_folder: Path, runs_folder: Path) -> Data:
     """Load and check a competition's training samples; make its folds, or read them back. Raises Refused."""
     competition = config.competition
     with distributed.first():
         split = arrays.load_train(competition, input_folder)
-        index = arrays.index(split, competition, input_folder)
+        index = arrays.build_index(split, competition, input_folder)
         dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
         path = runs_folder / competition.name / f"folds-{dealt}.csv"
-        return Data(config, split, index, folds.load_or_make(path, split, index, config))
+        return Data(config, split, index, folds.load_or_deal_folds(path, split, index, config))
 
 
 def train_fold(data: Data, number: int, run_folder: Path, device: Device, workers: int, deadline: float) -> Fold:
@@ -47,19 +47,19 @@ def train_fold(data: Data, number: int, run_folder: Path, device: Device, worker
     by. It leaves model.safetensors, history.csv and metrics.json, in which there is no score.
     Raises Refused when the folder holds a run of another configuration, and fit.Interrupted.
     """
-    folder = folder_of(run_folder, number)
+    folder = fold_folder(run_folder, number)
     check_configuration(run_folder, data.config, number)
-    with contextlib.nullcontext() if distributed.rank() else files.lock(folder):
+    with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
         with distributed.first():
             if not distributed.rank():
-                if not finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
+                if not is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
                     (folder / METRICS).unlink(missing_ok=True)
                 files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
-        if not finished(folder):
+        if not is_finished(folder):
             _train(data, number, folder, device, workers, deadline)
             distributed.wait()  # for the files
         if not distributed.rank():  # what only an unfinished fold needs
-            checkpoint.remove(folder / checkpoint.NAME)
+            checkpoint.remove_checkpoints(folder / checkpoint.NAME)
             for frame in folder.glob("frame-*.npy"):
                 frame.unlink()
     fold = read_fold(folder)
@@ -68,7 +68,9 @@ def train_fold(data: Data, number: int, run_folder: Path, device: Device, worker
     else:
         facts = fold.metrics
         print(f"\nfold {number} is finished, best epoch {facts['best_epoch']}, {facts['tta']} test-time augmentation")
-        print(f"{tables.table(facts)}\n\n{folder} ({facts['seconds']:.0f} s, {facts['images_per_second']} images/s)")
+        print(
+            f"{tables.score_table(facts)}\n\n{folder} ({facts['seconds']:.0f} s, {facts['images_per_second']} images/s)"
+        )
     return fold
 
 
@@ -85,9 +87,9 @@ def _train(data: Data, number: int, folder: Path, device: Device, workers: int, 
     def watch(epoch: int, model: segmenter.Segmenter) -> None:
         # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
         if len(watched) and epoch & (epoch - 1) == 0 and not distributed.rank():
-            looked = predict.over(model, data.split.images, valid[watched], config.predict, device)
-            with files.whole(folder / f"frame-{epoch:05}.npy") as beside:
-                np.save(beside, np.concatenate([predict.labels(probabilities) for _, probabilities in looked]))
+            looked = predict.predict_rows(model, data.split.images, valid[watched], config.predict, device)
+            with files.atomic_write(folder / f"frame-{epoch:05}.npy") as beside:
+                np.save(beside, np.concatenate([predict.to_labels(probabilities) for _, probabilities in looked]))
 
     model, state = fit.fit(config, data.split, data.index, train, valid, folder, device, workers, deadline, watch)
     trained = time.monotonic()
@@ -124,13 +126,13 @@ def _out_of_fold(path: Path, model: segmenter.Segmenter, data: Data, rows: np.nd
     confusions: list[np.ndarray] = []
 
     def mine() -> Iterator[distributed.Item]:
-        for dealt in predict.batches(rows, size, config.predict)[distributed.share()]:
+        for dealt in predict.plan_batches(rows, size, config.predict)[distributed.share()]:
             # One item for each planned batch, even where short memory halved it: so ranks alternate in order.
-            seen = predict.over(model, split.images, dealt, config.predict, device)
-            parts = [(part.half().cpu().numpy(), predict.labels(part)) for _, part in seen]
+            seen = predict.predict_rows(model, split.images, dealt, config.predict, device)
+            parts = [(part.half().cpu().numpy(), predict.to_labels(part)) for _, part in seen]
             probabilities, labels = map(np.concatenate, zip(*parts, strict=True))
             truth = np.ascontiguousarray(split.masks[dealt])
-            yield probabilities, metrics.confusion(truth, labels, classes, config.competition.arrays.ignored)
+            yield probabilities, metrics.count_confusion(truth, labels, classes, config.competition.arrays.ignored)
 
     def blocks() -> Iterator[np.ndarray]:
         for probabilities, confusion in distributed.gather_in_order(mine()):
@@ -145,7 +147,7 @@ def _out_of_fold(path: Path, model: segmenter.Segmenter, data: Data, rows: np.nd
         ("probabilities", (n, classes, *size), np.float16, blocks()),
         ("confusions", (n, classes, classes), np.int64, confusions),  # there once the probabilities are written
     ]
-    npz.write(path, members)
+    npz.write_npz(path, members)
     return np.concatenate(confusions)
 
 
@@ -155,32 +157,32 @@ def _pictures(
     config, split = data.config, data.split
     metric, classes = config.competition.metric, config.competition.classes
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
-    probabilities = npz.mapped(npz.member(folder / OOF, "probabilities"))
+    probabilities = npz.map_member(npz.read_member(folder / OOF, "probabilities"))
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         return probabilities[at].argmax(1).astype(np.uint8)
 
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
-    figures.curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
-    figures.confusion(confusions.sum(0), classes, folder / "confusion.png")
+    figures.draw_curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
+    figures.draw_confusion(confusions.sum(0), classes, folder / "confusion.png")
 
     # What the score does not look at is no error, and a picture that holds nothing else is not among the worst.
     first = 1 if metric.background == "drop_truth" else 0  # class that is scored
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
-    at, labels = sheets.choose(scores)
-    rows = sheets.cases(split, valid[at], predicted(at), labels, [scores[i] for i in at], unscored)
-    sheets.draw(rows, classes, folder / "examples.png", unscored)
+    at, labels = sheets.choose_cases(scores)
+    rows = sheets.case_rows(split, valid[at], predicted(at), labels, [scores[i] for i in at], unscored)
+    sheets.draw_sheet(rows, classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
     film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    sheets.draw(sheets.filmstrip(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
+    sheets.draw_sheet(sheets.filmstrip_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
 
-    if transform := augment.build(config.augment.transforms):
+    if transform := augment.build_transforms(config.augment.transforms):
         draws = [
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
             for place, row in enumerate(train[:3])
         ]
-        sheets.draw(sheets.samples(split, train[:3], draws), classes, folder / "samples.png", unscored)
+        sheets.draw_sheet(sheets.sample_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)

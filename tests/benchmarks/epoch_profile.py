@@ -38,13 +38,13 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--pictures", type=int, default=480, help="pictures an epoch")
     args = parser.parse_args()
-    settings = cli.configs.load(args.competition, args.recipe, [*args.overrides, "epochs=1"])
-    chosen = device.choose(args.device)
+    settings = cli.configs.load_config(args.competition, args.recipe, [*args.overrides, "epochs=1"])
+    chosen = device.choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         if settings.competition.name == "demo":
-            demo.ensure(args.input)
+            demo.ensure_demo(args.input)
         split = arrays.load_train(settings.competition, args.input)
-        index = arrays.index(split, settings.competition, args.input)
+        index = arrays.build_index(split, settings.competition, args.input)
         rows = np.resize(np.arange(len(split.ids)), args.pictures)
 
         def epoch(name: str) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from comp import cli, config, device
 from comp.model import metrics
-from comp.train.train_fold import Data, load, train_fold
+from comp.train.train_fold import Data, load_data, train_fold
 
 BEFORE = [  # the default recipe with every choice taken back
     'optimizer.name="adam"',
@@ -60,10 +60,10 @@ def main() -> None:
     parser.add_argument("--input", type=Path, default=Path("input"))
     args = parser.parse_args()
     overrides = list(BEFORE)
-    print(f"{device.choose()}, {args.time_budget:.0f} s each")
+    print(f"{device.choose_device()}, {args.time_budget:.0f} s each")
     heading()
     with tempfile.TemporaryDirectory() as folder:
-        data = load(config.load("mars", "mars"), args.input, Path(folder))
+        data = load_data(config.load_config("mars", "mars"), args.input, Path(folder))
         show("the plain recipe", *plain(data, args.time_budget))
         for number, (name, added) in enumerate(RUNGS.items()):
             overrides += added
@@ -72,9 +72,9 @@ def main() -> None:
 
 def ours(data: Data, budget: float, folder: Path, overrides: Sequence[str] = ()) -> tuple[float, float, float]:
     """The shipped recipe, in so many seconds, its validations and out-of-fold predictions among them."""
-    rung, deadline = replace(data, config=config.load("mars", "mars", overrides)), time.monotonic() + budget
+    rung, deadline = replace(data, config=config.load_config("mars", "mars", overrides)), time.monotonic() + budget
     with contextlib.redirect_stdout(io.StringIO()):
-        found = train_fold(rung, 0, folder, device.choose(), 0, deadline).metrics
+        found = train_fold(rung, 0, folder, device.choose_device(), 0, deadline).metrics
     return found["mean_iou_without_0"], found["mean_iou_truth_without_0"], found["images_per_second"]
 
 
@@ -109,7 +109,7 @@ def plain(data: Data, budget: float, epochs: int = 2**31) -> tuple[float, float,
             batch = valid[start : start + 64]
             images = device.to_device(torch.from_numpy(data.split.images[batch]), torch.device("cpu"))
             labels = model.eval()(images.float() / 255).argmax(1).numpy()
-            confusions.append(metrics.confusion(np.ascontiguousarray(data.split.masks[batch]), labels, 5))
+            confusions.append(metrics.count_confusion(np.ascontiguousarray(data.split.masks[batch]), labels, 5))
     counted = np.concatenate(confusions)
     readings = [metrics.score(counted, config.Metric(background=way)) for way in ("drop_class", "drop_truth")]
     return *readings, seen / spent

@@ -88,7 +88,7 @@ def exponent(values: list[int], rows: list[dict[str, float]], unit: str) -> str:
 def first_batch(gigabytes: int) -> dict[str, float]:
     from comp.data import batches
 
-    settings = config.load("demo", overrides=["augment.transforms=[]", "batch_size=32"])
+    settings = config.load_config("demo", overrides=["augment.transforms=[]", "batch_size=32"])
     with tempfile.TemporaryDirectory() as folder:
         count = gigabytes * 10**9 // (2 * 64 * 128)
         sparse(Path(folder) / "demo.npz", {"train_images": (count, 64, 128), "train_masks": (count, 64, 128)})
@@ -108,28 +108,28 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
     from comp.submission import csv_file
     from comp.train import runs
 
-    settings, chosen = tiny(classes), device.choose("cpu")
+    settings, chosen = tiny(classes), device.choose_device("cpu")
     with tempfile.TemporaryDirectory() as folder:
         made = []
         for run, number in itertools.product(range(models), range(folds)):
-            model, _ = networks.build(settings.model, 1, classes, torch.tensor([100.0]), torch.tensor([50.0]))
+            model, _ = networks.build_segmenter(settings.model, 1, classes, torch.tensor([100.0]), torch.tensor([50.0]))
             path = Path(folder) / str(run) / f"fold-{number}"
-            networks.save(model, path / runs.MODEL, settings)
+            networks.save_model(model, path / runs.MODEL, settings)
             made.append(runs.Fold(path, number, {}))
         sparse(Path(folder) / "demo.npz", {"test_images": (pictures, side, side)})
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
         blending = [made], [1.0], test, None, settings.predict.batch_size, chosen
-        with csv_file.writer(Path(folder) / "s.csv", settings.competition) as write:
-            for batch, probabilities in blending.blended(*blending):
-                write(test.ids[batch], blending.label(probabilities, [1.0] * classes))
+        with csv_file.open_writer(Path(folder) / "s.csv", settings.competition) as write:
+            for batch, probabilities in blending.predict_blend(*blending):
+                write(test.ids[batch], blending.label_images(probabilities, [1.0] * classes))
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 
 def train(pictures: int) -> dict[str, float]:
     """One epoch, from arrays that were never seen: hashed, dealt into folds, trained on, validated."""
     from comp import device
-    from comp.train.train_fold import load, train_fold
+    from comp.train.train_fold import load_data, train_fold
 
     settings = tiny(5)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +137,8 @@ def train(pictures: int) -> dict[str, float]:
         images, masks = (random.integers(0, most, (pictures, 64, 64), np.uint8) for most in (256, 5))
         np.savez(Path(folder) / "demo.npz", train_images=images, train_masks=masks)
         del images, masks
-        started, chosen = time.perf_counter(), device.choose("cpu")
-        data = load(settings, Path(folder), Path(folder))
+        started, chosen = time.perf_counter(), device.choose_device("cpu")
+        data = load_data(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
             train_fold(data, 0, Path(folder) / "run", chosen, 0, math.inf)
         return {"seconds": time.perf_counter() - started, "peak": peak()}
@@ -147,7 +147,7 @@ def train(pictures: int) -> dict[str, float]:
 def tiny(classes: int) -> config.Config:
     """The smallest network, so that what grows around it shows."""
     small = ["epochs=1", "model.options={encoder_depth=3, decoder_channels=[8, 8, 8]}", 'predict.tta="none"']
-    loaded = config.load("demo", "default", [*small, "predict.batch_size=16"])
+    loaded = config.load_config("demo", "default", [*small, "predict.batch_size=16"])
     names = tuple(f"class {number}" for number in range(classes))
     return loaded.model_copy(update={"competition": loaded.competition.model_copy(update={"classes": names})})
 

@@ -76,7 +76,10 @@ def checked(folder: Path) -> None:
     path, array = folder / "mars.csv", np.random.default_rng(0).integers(0, 5, MARS, np.uint8)
     before = peak()
     write(path, array)
-    times = [seconds(lambda: csv_file.check(path, competition(5), range(MARS[0]), MARS[1:])) for _ in range(REPEATS)]
+    times = [
+        seconds(lambda: csv_file.check_submission(path, competition(5), range(MARS[0]), MARS[1:]))
+        for _ in range(REPEATS)
+    ]
     wall, cpu = np.median(times, axis=0)
     print(f"\n{path.stat().st_size / 1e6:.0f} MB checked in {wall:.2f} s ({cpu:.2f} s cpu); ", end="")
     print(f"written and checked within {peak() - before:.0f} MB more of memory\n")
@@ -93,22 +96,22 @@ def runs() -> None:
     ):
         masks = drawn(count, height, width, coarse) == 1
         masks[np.random.default_rng(0).random(count) < blank] = False
-        mean = sum(text.count(" ") + 1 for text in runlength.encode(masks)) // 2 // count
+        mean = sum(text.count(" ") + 1 for text in runlength.encode_runs(masks)) // 2 // count
         compare(
             f"{name}, {mean} runs",
             lambda masks=masks: [plain(mask) for mask in masks],
-            lambda masks=masks: runlength.encode(masks),
+            lambda masks=masks: runlength.encode_runs(masks),
         )
         compare(
             "  pycocotools' own format instead",
             lambda masks=masks: [pycocotools.mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks],
-            lambda masks=masks: runlength.encode(masks),
+            lambda masks=masks: runlength.encode_runs(masks),
         )
     labels = drawn(500, 64, 128, 16, classes=5)
     compare(
         "64×128, 4 classes of a label map",
         lambda: [[plain(picture == label) for label in range(1, 5)] for picture in labels],
-        lambda: [runlength.encode(labels == label) for label in range(1, 5)],
+        lambda: [runlength.encode_runs(labels == label) for label in range(1, 5)],
     )
 
 
@@ -133,14 +136,14 @@ def competition(classes: int) -> Competition:
 
 
 def write(path: Path, labels: np.ndarray) -> None:
-    with csv_file.writer(path, competition(5)) as append:
+    with csv_file.open_writer(path, competition(5)) as append:
         for first in range(0, len(labels), 64):
             append(range(first, min(first + 64, len(labels))), labels[first : first + 64])
 
 
 def store(path: Path, data: bytes) -> None:
     """What a file costs whose text is free: written and renamed as ours is."""
-    with files.whole(path) as beside, open(beside, "wb") as file:
+    with files.atomic_write(path) as beside, open(beside, "wb") as file:
         file.write(data)
 
 

@@ -39,13 +39,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    settings = config.load("demo", "default", [*args.overrides, "epochs=1"])
-    chosen = device.choose(args.device)
+    settings = config.load_config("demo", "default", [*args.overrides, "epochs=1"])
+    chosen = device.choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        demo.ensure(place)
+        demo.ensure_demo(place)
         split = arrays.load_train(settings.competition, place)
-        index = arrays.index(split, settings.competition, place)
+        index = arrays.build_index(split, settings.competition, place)
         rows = np.resize(np.arange(len(split.ids)), args.pictures)
         print(f"{chosen}; {settings.model.architecture} on {settings.model.encoder}, batch {settings.batch_size}")
         contestants = {
@@ -87,14 +87,14 @@ def report(speeds: dict[str, list[float]]) -> None:
 def network(settings: config.Config, split: arrays.Split, chosen: device.Device) -> segmenter.Segmenter:
     mean, std = torch.tensor([120.0]), torch.tensor([50.0])
     classes = len(settings.competition.classes)
-    return segmenter.build(settings.model, split.images.shape[3], classes, mean, std)[0].to(chosen.device)
+    return segmenter.build_segmenter(settings.model, split.images.shape[3], classes, mean, std)[0].to(chosen.device)
 
 
 def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, chosen: device.Device) -> float:
     torch.manual_seed(0)
     model = network(settings, split, chosen).train()
     optimizer = schedule.make_optimizer(settings.optimizer, model)
-    loss_of = losses.build(settings.loss, settings.competition.classes, index.counts.sum(0), None)
+    loss_of = losses.build_loss(settings.loss, settings.competition.classes, index.counts.sum(0), None)
     size = settings.batch_size
     images = device.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
     labels = torch.from_numpy(split.masks[:size].copy()).to(chosen.device)
@@ -183,11 +183,11 @@ def disk_to_csv(
     settings: config.Config, split: arrays.Split, rows: np.ndarray, chosen: device.Device, place: Path
 ) -> float:
     path = place / "fold-0" / runs.MODEL
-    segmenter.save(network(settings, split, chosen), path, settings)
+    segmenter.save_model(network(settings, split, chosen), path, settings)
     test = arrays.Split(split.images[rows], None, np.arange(len(rows)).astype(str), None, None)
     started = time.perf_counter()
     classes = len(settings.competition.classes)
-    with csv_file.writer(place / "s.csv", settings.competition) as write:
+    with csv_file.open_writer(place / "s.csv", settings.competition) as write:
         blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, "d4", settings.predict.batch_size, chosen
         for batch, probabilities in blending.blended(*blending):
             write(test.ids[batch], blending.label(probabilities, [1.0] * classes))
