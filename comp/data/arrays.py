@@ -48,6 +48,13 @@ class Split:
 
 
 @dataclass(frozen=True)
+class TrainSplit(Split):
+    """A split whose masks are known."""
+
+    masks: np.ndarray
+
+
+@dataclass(frozen=True)
 class Index:
     """What one pass over a split finds."""
 
@@ -72,9 +79,9 @@ def find_npz(file: str, folder: Path) -> Path:
     )
 
 
-def load_train(competition: Competition, folder: Path) -> Split:
+def load_train(competition: Competition, folder: Path) -> TrainSplit:
     """The training samples of a competition. Raises Refused, naming file, key and sample."""
-    return _load("train", competition, folder)
+    return TrainSplit(**vars(_load("train", competition, folder)))
 
 
 def load_test(competition: Competition, folder: Path) -> Split:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from comp import distributed
 from comp.config import Config
 from comp.data import augment
-from comp.data.arrays import Split
+from comp.data.arrays import TrainSplit
 from comp.errors import Refused
 
 
@@ -54,7 +54,7 @@ class TrainBatches(Sampler[np.ndarray]):
     its first `skip` batches.
     """
 
-    def __init__(self, split: Split, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
+    def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
         # Each rank loads its share of a batch; mixing needs the whole of it, and shares out what it made.
         self._share = slice(None) if augment.mixes(config.augment) else distributed.share()
@@ -98,7 +98,7 @@ class TrainBatches(Sampler[np.ndarray]):
 class _Samples(Dataset):
     """Whole batches at a time, so that workers hand over two tensors and not a list of samples."""
 
-    def __init__(self, split: Split, config: Config):
+    def __init__(self, split: TrainSplit, config: Config):
         self._split, self._seed = split, config.seed
         self._transform = augment.build_transforms(config.augment.transforms)
 

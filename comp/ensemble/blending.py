@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from comp import distributed, files
 from comp.config import Competition
-from comp.data.arrays import Index, Split, release_pages
+from comp.data.arrays import Index, Split, TrainSplit, release_pages
 from comp.device import Device
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
@@ -57,7 +57,7 @@ class _Part:
     truth: np.ndarray  # int64 (n, C): pixels per class, as they were when the fold was validated
     sample: _Block
 
-    def blocks(self, split: Split) -> Iterator[_Block]:
+    def blocks(self, split: TrainSplit) -> Iterator[_Block]:
         """All of its pixels, with flat memory."""
         for start in range(0, len(self.rows), 64):
             some = slice(start, start + 64)
@@ -83,7 +83,7 @@ def equal_weights(runs: int, classes: int) -> Blend:
     return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
 
 
-def search_weights(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> Blend:
+def search_weights(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
     `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
@@ -235,7 +235,7 @@ def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.nd
     return best
 
 
-def _parts(runs: Sequence[Sequence[Fold]], split: Split, competition: Competition) -> list[_Part]:
+def _parts(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> list[_Part]:
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     pixels = split.images.shape[1] * split.images.shape[2]
     pictures = sum(fold.metrics["valid_pictures"] for fold in runs[0])

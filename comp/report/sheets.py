@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from comp.data.arrays import Split
+from comp.data.arrays import TrainSplit
 from comp.report.drawing import FAINT, INK, class_colours, escape_dollars, save_figure
 from comp.report.tables import format_number, shorten
 
@@ -45,7 +45,7 @@ def choose_cases(scores: Sequence[float]) -> tuple[list[int], list[str]]:
 
 
 def case_rows(
-    split: Split,
+    split: TrainSplit,
     rows: Sequence[int],
     predictions: Iterable[np.ndarray],
     labels: Sequence[str],
@@ -70,7 +70,7 @@ def case_rows(
         yield caption, cells | {"where they differ": (wrong, None)}
 
 
-def filmstrip_rows(split: Split, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
+def filmstrip_rows(split: TrainSplit, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
     """What the same few pictures were predicted as while training went on, and at last their truth.
 
     frames: a heading such as "epoch 4" to that moment's predictions, uint8 (n, H, W), in the order in which they
@@ -81,7 +81,7 @@ def filmstrip_rows(split: Split, rows: Sequence[int], frames: dict[str, np.ndarr
         yield split.ids[row], {"picture": (split.images[row], None)} | film | {"truth": (None, split.masks[row])}
 
 
-def sample_rows(split: Split, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
+def sample_rows(split: TrainSplit, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
     """Augmented samples beside their originals, under the colours of their masks.
 
     draws: for each of the rows its augmented pictures with their masks, of any size.

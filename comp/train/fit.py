@@ -19,7 +19,7 @@ from tqdm import tqdm
 from comp import distributed, files
 from comp.config import Config
 from comp.data import batches
-from comp.data.arrays import Index, Split
+from comp.data.arrays import Index, TrainSplit
 from comp.device import Device
 from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter
@@ -64,7 +64,7 @@ class State:
 
 def fit(
     config: Config,
-    split: Split,
+    split: TrainSplit,
     index: Index,
     train: np.ndarray,
     valid: np.ndarray,
@@ -241,7 +241,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, split: Split, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
+    model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
     model.eval()

@@ -11,7 +11,7 @@ import numpy as np
 from comp import distributed, files
 from comp.config import Config
 from comp.data import arrays, augment, folds, npz
-from comp.data.arrays import Index, Split
+from comp.data.arrays import Index, TrainSplit
 from comp.device import Device
 from comp.model import metrics, predict, segmenter
 from comp.report import figures, sheets, tables
@@ -24,7 +24,7 @@ class Data:
     """A configuration, its training samples and what is known of them, and who validates on what."""
 
     config: Config
-    split: Split
+    split: TrainSplit
     index: Index
     folds: np.ndarray  # int16 (N,); -1: excluded
 
