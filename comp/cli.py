@@ -148,7 +148,7 @@ def entry(
     except RuntimeError as error:
         from comp import distributed
 
-        if not distributed.lost(error):
+        if not distributed.is_lost_peer(error):
             raise
         line, status = f"rank {distributed.rank()}: another process of this job ended; start it again to go on", 1
     except KeyboardInterrupt:

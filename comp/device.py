@@ -1,6 +1,7 @@
 """Where to compute and in which precision: decided once, with the reason for the log."""
 
 import ctypes
+import math
 import os
 from dataclasses import dataclass
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from comp.errors import Refused
+
+# In what words cuDNN and cuBLAS say that memory does not suffice, where PyTorch does not raise its own error.
+OUT_OF_MEMORY = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,15 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training may use: a device, processes that augment beside it, and the time until a deadline."""
+
+    device: Device
+    workers: int = 0
+    deadline: float = math.inf  # a time of time.monotonic()
 
 
 def choose_device(name: str = "auto") -> Device:
@@ -86,3 +99,8 @@ def _keep_freed_memory() -> None:
 def to_device(images: Tensor, device: torch.device) -> Tensor:
     """uint8 (n, H, W, C) to (n, C, H, W) on the device; the permuted layout is channels_last as it is."""
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the device's memory does not suffice, whichever library says it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

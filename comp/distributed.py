@@ -1,41 +1,38 @@
-"""Several processes that work as one, under torchrun; alone, a process is rank 0 of 1.
+"""One fold on several GPUs: processes that torchrun started and that share each batch. Alone, a process is rank 0 of 1.
 
-Every rank draws the same plan and does its share of it, and rank 0 alone writes and speaks. The folder of
-the runs must be one for all of them.
+    torchrun --nproc-per-node 2 -- kernels/train_fold.py --competition mars --fold 0
+
+Each rank loads and augments its share of a batch; DistributedDataParallel averages the gradients. Rank 0 alone
+writes and prints, so the folder of the runs must be one for all.
 """
 
-import io
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from datetime import timedelta
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Item = Sequence[np.ndarray]  # what one rank hands to another at a time
+# Rank 0 predicts out of fold while the others wait.
+PATIENCE = timedelta(hours=2)
 
 
-def join(device: str) -> None:
-    """Join the job that torchrun started; with several GPUs and no torchrun, start this script again under it.
-
-    `device` is what --device says: a single one is left alone.
-    """
+def join() -> None:
+    """Join the job that torchrun started, if it did."""
     if "LOCAL_RANK" not in os.environ:
-        if device == "auto" and torch.cuda.device_count() > 1:
-            _start_again(torch.cuda.device_count())
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def leave() -> None:
-    """End what join began: its threads, left running, abort some processes as they exit."""
+    """Leave the job: its threads, left running, abort one exit in five."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -46,146 +43,69 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes work as one."""
+    """The number of processes in the job."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share() -> slice:
-    """This process's part of any sequence that all of them hold."""
+def own_share() -> slice:
+    """This rank's part of a sequence that all ranks hold."""
     return slice(rank(), None, world_size())
 
 
-@contextmanager
-def first() -> Iterator[None]:
-    """Rank 0 goes through the block before the others, so that what it makes is there for them."""
-    if rank():
-        wait()
-    yield
-    if not rank():
-        wait()
-
-
-def wait() -> None:
-    """Go on when all are here."""
+def barrier() -> None:
+    """Wait until all ranks are here."""
     all_reduce(torch.zeros(1))
 
 
+@contextlib.contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Let rank 0 go through the block before the others, so that they find what it made."""
+    if rank():
+        barrier()
+    yield
+    if not rank():
+        barrier()
+
+
 def all_reduce(values: Tensor) -> Tensor:
-    """The sum over all ranks of a tensor, in its place."""
+    """Sum a tensor over all ranks, in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def all_reduce_gradients(model: nn.Module, loss: Tensor) -> Tensor:
-    """Sum over all ranks the gradients of a model, in place, and the loss, which is returned.
-
-    One message a step and no hooks: ranks may have computed their gradients in as many parts as they liked.
-    """
-    if world_size() == 1:
-        return loss
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = all_reduce(torch.cat([loss.view(1), *(gradient.flatten() for gradient in gradients)]))
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, summed in zip(gradients, flat[1:].split(sizes), strict=True):
-        gradient.copy_(summed.view_as(gradient))
-    return flat[0]
-
-
 def agree(progress: float, stop: bool) -> tuple[float, bool]:
-    """Rank 0's clock for all, and whether any of them was asked to stop."""
+    """Rank 0's progress for all ranks, and whether any of them was asked to stop."""
     if world_size() == 1:
         return progress, stop
     said = all_reduce(torch.tensor([0.0 if rank() else progress, float(stop)], dtype=torch.float64))
     return float(said[0]), bool(said[1])
 
 
-def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
-    """Batch statistics of the whole batch and not of this process's share, so that ranks change nothing."""
+def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model whose forward pass takes part in the averaging of gradients; alone, the model itself.
+
+    On GPUs batch statistics are those of the whole batch (SyncBatchNorm). On CPUs, which lack it, each rank has its
+    own in training, and rank 0's are kept.
+    """
     if world_size() == 1:
         return model
     if device.type == "cuda":
-        import timm.layers
+        from timm.layers import convert_sync_batchnorm  # which knows timm's own kinds of batch norm
 
-        return timm.layers.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = _BatchNorm
-    return model
-
-
-class _BatchNorm(nn.BatchNorm2d):
-    """What nn.SyncBatchNorm does, which needs GPUs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        from torch.distributed.nn import functional  # whose sums gradients flow through
-
-        exact, over = x.float(), (0, 2, 3)
-        pixels = all_reduce(torch.tensor(float(x.numel() // x.shape[1])))
-        mean = functional.all_reduce(exact.sum(over)) / pixels
-        centred = exact - mean.view(-1, 1, 1)
-        variance = functional.all_reduce(centred.square().sum(over)) / pixels
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * pixels / (pixels - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
+        convert_sync_batchnorm(model)
+    gpus = [device.index] if device.type == "cuda" else None
+    # Layers of an encoder beyond its depth get no gradient.
+    return nn.parallel.DistributedDataParallel(model, gpus, find_unused_parameters=True)
 
 
-def gather_in_order(items: Iterable[Item]) -> Iterator[Item]:
-    """On rank 0 the items of all ranks, one of each in turn; on the others none, though all must go through.
-
-    An item is a sequence of arrays. Rank 0 holds one at a time.
-    """
-    if world_size() == 1:
-        yield from items
-        return
-    items = iter(items)
-    while True:
-        item = next(items, None)
-        packed = _pack(item) if item is not None else torch.empty(0, dtype=torch.uint8)
-        sizes = torch.zeros(world_size(), dtype=torch.int64)
-        sizes[rank()] = len(packed)
-        sizes = all_reduce(sizes).tolist()
-        if not any(sizes):
-            return
-        if rank():
-            if sizes[rank()]:
-                dist.send(packed, 0)
-            continue
-        if item is not None:
-            yield item
-        for other in range(1, world_size()):
-            if sizes[other]:
-                packed = torch.empty(sizes[other], dtype=torch.uint8)
-                dist.recv(packed, other)
-                yield _unpack(packed)
+def average_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextManager:
+    """Around forward and backward of a wrapped model: average the gradients over ranks now, or only add up."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and not now:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
-def _pack(item: Item) -> Tensor:
-    file = io.BytesIO()
-    np.savez(file, *item)
-    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
-
-
-def _unpack(packed: Tensor) -> list[np.ndarray]:
-    with np.load(io.BytesIO(packed.numpy()), allow_pickle=False) as file:
-        return [file[f"arr_{i}"] for i in range(len(file.files))]
-
-
-def lost(error: Exception) -> bool:
-    """Whether an error, from wherever in a step, says that another process of the job is gone."""
+def is_lost_peer(error: Exception) -> bool:
+    """Whether an error says that another process of the job is gone."""
     return world_size() > 1 and (isinstance(error, dist.DistBackendError) or "gloo" in str(error))
-
-
-def _start_again(processes: int) -> None:
-    if "ipykernel" in sys.modules:  # a notebook cannot become another process
-        print(f"one of {processes} GPUs is used; a script, or torchrun, uses all")
-        return
-    print(f"{processes} GPUs: one process each, under torchrun", flush=True)
-    # "--" keeps torchrun from reading the script's own --run as a short form of its --run-path.
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--"]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])

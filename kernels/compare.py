@@ -38,17 +38,18 @@ def main(args: argparse.Namespace) -> int:
 
     from comp import device, distributed
     from comp.data import augment, batches
+    from comp.data.training_data import load_training_data
     from comp.model import segmenter
     from comp.report import tables
     from comp.train import runs
-    from comp.train.train_fold import load_data, train_fold
+    from comp.train.train_fold import train_fold
 
-    distributed.join(args.device)
+    distributed.join()
     competition = next(iter(variants.values())).competition
     chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     place = args.runs / competition.name
-    data = {name: load_data(config, args.input, args.runs) for name, config in variants.items()}
+    data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(place / name, config)
@@ -68,8 +69,9 @@ def main(args: argparse.Namespace) -> int:
         for number in cli.fold_numbers(args.fold, config.folds.count):
             before = runs.is_finished(runs.fold_folder(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
+            machine = device.Machine(chosen, workers, deadline)
             try:
-                fold = train_fold(data[name], number, place / name, chosen, workers, deadline)
+                fold = train_fold(data[name], number, place / name, machine)
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 # Anew, since its traceback holds a network and its memory.
                 failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))

@@ -3,7 +3,7 @@
     python kernels/ensemble.py                                    # the demo; prints its leaderboard score
     python kernels/ensemble.py --competition mars --tta d4
     python kernels/ensemble.py --competition mars --run default --run segformer
-    python kernels/ensemble.py --competition mars --folds full    # the models of all pictures, weighted equally
+    python kernels/ensemble.py --competition mars --folds full    # the models of all images, weighted equally
     python kernels/ensemble.py --competition mars --on sandbox    # or: --on kaggle
 
 Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it.
@@ -11,10 +11,7 @@ Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that 
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from comp import cli
 
@@ -34,45 +31,40 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import device, distributed, files
+    from comp import device, files
     from comp.data import arrays
-    from comp.ensemble import blending
-    from comp.model import metrics, predict
+    from comp.ensemble.blend import equal_weights, same_folds, search_weights
+    from comp.ensemble.make_submission import identify, predict_blend, write_submission
+    from comp.model import metrics
     from comp.prepare import build
     from comp.report import tables
     from comp.submission import csv_file
 
-    distributed.join(args.device)
+    if "LOCAL_RANK" in os.environ:
+        raise cli.Refused("one process makes the submission; start it without torchrun")
     for override in args.overrides:
         if not override.startswith(HEEDED):
             print(f"--set {override}: changes nothing here, since the models are trained; --tta can")
     found = find(args, config)
     # Each model's own by default: one that was trained without flips may tell left from right.
     tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
-    computing = device.choose_device(args.device)
+    machine = device.choose_device(args.device)
     metric = metrics.describe_metric(competition.metric)
     if args.folds == "full":
-        chosen, blend = found, blending.equal_weights(len(names), len(competition.classes))
-        print("models of all pictures: none is left to score them on, so they weigh the same")
+        chosen, blend = found, equal_weights(len(names), len(competition.classes))
+        print("models of all images: no image is left to score them on, so they weigh the same")
     else:
-        chosen = blending.same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
-        with distributed.first():
-            split = arrays.load_train(competition, args.input)
-        blend = blending.search_weights(chosen, split, competition)
+        chosen = same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
+        blend = search_weights(chosen, arrays.load_train(competition, args.input), competition)
         print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
-        for kind, score in blend.scores.items():
-            print(f"  {score:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
+        for kind, reached in blend.scores.items():
+            print(f"  {reached:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
-    with distributed.first():
-        place = (
-            build.prepare_hidden_test(competition, args.input)
-            if in_kernel and competition.code_competition
-            else args.input
-        )
-        test = arrays.load_test(competition, place)
-        index = arrays.build_index(test, competition, place)
-    made_of = blending.identify(competition, chosen, blend, tta, test, index)
+    hidden = in_kernel and competition.code_competition
+    folder = build.prepare_hidden_test(competition, args.input) if hidden else args.input
+    test = arrays.load_test(competition, folder)
+    made_of = identify(competition, chosen, blend, tta, test, arrays.build_index(test, competition, folder))
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.find_sample_submission(competition, args.input)
@@ -81,43 +73,14 @@ def main(args: argparse.Namespace) -> int:
         csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
         return 0
 
-    print(f"{len(test.ids)} pictures; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {computing}")
-
-    def labelled() -> Iterator[distributed.Item]:
-        """Rows, their labels, and where pictures had sizes of their own the labels of each at that size."""
-        batch_size = config.predict.batch_size
-        for rows, probabilities in blending.predict_blend(chosen, blend.runs, test, args.tta, batch_size, computing):
-            sizes = [] if test.sizes is None else test.sizes[rows].tolist()
-            originals = [
-                blending.label_images(
-                    predict.resize_to_original(one, size, competition.arrays.fit)[None], blend.classes
-                )[0]
-                for one, size in zip(probabilities, sizes, strict=bool(sizes))
-            ]
-            yield rows, blending.label_images(probabilities, blend.classes), *originals
-
-    batches = distributed.gather_in_order(labelled())
-    if distributed.rank():
-        return len(list(batches))
-    confusions = []
-    with csv_file.open_writer(path, competition) as write:
-        for rows, labels, *originals in batches:
-            if test.masks is not None:  # a practice competition
-                truth = np.ascontiguousarray(test.masks[rows])
-                confusions.append(
-                    metrics.count_confusion(truth, labels, len(blend.classes), competition.arrays.ignored)
-                )
-            write(test.ids[rows], originals or labels)
-    count = csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
-    about = made_of | {
-        "score": {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)},
-        "sha256": files.sha256(path),
-    }
-    if confusions:
-        scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric)
-        about["score"]["leaderboard"] = scores["score"]
+    print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {machine}")
+    blended = predict_blend(chosen, blend.runs, test, args.tta, config.predict.batch_size, machine)
+    count, scores = write_submission(path, blended, blend, test, competition, sample)
+    about = {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)}
+    if scores:
+        about["leaderboard"] = scores["score"]
         print(f"\nleaderboard, since the test labels are known here\n{tables.score_table(scores)}\n")
-    files.write_json(path.with_suffix(".json"), about)
+    files.write_json(path.with_suffix(".json"), made_of | {"score": about, "sha256": files.sha256(path)})
     print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
     return 0
 
@@ -143,7 +106,7 @@ def jobs(args: argparse.Namespace) -> list:
 
 
 def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
-    """The finished folds of each run, or the one model of all pictures. Raises Refused."""
+    """The finished folds of each run, or the one model of all images. Raises Refused."""
     from comp.train import runs
 
     pattern = "full" if args.folds == "full" else "fold-*"

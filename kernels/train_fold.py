@@ -2,7 +2,7 @@
 
     python kernels/train_fold.py --fold 0                       # the demo competition; no data needed
     python kernels/train_fold.py --competition mars --fold all
-    python kernels/train_fold.py --competition mars --fold full  # one model of all pictures, validated on none
+    python kernels/train_fold.py --competition mars --fold full  # one model of all images, validated on none
     python kernels/train_fold.py --competition mars --fold 0 --time-budget 10m --set model.encoder=resnet34
     python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
 
@@ -33,23 +33,24 @@ def main(args: argparse.Namespace) -> int:
     # after the configuration is known to be sound
     from comp import device, distributed, files
     from comp.data import arrays, batches, folds
+    from comp.data.training_data import FULL, load_training_data
     from comp.train import overview, runs
-    from comp.train.train_fold import load_data, train_fold
+    from comp.train.train_fold import train_fold
 
-    distributed.join(args.device)
+    distributed.join()
     chosen = device.choose_device(args.device)
-    data = load_data(config, args.input, args.runs)
+    data = load_training_data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
-        print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training pictures")
+        print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training images")
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
-    print(f"{config.competition.title or config.competition.name}: {len(data.folds)} pictures{left_out}, on {chosen}")
+    print(f"{config.competition.title or config.competition.name}: {len(data.folds)} images{left_out}, on {chosen}")
     for number in numbers:  # before any is trained
         folds.check_training(data.index, data.folds, number, config.competition.classes)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     done, started = [], cli.STARTED
-    for number in numbers or [runs.FULL]:
-        deadline = cli.deadline(started, args.time_budget)
-        done.append(train_fold(data, number, run_folder, chosen, workers, deadline))
+    for number in numbers or [FULL]:
+        machine = device.Machine(chosen, workers, cli.deadline(started, args.time_budget))
+        done.append(train_fold(data, number, run_folder, machine))
         started = time.monotonic()
     if len(done) > 1:
         print(f"\n{runs.summarize_folds(done, config)}")

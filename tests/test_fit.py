@@ -9,7 +9,9 @@ from conftest import draw
 
 from comp import config, device, files
 from comp.data import arrays
-from comp.data.arrays import Split
+from comp.data.arrays import TrainSplit
+from comp.data.training_data import FULL, TrainingData
+from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, segmenter
 from comp.train import checkpoint, fit, schedule
@@ -23,16 +25,16 @@ def settings(*overrides: str) -> config.Config:
     return config.load_config("demo", "default", [*SMALL, 'competition.classes=["ground","stripe","spot"]', *overrides])
 
 
-def prepare(loaded: config.Config, count: int = 16) -> tuple[Split, arrays.Index]:
-    images, masks = draw(count, 0, (32, 32))
-    split = Split(images[..., None], masks, np.arange(count).astype(str), None, None)
-    return split, arrays.build_index(split, loaded.competition, None)
+def prepare(loaded: config.Config, count: int = 16, size: tuple[int, int] = (32, 32)) -> TrainingData:
+    """Drawn images, of which fold 0 validates on the last four."""
+    images, masks = draw(count, 0, size)
+    split = TrainSplit(images[..., None], masks, np.arange(count).astype(str), None, None)
+    index = arrays.build_index(split, loaded.competition, None)
+    return TrainingData(loaded, split, index, (np.arange(count) < count - 4).astype(np.int16))
 
 
-def train(folder, *overrides: str, **arguments):
-    loaded = settings(*overrides)
-    split, index = prepare(loaded)
-    return fit.fit(loaded, split, index, np.arange(12), np.arange(12, 16), folder, CPU, **arguments)
+def train(folder, *overrides: str, deadline: float = math.inf, watch=None):
+    return fit.fit(prepare(settings(*overrides)), 0, folder, Machine(CPU, deadline=deadline), watch)
 
 
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "plateau", "constant"])
@@ -71,32 +73,29 @@ def test_a_deadline_brings_the_schedule_to_its_end_and_leaves_a_model(tmp_path):
     assert state.ended == "time budget" and state.progress == pytest.approx(1)
     rates = [row["lr"] for row in state.history]
     assert rates[-1] < max(rates) / 20
-    assert segmenter.load_model(tmp_path / "model.safetensors", CPU.device).config.epochs == 1000000
+    assert segmenter.load_model(tmp_path / "model.safetensors", CPU).config.epochs == 1000000
 
 
-def test_crops_are_trained_on_and_whole_pictures_validated(tmp_path):
+def test_crops_are_trained_on_and_whole_images_validated(tmp_path):
     loaded = settings("epochs=1", "augment.transforms=[{name='RandomCrop', height=32, width=32}]", "predict.tile=48")
-    images, masks = draw(16, 0, (81, 64))
-    split = Split(images[..., None], masks, np.arange(16).astype(str), None, None)
-    index = arrays.build_index(split, loaded.competition, None)
-    train, valid = np.arange(12), np.arange(12, 16)
-    model, _ = fit.fit(loaded, split, index, train, valid, tmp_path, CPU)
+    data, valid = prepare(loaded, size=(81, 64)), np.arange(12, 16)
+    model, _ = fit.fit(data, 0, tmp_path, Machine(CPU))
     seen = []
     model.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
-    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
-    loss, confusions = fit.evaluate(model, split, valid, loss_of, loaded, CPU)
+    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, data.index.counts.sum(0), None)
+    loss, confusions = fit.evaluate(model, data.split, valid, loss_of, loaded.predict, loaded.competition)
     assert set(seen) == {(64, 64)}  # tiles of 48, padded to what the network takes
     assert np.isfinite(loss) and (confusions.sum((1, 2)) == 81 * 64).all()
-    assert np.array_equal(confusions.sum(2), index.counts[valid])
+    assert np.array_equal(confusions.sum(2), data.index.counts[valid])
 
 
-def test_without_pictures_to_validate_on_the_last_weights_are_kept(tmp_path):
+def test_without_images_to_validate_on_the_last_weights_are_kept(tmp_path):
     loaded = settings("epochs=5", "patience=1", "ema=0.0", "optimizer.lr=1e-3")
-    split, index = prepare(loaded)
-    model, state = fit.fit(loaded, split, index, np.arange(16), np.arange(0), tmp_path, CPU)
+    data = prepare(loaded)
+    model, state = fit.fit(data, FULL, tmp_path, Machine(CPU))
     assert (state.best_epoch, len(state.history), state.ended) == (4, 5, "all epochs")
-    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, index.counts.sum(0), None)
-    loss, _ = fit.evaluate(model, split, np.arange(16), loss_of, loaded, CPU)
+    loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, data.index.counts.sum(0), None)
+    loss, _ = fit.evaluate(model, data.split, np.arange(16), loss_of, loaded.predict, loaded.competition)
     assert loss < state.history[0]["train_loss"]
 
 
@@ -128,7 +127,7 @@ def test_out_of_memory_splits_the_batch_and_keeps_its_gradient(tmp_path, monkeyp
     monkeypatch.setattr(
         segmenter.Segmenter, "forward", lambda self, images: (_ for _ in ()).throw(torch.OutOfMemoryError())
     )
-    with pytest.raises(Refused, match="out of memory with a single picture"):
+    with pytest.raises(Refused, match="out of memory with a single image"):
         train(tmp_path / "none", "epochs=1")
 
 
@@ -168,16 +167,31 @@ def test_weights_are_averaged_in_every_epoch_however_few_its_steps(tmp_path):
 def test_a_step_that_is_left_out_leaves_batch_statistics_as_they_were(tmp_path, monkeypatch):
     real, calls = Step._backward, itertools.count()
 
-    def poisoned(step, mixed, *rest):
+    def poisoned(step, group, seed):
         if next(calls) == 1:
-            mixed = [(images.float() * float("inf"), *others) for images, *others in mixed]
-        return real(step, mixed, *rest)
+            group = [(size, images.float() * float("inf"), labels) for size, images, labels in group]
+        return real(step, group, seed)
 
     monkeypatch.setattr(Step, "_backward", poisoned)
     model, state = train(tmp_path, "epochs=2")
     assert state.skipped == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert all(math.isfinite(row["valid_loss"]) for row in state.history)
+
+
+def test_a_gradient_of_nan_under_a_finite_loss_leaves_the_weights_alone(tmp_path, monkeypatch):
+    real, calls = Step._backward, itertools.count()
+
+    def poisoned(step, group, seed):
+        loss = real(step, group, seed)
+        if next(calls) == 1:
+            next(step.model.parameters()).grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Step, "_backward", poisoned)
+    model, state = train(tmp_path, "epochs=2")
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert all(math.isfinite(row["train_loss"]) for row in state.history)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -230,24 +244,19 @@ def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, mon
     assert train(tmp_path, "epochs=2")[1].ended == "all epochs"
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path):
     loaded = settings()
     model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
-    model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
-    optimizer.step()
     path = tmp_path / checkpoint.NAME
-    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer.step()
-    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 2})
-    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer)[0] == {"epoch": 2}
-    path.write_bytes(path.read_bytes()[:-1000])
-    facts, note = checkpoint.load_checkpoint(path, {"model": model}, optimizer)
-    assert facts == {"epoch": 1} and "took the one before it" in note
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    checkpoint.remove_checkpoints(path)
     assert checkpoint.load_checkpoint(path, {"model": model}, optimizer) is None
+    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
+    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer) == {"epoch": 1}
+    whole = path.read_bytes()
+    for damaged in (whole[:-1000], whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:]):
+        path.write_bytes(damaged)
+        with pytest.raises(Refused, match=r"checkpoint\.safetensors: "):
+            checkpoint.load_checkpoint(path, {"model": model}, optimizer)
 
 
 def test_moments_lie_as_their_parameters_do(tmp_path):

@@ -135,18 +135,6 @@ def test_processes_that_it_starts_find_the_library(entry, tmp_path):
     assert lines == [f"{depth} __main__ ['--fold', '0']" for depth in (None, 1, 1)], ended.stderr
 
 
-def test_two_gpus_start_the_packed_script_again(entry, tmp_path):
-    entry.write_text(
-        "import sys, torch\n"
-        "from comp import ranks\n"
-        "torch.cuda.device_count = lambda: 2\n"
-        "ranks.join('auto')\n"
-        "print('rank', ranks.rank(), 'of', ranks.count(), sys.argv[1:])\n"
-    )
-    ended = start(packing.write_script(packing.pack(entry, ["--fold", "0"])), tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert "rank 0 of 2 ['--fold', '0']" in ended.stdout.splitlines(), ended.stderr
-
-
 def test_errors_keep_their_traceback_and_status(entry, tmp_path):
     ended = start(packing.write_script(packing.pack(entry, ["--fail"])), tmp_path)
     assert ended.returncode == 1

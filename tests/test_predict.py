@@ -33,6 +33,8 @@ def test_scales_come_back_to_the_size():
 class Brightness(nn.Module):
     """Logits from the pixel alone, so that every view must agree."""
 
+    device = CPU
+
     def forward(self, images):
         x = images.float() / 255
         return torch.cat([x, 1 - x, x * 0.3], 1)
@@ -41,12 +43,14 @@ class Brightness(nn.Module):
 @pytest.mark.parametrize("tta", ["none", "hflip", "flips", "d4"])
 def test_a_network_that_flips_do_not_matter_to_predicts_the_same(tta):
     images = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
-    got = predict.probabilities(Brightness(), images, predict.Predict(tta=tta), CPU)
+    got = predict.probabilities(Brightness(), images, predict.Predict(tta=tta))
     torch.testing.assert_close(got, Brightness()(images).softmax(1))
 
 
 class Position(nn.Module):
     """Logits from where a pixel lies: flips disagree, and their probabilities must be averaged."""
+
+    device = CPU
 
     def forward(self, images):
         ramp = torch.linspace(-3, 3, images.shape[3]).expand(len(images), 1, *images.shape[2:])
@@ -57,13 +61,13 @@ def test_probabilities_are_averaged_and_not_logits():
     images = torch.zeros(1, 1, 4, 6, dtype=torch.uint8)
     plain = Position()(images).softmax(1)
     torch.testing.assert_close(
-        predict.probabilities(Position(), images, predict.Predict(tta="hflip"), CPU), (plain + plain.flip(3)) / 2
+        predict.probabilities(Position(), images, predict.Predict(tta="hflip")), (plain + plain.flip(3)) / 2
     )
 
 
 @pytest.mark.parametrize(("fit", "size"), [("stretch", (30, 20)), ("letterbox", (30, 20)), ("letterbox", (9, 40))])
-def test_predictions_come_back_to_the_pictures_own_size(fit, size):
-    # The left half of the picture is class 1, wherever the picture lies in the square.
+def test_predictions_come_back_to_the_images_own_size(fit, size):
+    # The left half of the image is class 1, wherever the image lies in the square.
     side = 64
     scale = min(side / size[0], side / size[1])
     height, width = (round(size[0] * scale), round(size[1] * scale)) if fit == "letterbox" else (side, side)
@@ -78,30 +82,19 @@ def test_predictions_come_back_to_the_pictures_own_size(fit, size):
     assert (back == expected).float().mean() > 0.95
 
 
-class Starved(Brightness):
-    def forward(self, images):
-        if len(images) > 2:
-            raise torch.OutOfMemoryError
-        return super().forward(images)
-
-
-def test_a_batch_that_does_not_fit_is_halved():
-    images = torch.randint(0, 256, (7, 1, 8, 12), dtype=torch.uint8)
-    got = predict.probabilities(Starved(), images, predict.Predict(tta="d4"), CPU)
-    torch.testing.assert_close(got, Brightness()(images).softmax(1))
-
-
 @pytest.mark.parametrize("size", [(100, 77), (33, 64), (32, 150), (65, 64), (31, 20)])
 @pytest.mark.parametrize("tta", ["none", "d4"])
 def test_tiles_cover_every_pixel_once_blended(size, tta):
     images = torch.randint(0, 256, (3, 1, *size), dtype=torch.uint8)
     settings = predict.Predict(tta=tta, tile=32, batch_size=4)
-    got = predict.probabilities(Brightness(), images, settings, CPU)
+    got = predict.probabilities(Brightness(), images, settings)
     torch.testing.assert_close(got, Brightness()(images).softmax(1))
 
 
 class Surroundings(nn.Module):
-    """Logits from a pixel's neighbours, zeros beyond the rim: the same wherever a picture is cut, but at the cuts."""
+    """Logits from a pixel's neighbours, zeros beyond the rim: the same wherever an image is cut, but at the cuts."""
+
+    device = CPU
 
     def __init__(self):
         super().__init__()
@@ -114,12 +107,12 @@ class Surroundings(nn.Module):
         return self.net(images.float() / 64)
 
 
-def test_tiles_agree_with_the_whole_picture_and_are_never_larger():
+def test_tiles_agree_with_the_whole_image_and_are_never_larger():
     network, images = Surroundings(), torch.randint(0, 256, (2, 1, 101, 83), dtype=torch.uint8)
-    whole = predict.logits(network, images, CPU)
+    whole = predict.logits(network, images)
     network.seen.clear()
     settings = predict.Predict(tta="none", tile=32, batch_size=6)
-    got = predict.predict_tiles(lambda x: predict.logits(network, x, CPU), images, settings)
+    got = predict.predict_tiles(lambda x: predict.logits(network, x), images, settings)
     assert {shape[2:] for shape in network.seen} == {(32, 32)}
     assert max(shape[0] for shape in network.seen) == 6
     assert sum(shape[0] for shape in network.seen) == 2 * 4 * 4
@@ -134,36 +127,58 @@ def test_tiles_agree_with_the_whole_picture_and_are_never_larger():
     assert difference.numel() > 1500 and difference.max() < 1e-5
 
 
-def test_batches_count_tiles():
-    rows = np.arange(10)
-    assert [len(batch) for batch in predict.plan_batches(rows, (64, 64), predict.Predict(batch_size=4))] == [4, 4, 2]
-    tiles = predict.Predict(batch_size=8, tile=40)  # 2 × 2 a picture
-    assert [len(batch) for batch in predict.plan_batches(rows, (64, 64), tiles)] == [2, 2, 2, 2, 2]
+@pytest.mark.parametrize("tile", [0, 40])  # of which an image has 2 × 2
+def test_batches_count_tiles(tile):
+    images, settings = np.zeros((10, 64, 64, 1), np.uint8), predict.Predict(batch_size=8, tile=tile)
+    batches = predict.for_each_batch(lambda pixels, rows, now: len(pixels), images, np.arange(10), settings, CPU)
+    assert [count for _, count in batches] == ([2] * 5 if tile else [8, 2])
 
 
-def test_a_batch_that_does_not_fit_the_memory_is_halved():
-    images, rows = np.arange(10, dtype=np.uint8)[:, None, None, None], np.array([7, 1, 5, 2, 9])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),  # cuDNN's, while it benchmarks
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_batch_that_does_not_fit_the_memory_is_halved_and_stays_small(error):
+    images, rows, tried = np.arange(10, dtype=np.uint8)[:, None, None, None], np.array([7, 1, 5, 2, 9]), []
 
     def look(most):
-        def look(pixels, batch):
+        def look(pixels, batch, settings):
+            tried.append(len(pixels))
             if len(pixels) > most:
-                raise torch.OutOfMemoryError
+                raise error
             return pixels.flatten().tolist()
 
         return look
 
     settings = predict.Predict(batch_size=5)
     seen = [(batch.tolist(), got) for batch, got in predict.for_each_batch(look(2), images, rows, settings, CPU)]
-    assert seen == [([7, 1], [7, 1]), ([5], [5]), ([2, 9], [2, 9])]
-    with pytest.raises(Refused, match=r"a single picture.*predict\.tile"):
+    assert seen == [([7, 1], [7, 1]), ([5, 2], [5, 2]), ([9], [9])] and tried == [5, 2, 2, 1]
+    with pytest.raises(Refused, match=r"a single image.*predict\.tile"):
         list(predict.for_each_batch(look(0), images, rows, settings, CPU))
+
+
+def test_tiles_that_do_not_fit_the_memory_are_fewer_at_a_time():
+    class Starved(Brightness):
+        def forward(self, images):
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return super().forward(images)
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 70, 70, 1), np.uint8)
+    settings = predict.Predict(tta="d4", tile=32, batch_size=16)
+    (_, got), *_ = list(predict.predict_rows(Starved(), images, np.arange(3), settings))
+    torch.testing.assert_close(got, Brightness()(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)).softmax(1))
 
 
 def test_batches_cover_the_rows_in_order():
     images = np.arange(10, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
     rows = np.array([7, 1, 5, 2, 9])
     settings = predict.Predict(tta="none", batch_size=2)
-    batches = list(predict.predict_rows(Brightness(), images, rows, settings, CPU))
+    batches = list(predict.predict_rows(Brightness(), images, rows, settings))
     assert [batch.tolist() for batch, _ in batches] == [[7, 1], [5, 2], [9]]
     for batch, probabilities in batches:
         expected = Brightness()(torch.from_numpy(images[batch]).permute(0, 3, 1, 2)).softmax(1)

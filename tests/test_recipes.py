@@ -6,6 +6,7 @@ import torch
 
 from comp import config, device
 from comp.data import arrays
+from comp.data.training_data import TrainingData
 from comp.train import fit
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
@@ -23,8 +24,9 @@ def test_a_recipe_trains(recipe, tmp_path):
     images = rng.integers(0, 256, (8, *shape), np.uint8)
     masks = rng.integers(0, 2, (8, *shape[:2]), np.uint8)
     masks[0] = rng.integers(0, len(loaded.competition.classes), shape[:2])  # the only one to be drawn more often
-    split = arrays.Split(images, masks, np.arange(8).astype(str), None, None)
+    split = arrays.TrainSplit(images, masks, np.arange(8).astype(str), None, None)
     index = arrays.build_index(split, loaded.competition, tmp_path)
-    model, state = fit.fit(loaded, split, index, np.arange(6), np.arange(6, 8), tmp_path, CPU)
+    data = TrainingData(loaded, split, index, (np.arange(8) < 6).astype(np.int16))
+    model, state = fit.fit(data, 0, tmp_path, device.Machine(CPU))
     assert len(state.history) == 1 and np.isfinite(state.history[0]["train_loss"])
     assert model(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)).shape[1] == len(loaded.competition.classes)

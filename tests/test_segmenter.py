@@ -6,10 +6,11 @@ import safetensors.torch
 import timm
 import torch
 
-from comp import config
+from comp import config, device
 from comp.errors import Refused
 from comp.model import segmenter
 
+CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 MEAN, STD = torch.tensor([100.0]), torch.tensor([50.0])
 
 
@@ -116,13 +117,13 @@ def test_a_model_is_rebuilt_from_its_file_alone(tmp_path):
     loaded = config.load_config("demo", overrides=["model.options={encoder_depth=3, decoder_channels=[8,8,8]}"])
     model, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
     segmenter.save_model(model, tmp_path / "m.safetensors", loaded)
-    again = segmenter.load_model(tmp_path / "m.safetensors", torch.device("cpu"))
+    again = segmenter.load_model(tmp_path / "m.safetensors", CPU)
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
     assert again.config == loaded
     assert torch.equal(again.model(images), model.eval()(images))
     other, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
     segmenter.save_model(other, tmp_path / "n.safetensors", loaded)
-    reused = segmenter.load_model(tmp_path / "n.safetensors", torch.device("cpu"), again)
+    reused = segmenter.load_model(tmp_path / "n.safetensors", CPU, again)
     assert reused.model is again.model
     assert torch.equal(reused.model(images), other.eval()(images))
 
@@ -197,5 +198,5 @@ def test_a_broken_model_file_is_refused(tmp_path, damage):
     else:
         path.write_bytes({"truncated": data[:-100], "empty": b"", "text": b"not a model file at all"}[damage])
     with pytest.raises(Refused) as refused:
-        segmenter.load_model(path, torch.device("cpu"))
+        segmenter.load_model(path, CPU)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)

@@ -22,7 +22,7 @@ from comp.errors import Refused
 
 
 def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
-    """How often each picture is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
+    """How often each image is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
     times = np.ones(len(counts))
     for name, factor in oversample.items():
         has = counts[:, classes.index(name)] > 0
@@ -31,11 +31,11 @@ def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: t
 
 
 def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: every row once (or `times` times), shuffled, in batches of even size.
+    """The batches of one epoch: every row once (or `times` times), shuffled.
 
     A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
-    Even batches leave no runt at the end, which batch normalisation could not bear; rather than one of a
-    single sample there is one too large by one. A fraction of `times` is drawn anew each epoch.
+    Batch sizes differ by at most one. A last batch of one sample is merged into its neighbour, because batch norm
+    needs two. A fraction of `times` is drawn anew each epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
@@ -56,8 +56,6 @@ class TrainBatches(Sampler[np.ndarray]):
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
-        # Each rank loads its share of a batch; mixing needs the whole of it, and shares out what it made.
-        self._share = slice(None) if augment.mixes(config.augment) else distributed.share()
         self._batches: list[np.ndarray] = []
         self._loader = DataLoader(
             _Samples(split, config),
@@ -79,9 +77,9 @@ class TrainBatches(Sampler[np.ndarray]):
         whole = self._plan(epoch)[skip:]
         if whole and (fewest := min(map(len, whole))) < distributed.world_size():
             raise Refused(
-                f"{distributed.world_size()} processes, but a batch of {fewest} pictures; use fewer, or larger batches"
+                f"{distributed.world_size()} processes, but a batch of {fewest} images; use fewer, or larger batches"
             )
-        self._batches = [keys[self._share] for keys in whole]
+        self._batches = [keys[distributed.own_share()] for keys in whole]
         for keys, (images, labels) in zip(whole, self._loader, strict=True):
             yield len(keys), images, labels
 

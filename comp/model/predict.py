@@ -1,10 +1,9 @@
-"""Probabilities for pictures: test-time augmentation, averaged after softmax; large pictures in tiles."""
+"""Probabilities for images: test-time augmentation, averaged after softmax; large images in tiles."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.config import Fit, Predict
-from comp.data.arrays import fitted_size
-from comp.device import Device, to_device
+from comp.data.arrays import Size, fitted_size
+from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused
 from comp.model.segmenter import Segmenter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at a picture: `do` to images (n, C, H, W), `undo` to what was predicted for it."""
+    """One way to look at an image: `do` to images (n, C, H, W), `undo` to what was predicted for it."""
 
     do: Callable[[Tensor], Tensor]
     undo: Callable[[Tensor], Tensor]
@@ -28,7 +29,7 @@ class View:
 
 def _flips(*dims: int) -> View:
     def flip(x: Tensor) -> Tensor:
-        return x.flip(dims) if dims else x  # without a dimension it is the picture as it is, and no copy
+        return x.flip(dims) if dims else x  # without a dimension it is the image as it is, and no copy
 
     return View(flip, flip)
 
@@ -37,10 +38,10 @@ def _transposed(*dims: int) -> View:
     return View(lambda x: x.transpose(2, 3).flip(dims), lambda x: x.flip(dims).transpose(2, 3))
 
 
-def _scaled(scale: float, size: tuple[int, int]) -> View:
+def _scaled(scale: float, size: Sequence[int]) -> View:
     scaled = tuple(max(1, round(side * scale)) for side in size)
 
-    def resize(x: Tensor, to: tuple[int, ...]) -> Tensor:
+    def resize(x: Tensor, to: Sequence[int]) -> Tensor:
         return F.interpolate(x.float(), size=to, mode="bilinear", align_corners=False, antialias=scale < 1)
 
     return View(lambda x: resize(x, scaled), lambda x: resize(x, size))
@@ -51,132 +52,132 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "none": FLIPS[:1],
     "hflip": FLIPS[:2],
     "flips": FLIPS,
-    # The dihedral group of the square: four flips, and the same of the transposed picture.
+    # The dihedral group of the square: four flips, and the same of the transposed image.
     "d4": (*FLIPS, _transposed(), _transposed(3), _transposed(2), _transposed(2, 3)),
 }
 
 
-def test_time_views(tta: str, size: tuple[int, int]) -> tuple[View, ...]:
-    """The views of a test-time augmentation for pictures of (height, width)."""
+def test_time_views(tta: str, size: Sequence[int]) -> tuple[View, ...]:
+    """The views of a test-time augmentation for images of (height, width)."""
     if tta == "scales":
         return (VIEWS["none"][0], *(_scaled(scale, size) for scale in (0.75, 1.25)))
     return VIEWS[tta]
 
 
 @torch.inference_mode()
-def logits(model: Segmenter, images: Tensor, device: Device) -> Tensor:
-    """Logits (n, classes, H, W) of images (n, C, H, W) on the device, in halves where memory is short.
-
-    The model is in evaluation mode. Raises Refused where a single picture does not fit.
-    """
-    try:
-        with device.autocast():
-            return model(images)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            raise Refused("out of memory with a single picture; use a smaller model or predict.tile") from None
-    return torch.cat([logits(model, half, device) for half in images.chunk(2)])
+def logits(model: Segmenter, images: Tensor) -> Tensor:
+    """Logits (n, classes, H, W) of images (n, C, H, W) on the model's device; it is in evaluation mode."""
+    with model.device.autocast():
+        return model(images)
 
 
 @torch.inference_mode()
-def probabilities(model: Segmenter, images: Tensor, predict: Predict, device: Device) -> Tensor:
+def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor:
     """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
 
     def look_at(images: Tensor) -> Tensor:
-        total, looks = None, test_time_views(predict.tta, tuple(images.shape[2:]))
-        with device.autocast():  # around all views, which then share one cast of the weights
-            for look in looks:
-                seen = look.undo(logits(model, look.do(images), device).float().softmax(1))
-                total = seen if total is None else total.add_(seen)
-        return total.div_(len(looks))
+        first, *others = views = test_time_views(settings.tta, images.shape[2:])
 
-    return predict_tiles(look_at, images, predict)
+        def seen(view: View) -> Tensor:
+            return view.undo(logits(model, view.do(images)).float().softmax(1))
+
+        with model.device.autocast():  # around all views, which then share one cast of the weights
+            total = seen(first)
+            for view in others:
+                total.add_(seen(view))
+        return total.div_(len(views))
+
+    return predict_tiles(look_at, images, settings)
 
 
-def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, predict: Predict) -> Tensor:
-    """What `look_at` gives for images (n, C, H, W), tile by tile where they are larger than `predict.tile`.
+def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings: Predict) -> Tensor:
+    """What `look_at` gives for images (n, C, H, W), tile by tile where they are larger than `settings.tile`.
 
-    `look_at` is given about `predict.batch_size` tiles at a time, all of one size, and gives (m, classes, h, w).
-    Tiles overlap by a quarter or more and fade into one another, as a network sees least at their rims.
+    `look_at` is given about `settings.batch_size` tiles at a time, all of one size, and gives (m, classes, h, w).
+    Tiles overlap by a quarter or more and fade into one another, since a network sees least at their rims.
     """
     size = tuple(images.shape[2:])
-    places = _tiles(size, predict.tile)
+    places = _tiles(size, settings.tile)
     if len(places) == 1:
         return look_at(images)
     fade = torch.outer(*(_hann(place.stop - place.start) for place in places[0])).to(images.device)
-    cover, total = torch.zeros(size, device=images.device), None
-    step = max(1, predict.batch_size // len(images))
+    cover = total = torch.zeros(size, device=images.device)
+    step = max(1, settings.batch_size // len(images))
     for start in range(0, len(places), step):
         some = places[start : start + step]
         seen = look_at(torch.cat([images[:, :, y, x] for y, x in some])).float()
-        total = torch.zeros(len(images), seen.shape[1], *size, device=images.device) if total is None else total
+        if not start:  # now the number of classes is known
+            total = torch.zeros(len(images), seen.shape[1], *size, device=images.device)
         for (y, x), part in zip(some, seen.split(len(images)), strict=True):
             total[:, :, y, x] += part * fade
             cover[y, x] += fade
     return total.div_(cover)
 
 
-def _tiles(size: tuple[int, int], tile: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the tiles that cover a picture of (height, width); all lie inside it, all are of one size."""
+def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles that cover an image of (height, width); all lie inside it and have one size."""
 
     def along(side: int) -> list[slice]:
         spare = max(0, side - tile) if tile else 0
         starts = np.linspace(0, spare, 1 + math.ceil(spare / (0.75 * tile or 1))).round().astype(int).tolist()
         return [slice(start, start + side - spare) for start in starts]
 
-    return list(itertools.product(*map(along, size)))
+    ys, xs = map(along, size)
+    return [(y, x) for y in ys for x in xs]
 
 
 def _hann(length: int) -> Tensor:
-    # Taken at the pixels' centres it is nowhere 0: a picture's own rim is in one tile alone.
+    # Taken at the pixels' centres it is 0 nowhere: an image's own rim lies in one tile alone.
     return torch.hann_window(2 * length + 1, periodic=False)[1::2]
 
 
-def plan_batches(rows: np.ndarray, size: tuple[int, int], predict: Predict) -> list[np.ndarray]:
-    """Rows of pictures of (height, width) in batches of up to `predict.batch_size` pictures, or of so many tiles."""
-    step = max(1, predict.batch_size // len(_tiles(size, predict.tile)))
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-
 def to_labels(scores: Tensor) -> np.ndarray:
-    """The largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W)."""
+    """The class with the largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W)."""
     # With the classes of a pixel side by side, a CPU finds it six times faster.
     return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8).cpu().numpy()
 
 
 def predict_rows(
-    model: Segmenter, images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
+    model: Segmenter, images: np.ndarray, rows: np.ndarray, settings: Predict
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
-    return for_each_batch(lambda x, _: probabilities(model, x, predict, device), images, rows, predict, device)
+    return for_each_batch(lambda x, _, now: probabilities(model, x, now), images, rows, settings, model.device)
 
 
 def for_each_batch(
-    look: Callable[[Tensor, np.ndarray], Any], images: np.ndarray, rows: np.ndarray, predict: Predict, device: Device
-) -> Iterator[tuple[np.ndarray, Any]]:
-    """Show `look` batches of uint8 images (N, H, W, C), on the device, with their rows: yields (rows, what it gave).
+    look: Callable[[Tensor, np.ndarray, Predict], T],
+    images: np.ndarray,
+    rows: np.ndarray,
+    settings: Predict,
+    device: Device,
+) -> Iterator[tuple[np.ndarray, T]]:
+    """Call `look` with batches of uint8 images (N, H, W, C) on the device, their rows and the settings.
 
-    A batch is halved where memory is short. Raises Refused where a single picture does not fit.
+    Yields (rows, what it returned). A batch holds `settings.batch_size` images, or tiles of larger ones; from where
+    memory runs out, half as many. Raises Refused where a single one does not fit.
     """
-    waiting = plan_batches(rows, images.shape[1:3], predict)[::-1]
-    while waiting:
-        batch = waiting.pop()
+    tiles, start = len(_tiles(images.shape[1:3], settings.tile)), 0
+    while start < len(rows):
+        batch = rows[start : start + max(1, settings.batch_size // tiles)]
         try:
             pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
-            seen = look(to_device(pixels, device.device), batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise Refused("out of memory with a single picture; use a smaller model or predict.tile") from None
-            waiting += np.array_split(batch, 2)[::-1]
+            seen = look(to_device(pixels, device.device), batch, settings)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if settings.batch_size == 1:
+                raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
+            settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
         else:
             yield batch, seen
+            start += len(batch)
 
 
-def resize_to_original(probabilities: Tensor, size: tuple[int, int], fit: Fit) -> Tensor:
-    """Bring one picture's probabilities (C, H, W) back to its own (height, width).
+def resize_to_original(probabilities: Tensor, size: Size, fit: Fit) -> Tensor:
+    """Bring one image's probabilities (C, H, W) back to its own (height, width).
 
-    `fit` says how the picture was brought here: "stretch", or "letterbox" from the top left corner.
+    `fit` says how the image was brought here: "stretch", or "letterbox" from the top left corner.
     """
-    height, width = fitted_size(size, tuple(probabilities.shape[1:]), fit)
+    height, width = fitted_size(size, (probabilities.shape[1], probabilities.shape[2]), fit)
     inside = probabilities[None, :, :height, :width]
     return F.interpolate(inside, size=tuple(size), mode="bilinear", align_corners=False)[0]

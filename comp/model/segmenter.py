@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import distributed, files
+from comp import files
 from comp.config import Config, Model
+from comp.device import Device, is_out_of_memory
+from comp.distributed import is_lost_peer
 from comp.errors import Refused, did_you_mean
 from comp.model import networks
 
@@ -34,12 +36,17 @@ SETTLED = (
 
 
 class Segmenter(nn.Module):
-    """A network that takes pictures as they are stored.
+    """A network that takes images as they are stored, and knows the device that it lies on.
 
     Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
-    Normalisation happens here, and so does padding to what the decoder can take. Raises Refused for
-    batches that the network cannot take, such as a single picture where it normalises over pooled ones.
+    It normalises the images and pads them to what the decoder can take. Raises Refused for batches that
+    the network cannot take, such as a single image where batch norm follows global pooling.
     """
+
+    device: Device
+    net: Any  # an nn.Module, most with an encoder
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, freeze_encoder: bool = False):
         super().__init__()
@@ -48,6 +55,11 @@ class Segmenter(nn.Module):
             net.encoder.requires_grad_(False)
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
         self.register_buffer("std", std.float().view(1, -1, 1, 1))
+
+    def place(self, device: Device) -> "Segmenter":
+        """Move to a device, which also decides the precision of its predictions."""
+        self.device = device
+        return self.to(device.device)
 
     def train(self, mode: bool = True) -> "Segmenter":
         super().train(mode)
@@ -60,17 +72,15 @@ class Segmenter(nn.Module):
         height, width = x.shape[2:]
         pad = (-width % self.multiple, -height % self.multiple)
         if any(pad):
-            # Reflection looks like more of the picture; it needs more picture than padding.
+            # Reflection looks like more of the image; it needs more image than padding.
             mode = "reflect" if pad[0] < width and pad[1] < height else "replicate"
             x = F.pad(x, (0, pad[0], 0, pad[1]), mode=mode)
         x = x.contiguous(memory_format=torch.channels_last)
         try:
             return self.net(x)[..., :height, :width]
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        # What a network asks of sizes and batches it says in its own words, and only when it meets them.
+        # A network says in its own words which sizes and batches it cannot take, and only when it meets them.
         except (RuntimeError, ValueError, AssertionError) as error:
-            if distributed.lost(error):
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError) or is_lost_peer(error):
                 raise
             shape = "×".join(map(str, x.shape[2:]))
             more = "; raise batch_size" if "more than 1 value per channel" in str(error) else ""
@@ -232,7 +242,7 @@ class Loaded:
     config: Config
 
 
-def load_model(path: Path, device: torch.device, like: Loaded | None = None) -> Loaded:
+def load_model(path: Path, device: Device, like: Loaded | None = None) -> Loaded:
     """Rebuild a model from its file alone. Raises Refused.
 
     `like`, a model that is not needed any more, gives its network where the configuration is the same.
@@ -252,4 +262,4 @@ def load_model(path: Path, device: torch.device, like: Loaded | None = None) -> 
     except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
-    return Loaded(model.to(device).eval(), config)
+    return Loaded(model.place(device).eval(), config)

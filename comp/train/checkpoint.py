@@ -17,59 +17,33 @@ NAME = "checkpoint.safetensors"
 def save_checkpoint(
     path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> None:
-    """Write modules, optimizer state and JSON-able facts, whole or not at all; keep the one before it."""
+    """Write modules, optimizer state and JSON-able facts, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     for name, module in parts.items():
         tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": value for key, value in state.items() if value is not None}
     tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    if path.exists():
-        path.replace(_previous(path))
     text = json.dumps(facts)
     files.write_tensors(path, tensors, {"facts": text, "checksum": _checksum(tensors, text)})
 
 
-def load_checkpoint(
-    path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], str] | None:
-    """Restore what `save_checkpoint` wrote; returns its facts and a line for the log, None where there is nothing.
+def load_checkpoint(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore what `save_checkpoint` wrote; return its facts, or None where there is no checkpoint.
 
-    A damaged checkpoint gives way to the one before it. Raises Refused where none can be used.
+    Raises Refused for one that is damaged, or of another network or optimizer.
     """
-    damage = ""
-    for candidate in (path, _previous(path)):
-        if not candidate.exists():
-            continue
-        try:
-            tensors, metadata = files.read_tensors(candidate)
-            text = metadata.get("facts", "")
-            if metadata.get("checksum") != _checksum(tensors, text):
-                raise Refused(f"{candidate}: damaged: it does not have the checksum that it was written with")
-        except Refused as error:
-            damage = str(error)
-            continue
-        try:
-            _restore(tensors, parts, optimizer)
-        except (RuntimeError, IndexError, ValueError):
-            raise Refused(f"{candidate}: of another network or optimizer; name another --run, or delete it") from None
-        if damage:
-            candidate.replace(path)  # or the next `save_checkpoint` would put the damaged one in its place
-            damage = f" ({damage}; took the one before it)"
-        return json.loads(text), f"goes on from {candidate.name}{damage}"
-    if damage:
-        raise Refused(f"{damage}; there is no other: delete it, and the same command starts anew")
-    return None
-
-
-def remove_checkpoints(path: Path) -> None:
-    """Delete the checkpoints of a run that is finished."""
-    path.unlink(missing_ok=True)
-    _previous(path).unlink(missing_ok=True)
-
-
-def _previous(path: Path) -> Path:
-    return path.with_stem(f"{path.stem}-previous")
+    if not path.exists():
+        return None
+    tensors, metadata = files.read_tensors(path)
+    text = metadata.get("facts", "")
+    if metadata.get("checksum") != _checksum(tensors, text):
+        raise Refused(f"{path}: damaged, its checksum differs; delete it, and the same command starts anew")
+    try:
+        _restore(tensors, parts, optimizer)
+    except (RuntimeError, IndexError, ValueError):
+        raise Refused(f"{path}: of another network or optimizer; name another --run, or delete it") from None
+    return json.loads(text)
 
 
 def _checksum(tensors: dict[str, Tensor], text: str) -> str:
@@ -77,7 +51,7 @@ def _checksum(tensors: dict[str, Tensor], text: str) -> str:
     crc = zlib.crc32(text.encode())
     for key, value in sorted(tensors.items()):
         crc = zlib.crc32(f"{key} {value.dtype} {tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from comp import distributed, files
-from comp.config import Config
+from comp.config import Competition, Config, Predict
 from comp.data import batches
-from comp.data.arrays import Index, TrainSplit
-from comp.device import Device
+from comp.data.arrays import TrainSplit
+from comp.data.training_data import TrainingData
+from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter
 from comp.model.segmenter import Segmenter
@@ -63,59 +64,52 @@ class State:
 
 
 def fit(
-    config: Config,
-    split: TrainSplit,
-    index: Index,
-    train: np.ndarray,
-    valid: np.ndarray,
+    data: TrainingData,
+    fold: int,
     folder: Path,
-    device: Device,
-    workers: int = 0,
-    deadline: float = math.inf,
+    machine: Machine,
     watch: Callable[[int, Segmenter], None] | None = None,
 ) -> tuple[Segmenter, State]:
-    """Train on rows `train`, choose the best epoch on rows `valid`; return that epoch's model.
+    """Train a fold and choose its best epoch; return that epoch's model. Without validation it is the last epoch's.
 
-    Without a row to validate on it is the last epoch's.
-
-    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which
-    the same call goes on. `deadline`, a time of time.monotonic(), is kept: the schedule is fitted into what is
-    left of it, with time to spare for what comes after training. `watch` is shown each epoch's number, from 1,
-    and its model.
+    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call
+    goes on. The schedule is fitted into what is left until the machine's deadline, with time to spare for what comes
+    after training. `watch` is called with each epoch's number, from 1, and its model.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
     from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
 
-    started = time.monotonic()
+    started, config, split, index = time.monotonic(), data.config, data.split, data.index
+    device, classes, metric = machine.device.device, config.competition.classes, config.competition.metric
+    train, valid = data.rows(fold)
     torch.manual_seed(config.seed)
-    classes, ignore = len(config.competition.classes), config.competition.arrays.ignored
     mean_and_deviation = segmenter.measure_normalisation(split.images, train)
-    model, note = segmenter.build_segmenter(config.model, split.images.shape[3], classes, *mean_and_deviation)
+    model, note = segmenter.build_segmenter(config.model, split.images.shape[3], len(classes), *mean_and_deviation)
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
-    model = distributed.synchronize(model.to(device.device), device.device)
+    model.place(machine.device)
     averaging = ModelEmaV3(model) if config.ema else None
     averaged = averaging.module if averaging else model
-    loss_of = losses.build_loss(config.loss, config.competition.classes, index.counts[train].sum(0), ignore)
-    step = Step(model, loss_of, config, device)
-    times = batches.draws_per_image(index.counts[train], config.oversample, config.competition.classes)
-    loader = batches.TrainBatches(split, train, times, config, workers, pin=device.device.type == "cuda")
+    pixels, ignored = index.counts[train].sum(0), config.competition.arrays.ignored
+    loss_of = losses.build_loss(config.loss, classes, pixels, ignored)
+    step = Step(model, loss_of, config)
+    times = batches.draws_per_image(index.counts[train], config.oversample, classes)
+    loader = batches.TrainBatches(split, train, times, config, machine.workers, pin=device.type == "cuda")
 
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := checkpoint.load_checkpoint(folder / checkpoint.NAME, modules, step.optimizer):
-        facts, note = restored
-        scaling = facts.pop("scaler", {})  # empty from a CPU; what bf16 left is nothing to begin fp16 with
-        if step.scaler.is_enabled() and scaling and scaling["growth_interval"] == step.scaler.get_growth_interval():
+        scaling = restored.pop("scaler", {})
+        if scaling and scaling["scale"] != 1.0:  # fp16's own; it is empty from a CPU, and 1 from bf16
             step.scaler.load_state_dict(scaling)
-        if {key: type(value) for key, value in facts.items()} != {k: type(v) for k, v in vars(state).items()}:
+        if not _same_fields(restored, vars(state)):
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
-        state = State(**facts)
-        print(f"{note}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
+        state = State(**restored)
+        print(f"goes on from {checkpoint.NAME}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     forwards = len(valid) * (1 + len(predict.test_time_views(config.predict.tta, (1, 1))))
-    timer = schedule.Timer(deadline, state.progress, forwards)
+    timer = schedule.Timer(machine.deadline, state.progress, forwards)
     began, saved = started - state.seconds, time.monotonic()
 
-    # Since they were last settled: the loss over samples, the samples, and the steps that were left out.
-    sums, clock = torch.zeros(3, device=device.device), 0.0
+    # Counted since they were last settled: the loss over samples, the samples, and the steps that were left out.
+    sums, clock = torch.zeros(3, device=device), 0.0
 
     def settle() -> None:
         """Bring what the device and the clock have counted into the state."""
@@ -174,11 +168,11 @@ def fit(
             valid_loss = score = math.nan
             if len(valid):
                 looked = time.monotonic()
-                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config, device)
+                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config.predict, config.competition)
                 # The first also pays for starting up; unless it is long, that would be most of what it shows.
                 if state.epoch or time.monotonic() - looked > 5.0:
                     timer.forward = (time.monotonic() - looked) / len(valid)
-                score = metrics.score(confusions, config.competition.metric)
+                score = metrics.score(confusions, metric)
             if watch:
                 watch(state.epoch + 1, averaged)
             state.seconds = time.monotonic() - began
@@ -186,14 +180,14 @@ def fit(
         save()
         if distributed.agree(0.0, stop.is_set())[1]:
             raise Interrupted
-    return segmenter.load_model(folder / runs.MODEL, device.device).model, state
+    return segmenter.load_model(folder / runs.MODEL, machine.device).model, state
 
 
 def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
     """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
-    A `score` that is not a number says that nothing was validated: then the last epoch is the best. Raises Refused
-    where the loss of most of its steps was not finite.
+    A `score` of NaN says that nothing was validated: then the last epoch is the best. Raises Refused where the loss
+    of most of its steps was not finite.
     """
     row = {
         "epoch": state.epoch + 1,
@@ -206,7 +200,8 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
     state.history.append(row)
     diverged = state.bad > math.ceil(state.batch / config.optimizer.accumulate) / 2
     sound = math.isnan(score) or math.isfinite(valid_loss)
-    better = not diverged and not score <= state.best_score and (sound or state.best_epoch < 0)
+    improved = math.isnan(score) or score > state.best_score
+    better = not diverged and improved and (sound or state.best_epoch < 0)
     if better:
         state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
         if not distributed.rank():
@@ -222,7 +217,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
         files.write_csv(folder / runs.HISTORY, [row, *([past[key] for key in row] for past in state.history)])
     if diverged:
         raise Refused(
-            f"training diverged in epoch {state.epoch + 1}: the loss is not a number; "
+            f"training diverged in epoch {state.epoch + 1}: most losses are NaN or infinite; "
             "try a lower optimizer.lr or optimizer.clip = 1.0"
         )
     waited = state.epoch - state.best_epoch
@@ -241,34 +236,41 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Callable, config: Config, device: Device
+    model: Segmenter,
+    split: TrainSplit,
+    rows: np.ndarray,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    settings: Predict,
+    competition: Competition,
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
+    classes, ignored = len(competition.classes), competition.arrays.ignored
     model.eval()
-    classes, mine = len(config.competition.classes), rows[distributed.share()]
 
-    def look(images: Tensor, batch: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = predict.predict_tiles(lambda x: predict.logits(model, x, device), images, config.predict)
+    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[float, np.ndarray]:
+        logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
         masks = np.ascontiguousarray(split.masks[batch])
-        loss = loss_of(logits, torch.from_numpy(masks).to(device.device)).item() * len(batch)
-        return loss, metrics.count_confusion(
-            masks, predict.to_labels(logits), classes, config.competition.arrays.ignored
-        )
+        loss = loss_of(logits, torch.from_numpy(masks).to(logits.device)).item() * len(batch)
+        return loss, metrics.count_confusion(masks, predict.to_labels(logits), classes, ignored)
 
-    total, confusions = 0.0, [np.zeros((0, classes, classes), np.int64)]
-    for _, (loss, confusion) in predict.for_each_batch(look, split.images, mine, config.predict, device):
+    # Each rank looks at its share, and the sum over ranks holds all.
+    mine = np.arange(len(rows))[distributed.own_share()]
+    total, counted = torch.zeros(1, dtype=torch.float64), torch.zeros(len(rows), classes, classes, dtype=torch.int64)
+    for batch, (loss, confusions) in predict.for_each_batch(look, split.images, rows[mine], settings, model.device):
+        done, mine = mine[: len(batch)], mine[len(batch) :]
+        counted[done] = torch.from_numpy(confusions)
         total += loss
-        confusions.append(confusion)
-    counted = torch.zeros(len(rows), classes, classes, dtype=torch.int64)
-    counted[distributed.share()] = torch.from_numpy(np.concatenate(confusions))
-    total = distributed.all_reduce(torch.tensor(total, dtype=torch.float64)).item()
-    return total / len(rows), distributed.all_reduce(counted).numpy()
+    return distributed.all_reduce(total).item() / len(rows), distributed.all_reduce(counted).numpy()
 
 
 @torch.no_grad()
 def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> None:
     # A young average forgets faster, or a short run would keep its random start.
     averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
+
+
+def _same_fields(facts: dict[str, Any], state: dict[str, Any]) -> bool:
+    return {key: type(value) for key, value in facts.items()} == {key: type(value) for key, value in state.items()}
 
 
 def _groups(loaded: Iterator, size: int) -> Iterator[list]:
@@ -288,7 +290,7 @@ def _stop_requests() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, old[number])  # a second one does what it always does
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -12,6 +12,7 @@ from comp import config as configs
 from comp import files
 from comp.config import Config
 from comp.data import npz
+from comp.data.training_data import FULL
 from comp.errors import Refused
 from comp.model import metrics
 from comp.report import tables
@@ -20,7 +21,6 @@ from comp.train import checkpoint
 MODEL, OOF, METRICS, HISTORY = "model.safetensors", "oof.npz", "metrics.json", "history.csv"
 CONFIG = "config.json"  # beside the folds
 COLUMNS = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
-FULL = -1  # instead of a fold's number: the model of all pictures, which validates on none
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Fold:
 
 
 def fold_folder(run_folder: Path, number: int) -> Path:
-    """The folder of a fold, or of the model of all pictures."""
+    """The folder of a fold, or of the model of all images."""
     return run_folder / (f"fold-{number}" if number != FULL else "full")
 
 
 def fold_files(folder: Path) -> list[Path]:
-    """The files that make a fold, or the model of all pictures, which has nothing out of fold."""
+    """The files that make a fold, or the model of all images, which has nothing out of fold."""
     return [folder / name for name in (MODEL, OOF, METRICS) if name != OOF or folder.name != "full"]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds all that makes it a fold, or the model of all pictures."""
+    """Whether a folder holds all that makes it a fold, or the model of all images."""
     return all(path.exists() for path in fold_files(folder))
 
 
@@ -76,7 +76,7 @@ def check_configuration(run_folder: Path, config: Config, number: int = 0) -> No
     """Refused where folds of another configuration lie in the run's folder, and where it cannot train this fold."""
     if number == FULL and config.schedule.name == "plateau":
         raise Refused(
-            "schedule.name: no validation shows a plateau to a model of all pictures; "
+            "schedule.name: no validation shows a plateau to a model of all images; "
             "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
         )
     if not has_begun(run_folder) or not (run_folder / CONFIG).exists():

@@ -10,28 +10,32 @@ from comp.device import Device
 
 
 def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over what is trained; biases and norms are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if optimizer.name == "sgd":
-        momentum = optimizer.momentum
-        made = torch.optim.SGD(groups, optimizer.lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-        for parameter in trained if momentum else ():
+    """AdamW, Adam or SGD (Nesterov's) over what is trained; biases and norms are not decayed."""
+    from timm.optim import create_optimizer_v2  # five seconds, which refusals need not wait for
+
+    plain = optimizer.name == "sgd" and not optimizer.momentum  # timm's "sgd" is Nesterov's, which needs a momentum
+    made = create_optimizer_v2(
+        model,
+        "momentum" if plain else optimizer.name,
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        momentum=optimizer.momentum,
+        fused=True,
+    )
+    if optimizer.name == "sgd" and not plain:
+        for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
             # Made by torch, it would stay uninitialised where the scaler leaves out the first step.
             made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return made
-    kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
-    return kind(groups, optimizer.lr, fused=True)
+    return made
 
 
 def make_scaler(device: Device) -> torch.amp.GradScaler:
-    """Scales the loss where fp16 needs it; on any GPU it leaves out steps that are not finite, without a stall."""
-    scale, patience = (2.0**16, 2000) if device.dtype == torch.float16 else (1.0, 2**30)
-    enabled = device.device.type == "cuda"
-    return torch.amp.GradScaler(device.device.type, init_scale=scale, growth_interval=patience, enabled=enabled)
+    """Scale the loss where fp16 needs it; on any GPU, leave out steps that are not finite, without a stall.
+
+    `Step` holds the scale at 1 unless the precision is fp16.
+    """
+    scale = 2.0**16 if device.dtype == torch.float16 else 1.0
+    return torch.amp.GradScaler(device.device.type, init_scale=scale, enabled=device.device.type == "cuda")
 
 
 def learning_rate(schedule: Schedule, progress: float) -> float:
@@ -53,8 +57,8 @@ def learning_rate(schedule: Schedule, progress: float) -> float:
 class Timer:
     """Runs the schedule by the clock, so that a deadline meets its end and not its middle.
 
-    `before` is the share of the schedule that earlier starts have spent, `forwards` how many pictures are predicted
-    after the last step; `forward`, once a validation has shown it, how many seconds each takes.
+    `before` is the share of the schedule that earlier starts have spent; `forwards` says how many images are
+    predicted after the last step, and `forward`, once a validation has shown it, how many seconds each takes.
     """
 
     def __init__(self, deadline: float, before: float, forwards: int):
@@ -66,11 +70,12 @@ class Timer:
     def progress(self, epochs: float, samples: int) -> float:
         """The share of the schedule that is done after a step of so many samples.
 
-        It is `epochs`, the share of the epochs, or that of the time if it is larger. Says where time cuts it short.
+        It is the larger one of `epochs`, the share of the epochs, and the share of the time. Prints a line where the
+        time cuts the schedule short.
         """
         now = time.monotonic()
         if not self.first:
-            self.first = now  # the first step also pays for starting, and says nothing of the next
+            self.first = now  # the first step also pays for starting, so it says nothing about the next
             self.last = max(epochs, self.before)
             return self.last
         self.samples, self.steps = self.samples + samples, self.steps + 1

@@ -1,4 +1,4 @@
-"""One optimizer step: batches to new weights; in parts where memory is short, left out where the loss is not finite."""
+"""One optimizer step: batches to new weights; in parts where memory is short, left out where it is not finite."""
 
 from collections.abc import Callable
 
@@ -9,99 +9,101 @@ from torch import Tensor
 from comp import distributed
 from comp.config import Config
 from comp.data import augment
-from comp.device import Device, to_device
+from comp.device import is_out_of_memory, to_device
 from comp.errors import Refused
 from comp.model.segmenter import Segmenter
 from comp.train import schedule
 
-# Of all ranks the size of a batch; of this one its images uint8 (n, H, W, C) and labels uint8 (n, H, W).
+# The size of a batch over all ranks; this rank's images uint8 (n, H, W, C) and labels uint8 (n, H, W).
 Batch = tuple[int, Tensor, Tensor]
-# Images (n, C, H, W), labels (n, H, W), the labels mixed in, if any, and how much the first labels weigh.
-_Mixed = tuple[Tensor, Tensor, Tensor | None, float]
 
 
 class Step:
     """Moves a model's weights; holds the optimizer, the scaler, and in how many parts a batch is computed."""
 
-    def __init__(self, model: Segmenter, loss_of: Callable, config: Config, device: Device):
-        self.model, self.loss_of, self.config, self.device = model, loss_of, config, device
+    def __init__(self, model: Segmenter, loss_of: Callable[[Tensor, Tensor], Tensor], config: Config):
+        self.model, self.loss_of, self.device = model, loss_of, model.device
+        self.augment, self.clip = config.augment, config.optimizer.clip
+        self.forward = distributed.wrap_model(model, self.device.device)
         self.optimizer = schedule.make_optimizer(config.optimizer, model)
-        self.scaler = schedule.make_scaler(device)
+        self.scaler = schedule.make_scaler(self.device)
         self.parts = 1
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     def __call__(self, group: list[Batch], lr: float, seed: list[int]) -> Tensor:
         """Take one step over a group of batches; return its mean loss over all samples of all ranks, detached.
 
-        Where the loss is not finite, weights and batch statistics stay as they are. `seed` draws what is mixed
-        and dropped. Raises Refused where memory does not suffice.
+        Where the loss or a gradient is not finite, the weights stay as they are; so do the batch statistics where
+        the loss is not. `seed` decides what is mixed and dropped. Raises Refused where memory does not suffice.
         """
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
-        generator = np.random.default_rng(seed)
-        torch.manual_seed(int(generator.integers(2**62)) + distributed.rank())  # dropout's: a run goes on as it was
-        samples = sum(size for size, *_ in group)
-        mixed = [self._mix(images, labels, generator) for _, images, labels in group]
-        before = _flat(self._statistics)
-        loss = distributed.all_reduce_gradients(self.model, self._gradients(mixed, samples))
-        self._keep(torch.where(loss.isfinite(), _flat(self._statistics), before))
-        if self.config.optimizer.clip:
+        before = _flatten(self._statistics)
+        loss = self._gradients(group, seed)
+        self._restore_statistics(torch.where(loss.isfinite(), _flatten(self._statistics), before))
+        if self.clip:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
-        # Reading the loss is free on a CPU; on a GPU, where it would stall, the scaler looks.
-        if self.scaler.is_enabled() or loss.isfinite():
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        # A look at the numbers is free on a CPU; on a GPU, where it would stall, the scaler looks.
+        if self.scaler.is_enabled() or (loss.isfinite() and self._gradients_are_finite()):
             self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update(None if self.device.dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _mix(self, images: Tensor, labels: Tensor, generator: np.random.Generator) -> _Mixed:
-        images = to_device(images, self.device.device)
-        labels = labels.to(self.device.device, non_blocking=True)
-        if not augment.mixes(self.config.augment):
-            return images, labels, None, 1.0
-        images, labels, others, share = augment.mix_batch(images, labels, self.config.augment, generator)
-        mine = distributed.share()
-        return images[mine], labels[mine], None if others is None else others[mine], share
-
-    def _gradients(self, mixed: list[_Mixed], samples: int) -> Tensor:
-        """Add up gradients over this rank's part of a step of so many samples; return its part of the mean loss."""
+    def _gradients(self, group: list[Batch], seed: list[int]) -> Tensor:
+        """Add up the gradients of a step, in more parts where memory is short; return its mean loss."""
         while True:
             try:
-                return self._backward(mixed, samples)
-            except torch.OutOfMemoryError:
-                if distributed.world_size() > 1:  # the others wait for this one's batch statistics
+                return self._backward(group, seed)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if distributed.world_size() > 1:  # the others wait for this one's gradients
                     raise Refused(
                         f"rank {distributed.rank()}: out of memory; halve batch_size and double optimizer.accumulate"
                     ) from None
-                if self.parts >= max(len(images) for images, *_ in mixed):
-                    raise Refused("out of memory with a single picture; use a smaller model or crops") from None
-                self.parts *= 2
-                self.model.zero_grad(set_to_none=True)
-                print(f"out of memory: batches are now computed in {self.parts} parts")
+                if self.parts >= max(len(images) for _, images, _ in group):
+                    raise Refused("out of memory with a single image; use a smaller model or crops") from None
+            self.parts *= 2
+            self.model.zero_grad(set_to_none=True)
+            print(f"out of memory: batches are now computed in {self.parts} parts")
 
-    def _backward(self, mixed: list[_Mixed], samples: int) -> Tensor:
-        # A function of its own: where memory runs out, what it held is let go before the next try.
+    def _backward(self, group: list[Batch], seed: list[int]) -> Tensor:
+        # A function of its own: where memory runs out, what it held is let go before the next try, which
+        # mixes and drops the same as this one.
+        generator = np.random.default_rng([*seed, distributed.rank()])
+        torch.manual_seed(int(generator.integers(2**62)))  # dropout's, so that a resumed run draws the same masks
+        samples = sum(size for size, *_ in group)
         mean = torch.zeros((), device=self.device.device)
-        for images, labels, other, share in mixed:
+        for number, (_, images, labels) in enumerate(group, start=1):
+            # One micro-batch at a time is on the device: accumulation is there to save memory.
+            images = to_device(images, self.device.device)
+            labels = labels.to(self.device.device, non_blocking=True)
+            images, labels, other, share = augment.mix_batch(images, labels, self.augment, generator)
             others = other.chunk(self.parts) if other is not None else [None] * self.parts
             for x, y, z in zip(images.chunk(self.parts), labels.chunk(self.parts), others, strict=False):
-                with self.device.autocast():
-                    logits = self.model(x)
-                loss = self.loss_of(logits, y)
-                if z is not None:
-                    loss = share * loss + (1 - share) * self.loss_of(logits, z)
-                loss = loss * (len(x) / samples)
-                self.scaler.scale(loss).backward()
+                with distributed.average_gradients(self.forward, now=number == len(group)):
+                    with self.device.autocast():
+                        logits = self.forward(x)
+                    loss = self.loss_of(logits, y)
+                    if z is not None:
+                        loss = share * loss + (1 - share) * self.loss_of(logits, z)
+                    loss = loss * (len(x) / samples)
+                    self.scaler.scale(loss * distributed.world_size()).backward()  # of which the mean is the sum
                 mean += loss.detach()
-        return mean
+        return distributed.all_reduce(mean)
 
-    def _keep(self, flat: Tensor) -> None:
+    def _gradients_are_finite(self) -> bool:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def _restore_statistics(self, flat: Tensor) -> None:
         """Set the batch statistics to what one flat tensor holds."""
         parts = flat.split([statistic.numel() for statistic in self._statistics])
         views = [part.view_as(statistic) for part, statistic in zip(parts, self._statistics, strict=True)]
         torch._foreach_copy_(self._statistics, views)
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])

@@ -17,26 +17,34 @@ import torch.profiler
 
 from comp import cli, device
 from comp.data import arrays, demo
+from comp.data.training_data import TrainingData
 from comp.train import fit
 
 # The parts of an epoch, by the end of the file and the function that holds each.
 PARTS = {
     "samples read and augmented": ("batches.py", "__getitem__"),
-    "mixed, and brought to the device": ("step.py", "_mix"),
-    "forward": ("models.py", "forward"),
+    "mixed, and brought to the device": ("augment.py", "mix_batch"),
+    "forward": ("segmenter.py", "forward"),
     "loss": ("losses.py", "compute"),
     "backward": ("_tensor.py", "backward"),
     "optimizer": ("grad_scaler.py", "step"),
     "averaged weights": ("fit.py", "_average"),
     "validation": ("fit.py", "evaluate"),
-    "checkpoints": ("checkpoint.py", "save"),
-    "weights written": ("models.py", "save"),
+    "checkpoints": ("checkpoint.py", "save_checkpoint"),
+    "weights written": ("segmenter.py", "save_model"),
 }
+
+
+class Repeated(TrainingData):
+    """An epoch of rows that occur more than once; `folds` are these rows, of which a quarter validates."""
+
+    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.folds, self.folds[: len(self.folds) // 4]
 
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("--pictures", type=int, default=480, help="pictures an epoch")
+    parser.add_argument("--images", type=int, default=480, help="images an epoch")
     args = parser.parse_args()
     settings = cli.configs.load_config(args.competition, args.recipe, [*args.overrides, "epochs=1"])
     chosen = device.choose_device(args.device)
@@ -45,18 +53,18 @@ def main() -> None:
             demo.ensure_demo(args.input)
         split = arrays.load_train(settings.competition, args.input)
         index = arrays.build_index(split, settings.competition, args.input)
-        rows = np.resize(np.arange(len(split.ids)), args.pictures)
+        rows = np.resize(np.arange(len(split.ids)), args.images)
 
         def epoch(name: str) -> None:
             (Path(folder) / name).mkdir()
-            fit.fit(settings, split, index, rows, rows[: args.pictures // 4], Path(folder) / name, chosen)
+            fit.fit(Repeated(settings, split, index, rows), 0, Path(folder) / name, device.Machine(chosen))
 
         epoch("warm-up")
         wall = cProfile.Profile()
         wall.runcall(epoch, "parts")
         with torch.profiler.profile() as operations:
             epoch("operations")
-    print(f"\n{chosen}; workers 0; {args.pictures} pictures, {args.pictures // 4} to validate on\n")
+    print(f"\n{chosen}; workers 0; {args.images} images, {args.images // 4} to validate on\n")
     functions = {(Path(file).name, name): times for (file, _, name), times in pstats.Stats(wall).stats.items()}
     whole = functions["fit.py", "fit"][3]
     for part, where in PARTS.items():

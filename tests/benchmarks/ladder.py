@@ -21,8 +21,9 @@ from throughput import Notebook
 from torch.utils.data import DataLoader
 
 from comp import cli, config, device
+from comp.data.training_data import TrainingData, load_training_data
 from comp.model import metrics
-from comp.train.train_fold import Data, load_data, train_fold
+from comp.train.train_fold import train_fold
 
 BEFORE = [  # the default recipe with every choice taken back
     'optimizer.name="adam"',
@@ -63,18 +64,18 @@ def main() -> None:
     print(f"{device.choose_device()}, {args.time_budget:.0f} s each")
     heading()
     with tempfile.TemporaryDirectory() as folder:
-        data = load_data(config.load_config("mars", "mars"), args.input, Path(folder))
+        data = load_training_data(config.load_config("mars", "mars"), args.input, Path(folder))
         show("the plain recipe", *plain(data, args.time_budget))
         for number, (name, added) in enumerate(RUNGS.items()):
             overrides += added
             show(f"+ {name}", *ours(data, args.time_budget, Path(folder) / str(number), overrides))
 
 
-def ours(data: Data, budget: float, folder: Path, overrides: Sequence[str] = ()) -> tuple[float, float, float]:
+def ours(data: TrainingData, budget: float, folder: Path, overrides: Sequence[str] = ()) -> tuple[float, float, float]:
     """The shipped recipe, in so many seconds, its validations and out-of-fold predictions among them."""
     rung, deadline = replace(data, config=config.load_config("mars", "mars", overrides)), time.monotonic() + budget
     with contextlib.redirect_stdout(io.StringIO()):
-        found = train_fold(rung, 0, folder, device.choose_device(), 0, deadline).metrics
+        found = train_fold(rung, 0, folder, device.Machine(device.choose_device(), 0, deadline)).metrics
     return found["mean_iou_without_0"], found["mean_iou_truth_without_0"], found["images_per_second"]
 
 
@@ -86,7 +87,7 @@ def show(name: str, without: float, truth: float, speed: float) -> None:
     print(f"{name:44}{without:15.3f}{truth:9.3f}{speed:10.1f}", flush=True)
 
 
-def plain(data: Data, budget: float, epochs: int = 2**31) -> tuple[float, float, float]:
+def plain(data: TrainingData, budget: float, epochs: int = 2**31) -> tuple[float, float, float]:
     """float32, Adam, a DataLoader: for so many seconds or epochs, the validation left out."""
     torch.manual_seed(0)
     train, valid = np.flatnonzero(data.folds > 0), np.flatnonzero(data.folds == 0)

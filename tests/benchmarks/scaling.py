@@ -103,7 +103,8 @@ def first_batch(gigabytes: int) -> dict[str, float]:
 def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 1, models: int = 1) -> dict[str, float]:
     """Disk to CSV: `models` runs of `folds` folds each."""
     from comp import device
-    from comp.ensemble import blending
+    from comp.ensemble.blend import label_images
+    from comp.ensemble.make_submission import predict_blend
     from comp.model import segmenter as networks
     from comp.submission import csv_file
     from comp.train import runs
@@ -119,17 +120,18 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         sparse(Path(folder) / "demo.npz", {"test_images": (pictures, side, side)})
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
-        blending = [made], [1.0], test, None, settings.predict.batch_size, chosen
+        blended = predict_blend([made], [1.0], test, None, settings.predict.batch_size, chosen)
         with csv_file.open_writer(Path(folder) / "s.csv", settings.competition) as write:
-            for batch, probabilities in blending.predict_blend(*blending):
-                write(test.ids[batch], blending.label_images(probabilities, [1.0] * classes))
+            for batch, probabilities in blended:
+                write(test.ids[batch], label_images(probabilities, [1.0] * classes))
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 
 def train(pictures: int) -> dict[str, float]:
     """One epoch, from arrays that were never seen: hashed, dealt into folds, trained on, validated."""
     from comp import device
-    from comp.train.train_fold import load_data, train_fold
+    from comp.data.training_data import load_training_data
+    from comp.train.train_fold import train_fold
 
     settings = tiny(5)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,9 +140,9 @@ def train(pictures: int) -> dict[str, float]:
         np.savez(Path(folder) / "demo.npz", train_images=images, train_masks=masks)
         del images, masks
         started, chosen = time.perf_counter(), device.choose_device("cpu")
-        data = load_data(settings, Path(folder), Path(folder))
+        data = load_training_data(settings, Path(folder), Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
-            train_fold(data, 0, Path(folder) / "run", chosen, 0, math.inf)
+            train_fold(data, 0, Path(folder) / "run", device.Machine(chosen))
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

@@ -27,6 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from comp import config, device
 from comp.data import arrays, batches, demo
+from comp.data.training_data import TrainingData
+from comp.ensemble.blend import label_images
+from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter
 from comp.submission import csv_file
 from comp.train import fit, runs, schedule
@@ -87,7 +90,7 @@ def report(speeds: dict[str, list[float]]) -> None:
 def network(settings: config.Config, split: arrays.Split, chosen: device.Device) -> segmenter.Segmenter:
     mean, std = torch.tensor([120.0]), torch.tensor([50.0])
     classes = len(settings.competition.classes)
-    return segmenter.build_segmenter(settings.model, split.images.shape[3], classes, mean, std)[0].to(chosen.device)
+    return segmenter.build_segmenter(settings.model, split.images.shape[3], classes, mean, std)[0].place(chosen)
 
 
 def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, chosen: device.Device) -> float:
@@ -109,6 +112,13 @@ def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, c
     return size / seconds_a_call(step, 20, chosen)
 
 
+class Repeated(TrainingData):
+    """An epoch of rows that occur more than once; `folds` are these rows."""
+
+    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.folds, self.folds[:8]
+
+
 def ours(
     settings: config.Config,
     split: arrays.Split,
@@ -118,9 +128,8 @@ def ours(
     place: Path,
 ) -> float:
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        _, state = fit.fit(
-            settings, split, index, rows, rows[:8], Path(folder), chosen, batches.default_workers(chosen.device)
-        )
+        machine = device.Machine(chosen, batches.default_workers(chosen.device))
+        _, state = fit.fit(Repeated(settings, split, index, rows), 0, Path(folder), machine)
     return state.images_per_second
 
 
@@ -188,9 +197,9 @@ def disk_to_csv(
     started = time.perf_counter()
     classes = len(settings.competition.classes)
     with csv_file.open_writer(place / "s.csv", settings.competition) as write:
-        blending = [[runs.Fold(path.parent, 0, {})]], [1.0], test, "d4", settings.predict.batch_size, chosen
-        for batch, probabilities in blending.blended(*blending):
-            write(test.ids[batch], blending.label(probabilities, [1.0] * classes))
+        made = [[runs.Fold(path.parent, 0, {})]]
+        for batch, probabilities in predict_blend(made, [1.0], test, "d4", settings.predict.batch_size, chosen):
+            write(test.ids[batch], label_images(probabilities, [1.0] * classes))
     return len(rows) / (time.perf_counter() - started)
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import ladder
 
 from comp import config, device
-from comp.train.train_fold import load_data
+from comp.data.training_data import load_training_data
 
 
 def main() -> None:
     print(device.choose_device())
     ladder.heading()
     with tempfile.TemporaryDirectory() as folder:
-        data = load_data(config.load_config("mars", "mars"), Path("input"), Path(folder))
+        data = load_training_data(config.load_config("mars", "mars"), Path("input"), Path(folder))
         started = time.monotonic()
         scores = ladder.plain(data, float("inf"), epochs=10)
         seconds = time.monotonic() - started

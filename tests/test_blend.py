@@ -7,8 +7,9 @@ from conftest import draw
 
 from comp import config, device
 from comp.data import npz
-from comp.data.arrays import Split
-from comp.ensemble import blending
+from comp.data.arrays import TrainSplit
+from comp.ensemble import blend as blending
+from comp.ensemble.make_submission import predict_blend
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
 from comp.train import runs
@@ -19,7 +20,7 @@ COMPETITION = config.Competition(name="tiny", classes=("ground", "stripe", "spot
 
 def split(count=30):
     images, masks = draw(count, 0, (16, 16))
-    return Split(images[..., None], masks, np.array([f"p{i}" for i in range(count)]), None, None)
+    return TrainSplit(images[..., None], masks, np.array([f"p{i}" for i in range(count)]), None, None)
 
 
 def write_fold(folder, number, ids, probabilities, masks):
@@ -31,7 +32,7 @@ def write_fold(folder, number, ids, probabilities, masks):
         ("confusions", (len(ids), 3, 3), np.int64, [confusions]),
     ]
     npz.write_npz(folder / runs.OOF, members)
-    (folder / runs.METRICS).write_text(json.dumps({"fold": number, "valid_pictures": len(ids)}))
+    (folder / runs.METRICS).write_text(json.dumps({"fold": number, "valid_images": len(ids)}))
     return runs.read_fold(folder)
 
 
@@ -98,8 +99,8 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
         runs.find_folds(tmp_path / "tiny" / "nothing")
 
 
-@pytest.mark.parametrize(("chunk", "tta"), [(1, None), (3, "hflip"), (100, "none")])
-def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monkeypatch, chunk, tta):
+@pytest.mark.parametrize(("batch_size", "tta"), [(1, None), (3, "hflip"), (100, "none")])
+def test_a_blend_is_the_mean_of_probabilities_whatever_the_batch_size(tmp_path, batch_size, tta):
     own = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "predict.tta=flips"]
     loaded = config.load_config("demo", overrides=own)
     data, chosen = split(7), []
@@ -108,14 +109,14 @@ def test_blending_is_the_mean_of_probabilities_whatever_the_chunk(tmp_path, monk
         model, _ = segmenter.build_segmenter(loaded.model, 1, 5, torch.tensor([100.0]), torch.tensor([50.0]))
         segmenter.save_model(model, tmp_path / f"fold-{number}" / runs.MODEL, loaded)
         chosen.append(runs.Fold(tmp_path / f"fold-{number}", number, {}))
-    monkeypatch.setattr(blending, "CHUNK_BYTES", chunk * 4 * 5 * 16 * 16)
     settings = config.Predict(tta=tta or "flips", batch_size=2)
-    rows, got = zip(*blending.predict_blend([chosen[:2], chosen[2:]], [0.25, 0.75], data, tta, 2, CPU), strict=True)
+    blended = predict_blend([chosen[:2], chosen[2:]], [0.25, 0.75], data, tta, batch_size, CPU)
+    rows, got = zip(*blended, strict=True)
     assert np.concatenate(rows).tolist() == list(range(7))
     expected = 0
     for fold, weight in zip(chosen, (0.125, 0.125, 0.75), strict=True):
-        model = segmenter.load_model(fold.model, CPU.device).model
-        batches = predict.predict_rows(model, data.images, np.arange(7), settings, CPU)
+        model = segmenter.load_model(fold.model, CPU).model
+        batches = predict.predict_rows(model, data.images, np.arange(7), settings)
         expected = expected + weight * torch.cat([p for _, p in batches])
     torch.testing.assert_close(torch.cat(got), expected)
 

@@ -1,33 +1,25 @@
-"""Folds and runs blended into labels.
+"""How folds and runs are blended into labels.
 
-Weights of runs and of classes are found on out-of-fold predictions and judged on folds that they
-did not see; what does not help there is not used. The folds of one run weigh the same: no training
-picture was held out from two of them, so nothing could judge a difference.
+Weights of runs and of classes are found on out-of-fold predictions and judged on folds that they did
+not see; they are used only where they help there. The folds of one run weigh the same: no training
+image was held out from two of them, so nothing could judge a difference.
 """
 
-import hashlib
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from comp import distributed, files
 from comp.config import Competition
-from comp.data.arrays import Index, Split, TrainSplit, release_pages
-from comp.device import Device
+from comp.data.arrays import TrainSplit, release_pages
 from comp.errors import Refused
-from comp.model import metrics, predict, segmenter
+from comp.model import metrics, predict
 from comp.train.runs import Fold
 
-CHUNK_BYTES = 512 << 20  # of probabilities, held while models take turns on the same pictures
 SAMPLE_VALUES = 8 << 20  # probabilities that a search looks at: enough pixels for three digits
 FACTORS = (0.5, 0.8, 1.25, 2.0)
 MOST = 4.0  # a weight further than this from 1 has found noise
@@ -110,79 +102,6 @@ def search_weights(runs: Sequence[Sequence[Fold]], split: TrainSplit, competitio
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
-def identify(
-    competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
-) -> dict[str, Any]:
-    """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
-
-    `index` is the test pictures'.
-    """
-    names = [folds[0].folder.parent.name for folds in runs]
-    made_of = {
-        "competition": competition.name,
-        "runs": names,
-        "folds": [fold.number for fold in runs[0]],
-        "tta": tta,
-        "run_weights": blend.runs,
-        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
-        "models": {f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.model) for one in chain(*runs)},
-        "pictures": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
-    }
-    layout = competition.submission.model_dump_json() + competition.arrays.fit
-    digest = _sha256(json.dumps(made_of).encode(), layout.encode())[:8]
-    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
-
-
-def _sha256(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def predict_blend(
-    runs: Sequence[Sequence[Fold]],
-    weights: Sequence[float],
-    test: Split,
-    tta: str | None,
-    batch_size: int,
-    device: Device,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Blend this rank's share of a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
-
-    Each model predicts as it was validated, but with test-time augmentation `tta` where that is given.
-    Batches of up to `batch_size` pictures, fewer where they are large, go to one rank after the other.
-    Models take turns on chunks of pictures, so memory grows neither with their number nor with the
-    number of pictures.
-    """
-    paths = [(fold.model, weight / len(folds)) for folds, weight in zip(runs, weights, strict=True) for fold in folds]
-    at, loaded = paths[0][0], segmenter.load_model(paths[0][0], device.device)
-    shape = (len(loaded.config.competition.classes), *test.images.shape[1:3])
-    chunk = max(1, CHUNK_BYTES // (4 * math.prod(shape)))  # pictures
-    size = min(batch_size, chunk)
-    everything = np.arange(len(test.ids))
-    batches = [everything[start : start + size] for start in range(0, len(everything), size)][distributed.share()]
-    buffer = torch.empty(min(chunk, len(everything)), *shape, device=device.device)
-    pictures = sum(map(len, batches))
-    bar = tqdm(
-        total=pictures * len(paths), desc="predict", unit="picture", disable=True if distributed.rank() else None
-    )
-    for start in range(0, len(batches), chunk // size):
-        some = batches[start : start + chunk // size]
-        rows = np.concatenate(some)
-        total = buffer[: len(rows)].zero_()
-        for path, weight in paths:
-            if path != at:
-                at, loaded = path, segmenter.load_model(path, device.device, loaded)
-            own = loaded.config.predict
-            settings = own.model_copy(update={"tta": tta or own.tta, "batch_size": batch_size})
-            seen = 0
-            for batch, probabilities in predict.predict_rows(loaded.model, test.images, rows, settings, device):
-                total[seen : seen + len(batch)].add_(probabilities, alpha=weight)
-                seen += len(batch)
-                bar.update(len(batch))
-        for batch, part in zip(some, total.split([len(batch) for batch in some]), strict=True):
-            yield batch, part.clone()
-    bar.close()
-
-
 def label_images(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
     weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
@@ -210,15 +129,14 @@ def _find(
 def _confusions(
     blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, competition: Competition
 ) -> np.ndarray:
-    """Confusions int64 (n, C, C) of all pictures of the blocks under these weights."""
+    """Confusions int64 (n, C, C) of all images of the blocks under these weights."""
     confusions = []
     for probabilities, truth in blocks:
         together = torch.zeros(probabilities[0].shape)
         for weight, p in zip(runs.tolist(), probabilities, strict=True):
             together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
-        confusions.append(
-            metrics.count_confusion(truth, label_images(together, classes), len(classes), competition.arrays.ignored)
-        )
+        labels = label_images(together, classes.tolist())
+        confusions.append(metrics.count_confusion(truth, labels, len(classes), competition.arrays.ignored))
     return np.concatenate(confusions)
 
 
@@ -238,8 +156,8 @@ def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.nd
 def _parts(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> list[_Part]:
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     pixels = split.images.shape[1] * split.images.shape[2]
-    pictures = sum(fold.metrics["valid_pictures"] for fold in runs[0])
-    most = SAMPLE_VALUES // (len(runs) * len(competition.classes) * pictures)
+    images = sum(fold.metrics["valid_images"] for fold in runs[0])
+    most = SAMPLE_VALUES // (len(runs) * len(competition.classes) * images)
     # An odd step does not fall on the same columns in every line.
     step = max(1, pixels // max(1, most)) | 1
     parts = []

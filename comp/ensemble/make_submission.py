@@ -1,0 +1,117 @@
+"""The test set predicted by all models, written as a submission, and checked."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from comp import files
+from comp.config import Competition, Predict
+from comp.data.arrays import Index, Split
+from comp.device import Device
+from comp.ensemble.blend import Blend, label_images
+from comp.model import metrics, predict, segmenter
+from comp.submission import csv_file
+from comp.train.runs import Fold
+
+
+def identify(
+    competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
+) -> dict[str, Any]:
+    """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
+
+    `index` is the test images'.
+    """
+    names = [folds[0].folder.parent.name for folds in runs]
+    made_of = {
+        "competition": competition.name,
+        "runs": names,
+        "folds": [fold.number for fold in runs[0]],
+        "tta": tta,
+        "run_weights": blend.runs,
+        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
+        "models": {f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.model) for one in chain(*runs)},
+        "images": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
+    }
+    layout = competition.submission.model_dump_json() + competition.arrays.fit
+    digest = _sha256(json.dumps(made_of).encode(), layout.encode())[:8]
+    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+
+
+def predict_blend(
+    runs: Sequence[Sequence[Fold]],
+    weights: Sequence[float],
+    test: Split,
+    tta: str | None,
+    batch_size: int,
+    device: Device,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Blend a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
+
+    Each model predicts as it was validated, but with test-time augmentation `tta` where that is given. A run's folds
+    weigh the same. All models stay on the device.
+    """
+    models: list[tuple[segmenter.Segmenter, Predict, float]] = []
+    for folds, weight in zip(runs, weights, strict=True):
+        for fold in folds:
+            loaded = segmenter.load_model(fold.model, device)
+            own = loaded.config.predict
+            models.append((loaded.model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
+    (first, settings, share), *others = models
+
+    @torch.inference_mode()
+    def look(images: Tensor, _: np.ndarray, now: Predict) -> Tensor:
+        size = {"batch_size": now.batch_size}
+        total = predict.probabilities(first, images, settings.model_copy(update=size)).mul_(share)
+        for model, own, weight in others:
+            total.add_(predict.probabilities(model, images, own.model_copy(update=size)), alpha=weight)
+        return total
+
+    rows, asked = np.arange(len(test.ids)), settings.model_copy(update={"batch_size": batch_size})
+    with tqdm(total=len(rows), desc="predict", unit="image", disable=None) as bar:
+        for batch, probabilities in predict.for_each_batch(look, test.images, rows, asked, device):
+            yield batch, probabilities
+            bar.update(len(batch))
+
+
+def write_submission(
+    path: Path,
+    blended: Iterator[tuple[np.ndarray, Tensor]],
+    blend: Blend,
+    test: Split,
+    competition: Competition,
+    sample: Path | None,
+) -> tuple[int, dict[str, Any] | None]:
+    """Label blended probabilities, each image at its own size, write them to `path`, and check the file.
+
+    Returns the number of rows and, for a practice competition whose test masks are known, the scores.
+    `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
+    """
+    confusions = []
+    with csv_file.open_writer(path, competition) as write:
+        for rows, probabilities in blended:
+            labels = label_images(probabilities, blend.classes)
+            if test.masks is not None:
+                truth = np.ascontiguousarray(test.masks[rows])
+                ignored = competition.arrays.ignored
+                confusions.append(metrics.count_confusion(truth, labels, len(blend.classes), ignored))
+            if test.sizes is None:
+                write(test.ids[rows], labels)
+            else:
+                own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
+                resized = (predict.resize_to_original(one, size, competition.arrays.fit) for one, size in own)
+                write(test.ids[rows], [label_images(one[None], blend.classes)[0] for one in resized])
+    count = csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
+    scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric) if confusions else None
+    return count, scores
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
