@@ -114,9 +114,8 @@ def entry(
     """
     if jobs:
         parser.add_argument(
-            "--on", choices=["here", "sandbox", "guard", "kaggle", "notebook"], default="here",
-            help="here; rehearsed as Kaggle would run it (guard: a weaker form, for systems without namespaces); "
-            "on Kaggle; or written as a notebook for it (default: here)",
+            "--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here",
+            help="here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
     script = Path(sys.argv[0]).name
@@ -133,7 +132,6 @@ def entry(
 
         there = {
             "sandbox": kernels.run_in_sandbox,
-            "guard": lambda made: kernels.run_in_sandbox(made, "guard"),
             "kaggle": kernels.run_on_kaggle,
             "notebook": kernels.write_notebooks,
         }

@@ -126,7 +126,7 @@ def test_user_with_kaggle_json(kaggle, tmp_path, monkeypatch):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))  # which the client reads when it is imported
     (tmp_path / "kaggle.json").write_text(json.dumps({"username": USER, "key": KEY}))
-    script = "from comp import credentials, remote; print(remote.user(), credentials.found())"
+    script = "from comp.kaggle import api, credentials; print(api.username(), credentials.find_credentials())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == [USER, repr({KEY})], done.stderr
 

@@ -22,11 +22,13 @@ from PIL import Image
 from comp import config, files
 from comp.data import arrays
 from comp.errors import Refused
-from comp.kaggle import client, jobs, namespaces, packing, sandbox
+from comp.kaggle import client, jobs, packing, sandbox
 from comp.train import runs
 
 ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
-needs_namespaces = pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
+needs_namespaces = pytest.mark.skipif(
+    bool(sandbox.find_unshare()[1]), reason=f"namespaces: {sandbox.find_unshare()[1]}"
+)
 
 
 def weights(place, fold):

@@ -27,10 +27,10 @@ print("arguments", sys.argv[1:])
 print("update", os.environ["NO_ALBUMENTATIONS_UPDATE"], "main", __name__)
 if "--recipe" in sys.argv:
     recipe = sys.argv[sys.argv.index("--recipe") + 1]
-    print("epochs", config.load("demo", recipe).epochs, "shipped", config.shipped("competitions"))
+    print("epochs", config.load_config("demo", recipe).epochs, "shipped", config.shipped_names("competitions"))
 Path("out.txt").write_text("done")
 if "--fail" in sys.argv:
-    config.load("nowhere")  # this line is read in the traceback
+    config.load_config("nowhere")  # this line is read in the traceback
 sys.exit(3 if "--three" in sys.argv else None)
 '''
 
@@ -138,7 +138,7 @@ def test_processes_that_it_starts_find_the_library(entry, tmp_path):
 def test_errors_keep_their_traceback_and_status(entry, tmp_path):
     ended = start(packing.write_script(packing.pack(entry, ["--fail"])), tmp_path)
     assert ended.returncode == 1
-    assert 'config.load("nowhere")  # this line is read in the traceback' in ended.stderr
+    assert 'config.load_config("nowhere")  # this line is read in the traceback' in ended.stderr
     assert "comp/config.py" in ended.stderr and "Refused: no competition named 'nowhere'" in ended.stderr
 
 

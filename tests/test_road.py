@@ -17,7 +17,7 @@ import torch
 from conftest import RECIPE, ROOT, TINY, draw, inside, lay_out
 
 from comp import config
-from comp.kaggle import namespaces
+from comp.kaggle import sandbox
 from comp.model import metrics
 from comp.submission import runlength
 from comp.train import fit
@@ -228,7 +228,7 @@ def test_bad_input_gets_one_line_and_status_2(tmp_path, arrays, arguments, says,
     assert not list(tmp_path.glob("runs/**/*.safetensors"))
 
 
-@pytest.mark.skipif(bool(namespaces.command()[1]), reason=f"namespaces: {namespaces.command()[1]}")
+@pytest.mark.skipif(bool(sandbox.find_unshare()[1]), reason=f"namespaces: {sandbox.find_unshare()[1]}")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path):
     lay_out(tmp_path)
     (tmp_path / "small").mkdir()
@@ -237,7 +237,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
         'mount -t tmpfs -o size=1m none small && "$@"; status=$?; ls -A small/runs/tiny/recipe/fold-0; exit $status'
     )
     done = subprocess.run(
-        [*namespaces.command()[0], "sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True
+        [*sandbox.find_unshare()[0], "sh", "-c", script, "sh", *command], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2, done.stdout + done.stderr
     line = done.stderr.strip().splitlines()[-1]

@@ -10,20 +10,19 @@ from types import SimpleNamespace
 import pytest
 
 from comp.errors import Refused
-from comp.kaggle import namespaces, packing, sandbox
+from comp.kaggle import packing, sandbox
 
-REASON = namespaces.command()[1]
+REASON = sandbox.find_unshare()[1]
 needs_namespaces = pytest.mark.skipif(bool(REASON), reason=f"no namespaces on this system: {REASON}")
-FORMS = [pytest.param("namespaces", marks=needs_namespaces), "guard"]
 
 
 @pytest.fixture
 def run(tmp_path_factory):
     """Rehearse a script quietly, in a working folder of its own."""
 
-    def rehearse(script, inputs=None, working=None, form="namespaces"):
+    def rehearse(script, inputs=None, working=None):
         working, log, start = working or tmp_path_factory.mktemp("working"), [], time.monotonic()
-        status = sandbox.run_script(script, inputs or {}, working, form, log.append)
+        status = sandbox.run_script(script, inputs or {}, working, log.append)
         return SimpleNamespace(status=status, log="".join(log), seconds=time.monotonic() - start)
 
     return rehearse
@@ -47,27 +46,27 @@ def listener():
         server.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_pack_runs_and_leaves_its_files(run, form, tmp_path, capfd):
+@needs_namespaces
+def test_a_pack_runs_and_leaves_its_files(run, tmp_path, capfd):
     entry = tmp_path / "job.py"
     entry.write_text(
         "import sys\nfrom pathlib import Path\nfrom comp import config\n"
         "Path('runs/demo').mkdir(parents=True)\n"
-        "Path('runs/demo/metrics.json').write_text(str(config.load(sys.argv[2]).epochs))\n"
+        "Path('runs/demo/metrics.json').write_text(str(config.load_config(sys.argv[2]).epochs))\n"
         "Path('submission.csv').write_text('id\\n')\n"
     )
     (working := tmp_path / "working").mkdir()
-    result = run(packing.write_script(packing.pack(entry, ["--competition", "demo"])), working=working, form=form)
+    result = run(packing.write_script(packing.pack(entry, ["--competition", "demo"])), working=working)
     assert result.status == 0, result.log
     assert (working / "runs/demo/metrics.json").read_text().isdigit()
     assert sorted(os.listdir(working)) == ["runs", "submission.csv"]
-    assert f"sandbox: {form}" in result.log and "Kaggle would keep 2 files" in result.log
-    assert "3 B  submission.csv" in result.log
+    assert "sandbox: no network" in result.log and "Kaggle would keep 2 files" in result.log
+    assert "3.00B  submission.csv" in result.log
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_network_is_cut(run, form, listener):
+@needs_namespaces
+def test_network_is_cut(run, listener):
     port, heard = listener
     result = run(
         f"""
@@ -86,7 +85,6 @@ try:
 except OSError as error:
     print("cut", error)
 """,
-        form=form,
     )
     assert result.log.count("cut ") == 3 and "reached" not in result.log and not heard, result.log
     assert "ENETUNREACH" in result.log
@@ -152,13 +150,13 @@ print(sorted(os.environ), os.environ["HOME"])
     assert seen <= {"PATH", "LANG", "HOME", "KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE", *sandbox.MACHINE, "LC_CTYPE"}
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_only_the_images_packages_can_be_imported(run, form):
+@needs_namespaces
+def test_only_the_images_packages_can_be_imported(run):
     result = run(
         """
 import importlib.metadata, importlib.util
 hidden = "comp segmentation_models_pytorch kaggle kagglesdk pytest _pytest hypothesis ruff"
-for name in (hidden + " slugify dotenv nbformat jsonschema sortedcontainers").split():
+for name in (hidden + " slugify dotenv jupytext sortedcontainers").split():
     assert importlib.util.find_spec(name) is None, name
 for name in ("comp", "segmentation-models-pytorch", "kaggle"):
     try:
@@ -170,43 +168,41 @@ for name in ("torch", "torchvision", "timm", "albumentations", "pandas", "sklear
 import cv2, numpy
 print("numpy", importlib.metadata.version("numpy"), numpy.ones(3).sum())
 """,
-        form=form,
     )
     assert "numpy" in result.log and result.status == 0, result.log
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_failing_script_shows_why(run, form):
-    result = run("import sys\nprint('begun')\nraise KeyError('the reason')\n", form=form)
+@needs_namespaces
+def test_a_failing_script_shows_why(run):
+    result = run("import sys\nprint('begun')\nraise KeyError('the reason')\n")
     assert result.status == 1
     assert "raise KeyError('the reason')" in result.log and result.log.index("begun") < result.log.index("Traceback")
-    assert run("raise SystemExit(3)", form=form).status == 3
-    assert run("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)", form=form).status == 143
+    assert run("raise SystemExit(3)").status == 3
+    assert run("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)").status == 143
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_limits(run, form, monkeypatch):
+@needs_namespaces
+def test_limits(run, monkeypatch):
     assert (sandbox.TIME_LIMIT, sandbox.WORKING_LIMIT) == (12 * 3600, 20e9)
     monkeypatch.setattr(sandbox, "TIME_LIMIT", 1.5)
-    slow = run("import time\nprint('begun')\ntime.sleep(60)", form=form)
+    slow = run("import time\nprint('begun')\ntime.sleep(60)")
     assert slow.status == 137 and slow.seconds < 30
     assert "begun" in slow.log and "stopped at the time limit" in slow.log
     monkeypatch.undo()
     monkeypatch.setattr(sandbox, "WORKING_LIMIT", 2000)
-    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)", form=form)
-    assert large.status == 137 and "3 KB in the working folder, which may hold 2 KB" in large.log
-    quick = run("open('a', 'wb').write(bytes(3000))", form=form)
+    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)")
+    assert large.status == 137 and "3.00kB in the working folder, which may hold 2.00kB" in large.log
+    quick = run("open('a', 'wb').write(bytes(3000))")
     assert quick.status == 137
     with pytest.raises(Refused, match=r"the script has 1,000,001 bytes; Kaggle takes fewer than 1,000,000"):
-        run("#" * 1_000_001, form=form)
+        run("#" * 1_000_001)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_nothing_outlives_the_script(run, form):
+@needs_namespaces
+def test_nothing_outlives_the_script(run):
     result = run(
         "import subprocess, sys\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)  # left behind'])\n",
-        form=form,
     )
     assert result.status == 0 and result.seconds < 30
     commands = [path.read_bytes() for path in processes()]
@@ -222,32 +218,19 @@ def processes():
             continue
 
 
-def test_guard_finds_its_inputs_by_variable(run, tmp_path):
-    (tmp_path / "mars").mkdir()
-    (tmp_path / "mars/mars.npz").write_text("arrays")
-    script = """
-import os
-from pathlib import Path
-found = list(Path(os.environ["COMP_KAGGLE_INPUT"]).rglob("mars.npz"))
-print(len(found), [path.read_text() for path in found])
-"""
-    inputs = {"mars": tmp_path / "mars", "competitions/mars/mars.npz": tmp_path / "mars/mars.npz"}
-    assert "2 ['arrays', 'arrays']" in run(script, inputs, form="guard").log
-
-
 def test_without_namespaces_it_refuses_and_says_why(monkeypatch, tmp_path):
-    monkeypatch.setattr(namespaces, "command", lambda: ([], "unshare failed: Operation not permitted"))
-    with pytest.raises(Refused, match=r"\(unshare failed: Operation not permitted\).*weaker form \"guard\""):
+    monkeypatch.setattr(sandbox, "find_unshare", lambda: ([], "unshare failed: Operation not permitted"))
+    with pytest.raises(Refused, match=r"\(unshare failed: Operation not permitted\), so the network cannot be cut"):
         sandbox.run_script("", {}, tmp_path)
 
 
 def test_a_system_without_unshare_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert namespaces.command() == ([], "there is no unshare, of util-linux")
+    assert sandbox.find_unshare() == ([], "there is no unshare, of util-linux")
 
 
+@needs_namespaces
 def test_output_is_shown_as_it_comes(capfd, tmp_path):
-    form = "guard" if REASON else "namespaces"
-    assert sandbox.run_script("print('zwölf')", {}, tmp_path, form) == 0
+    assert sandbox.run_script("print('zwölf')", {}, tmp_path) == 0
     first, said, *_, last = capfd.readouterr().out.splitlines()
-    assert first.startswith(f"sandbox: {form}") and said == "zwölf" and "Kaggle would keep 0 files" in last
+    assert first.startswith("sandbox: no network") and said == "zwölf" and "Kaggle would keep 0 files" in last

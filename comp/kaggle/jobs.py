@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from comp import files
 from comp.config import Competition
@@ -59,7 +58,7 @@ def write_notebooks(jobs: Iterable[Job]) -> None:
         print(f"{path}: upload it on Kaggle, and attach what it reads: {reads or 'nothing'}")
 
 
-def run_in_sandbox(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "namespaces") -> None:
+def run_in_sandbox(jobs: Iterable[Job]) -> None:
     """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
     for job in jobs:
         if _done(job):
@@ -73,7 +72,7 @@ def run_in_sandbox(jobs: Iterable[Job], form: Literal["namespaces", "guard"] = "
         for fold in job.folds:
             inputs |= {f"notebooks/me/{job.name}/{place}": file for place, file in _fold_files(job, fold).items()}
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
-            status = sandbox.run_script(_packed(job), inputs, Path(working), form)
+            status = sandbox.run_script(_packed(job), inputs, Path(working))
             with contextlib.suppress(Refused) if status else contextlib.nullcontext():
                 bring_home(job, Path(working))  # of one that failed what it had finished
             if status:
