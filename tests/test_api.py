@@ -138,6 +138,25 @@ def test_no_credentials(kaggle, monkeypatch):
         api.username()
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"username": "tester", "ke', "cannot be read as JSON"),
+        ('{"competition": "mars"}', "holds no key and no username"),
+        ("[]", "holds no key and no username"),
+    ],
+)
+def test_a_kaggle_json_that_holds_no_credentials(kaggle, tmp_path, text, says):
+    """In a process of its own, since the client reads KAGGLE_CONFIG_DIR when it is imported."""
+    (tmp_path / "kaggle.json").write_text(text)
+    environment = {**os.environ, "KAGGLE_CONFIG_DIR": str(tmp_path)}
+    del environment["KAGGLE_API_TOKEN"]
+    script = "from comp.kaggle import api; api.username()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    line = done.stderr.strip().splitlines()[-1]
+    assert f"{tmp_path}/kaggle.json: {says}; download it again, or make a token at" in line
+
+
 def test_a_token_that_expires_and_is_renewed_while_a_kernel_runs(kaggle, tmp_path, monkeypatch):
     file, renewed = tmp_path / "token", TOKEN[::-1]
     monkeypatch.setenv("KAGGLE_API_TOKEN", str(file))
@@ -433,7 +452,7 @@ def test_a_dataset_that_stays_unready_or_fails(kaggle, tmp_path, monkeypatch):
 
 def test_a_dataset_that_misses_a_file_is_not_called_ready(kaggle, tmp_path):
     kaggle.plant("PUT", status=403)
-    with pytest.raises(Refused, match=r"upload of .* failed, the dataset is incomplete: run the same command again"):
+    with pytest.raises(Refused, match=r"Kaggle's client: Upload unsuccessful: notes\.txt"):
         api.upload_dataset(_weights(tmp_path), "fold-weights")
 
 
@@ -564,6 +583,6 @@ def test_the_clients_own_commands_and_their_exit_statuses(kaggle, tmp_path):
     assert status == 0 and "not valid dataset sources" in said and "Kernel version 1 successfully pushed" in said
     kaggle.plant("PUT", status=403)
     status, said = command("competitions", "submit", "mars", "-f", _csv(tmp_path), "-m", "x", "-q")
-    assert status == 0 and said.strip() == "Could not submit to competition"
+    assert status == 1 and said.strip() == "Could not submit to competition"
     status, said = command("competitions", "download", "mars", "-p", tmp_path, "-q")
     assert status == 0 and zipfile.ZipFile(tmp_path / "mars.zip").read("train.npz") == b"arrays"

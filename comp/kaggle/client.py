@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,7 +42,8 @@ def call_client(method: str, arrived: Callable[[], Any] = lambda: None, tries: i
     for attempt in itertools.count(1):
         logged_in = _api.cache_info().currsize
         try:
-            return _once(method, arguments)
+            with _declining(), contextlib.redirect_stdout(io.StringIO()):
+                return _plain(getattr(_api(), method)(**arguments))
         except Declined as error:
             # A login that ran out is forgotten by now.
             if not (error.in_doubt or error.status == 429 or (error.status == 401 and logged_in)):
@@ -59,15 +59,6 @@ def call_client(method: str, arrived: Callable[[], Any] = lambda: None, tries: i
                 raise
 
 
-def _once(method: str, arguments: dict[str, Any]) -> Any:
-    with _declining(), contextlib.redirect_stdout(io.StringIO()) as said:
-        answer = _plain(getattr(_api(), method)(**arguments))
-    # The client goes on after a failed upload, and makes a dataset without the file.
-    if lost := re.findall(r"^Upload unsuccessful: (.+)", said.getvalue(), flags=re.MULTILINE):
-        raise Declined(f"upload of {', '.join(lost)} failed, the dataset is incomplete: run the same command again", -1)
-    return answer
-
-
 def read_log(ref: str) -> Iterator[str]:
     """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
     secrets = credentials.find_credentials()
@@ -78,16 +69,13 @@ def read_log(ref: str) -> Iterator[str]:
 
 @functools.cache
 def _api() -> Any:
-    import requests
-
-    if requests.Session.send is not _send:
-        _send.original, requests.Session.send = requests.Session.send, _send
     for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its authorization header
         os.environ.pop(name, None)
     with contextlib.redirect_stdout(io.StringIO()):
+        _limit_waiting()
         from kaggle.api.kaggle_api_extended import KaggleApi
 
-        api = KaggleApi()
+        api: Any = KaggleApi()
         api.authenticate()
     api.with_retry = lambda call, **_: call  # the client would repeat writes without asking
     api.get_kernel = functools.partial(_get_kernel, api)
@@ -97,12 +85,25 @@ def _api() -> Any:
 forget = _api.cache_clear  # log in anew at the next call
 
 
-def _send(session: Any, request: Any, **options: Any) -> Any:
-    """requests waits for ever, and the client keeps an error page as a kernel's output file; not so through this."""
-    response = _send.original(session, request, **options | {"timeout": options.get("timeout") or (CONNECT, SILENCE)})
-    if request.method == "GET":
-        response.raise_for_status()
-    return response
+def _limit_waiting() -> None:
+    """Give the client's own connections a time limit; without one, requests waits for ever."""
+    from kagglesdk import kaggle_client, kaggle_http_client
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def send(self, *request: Any, **options: Any) -> Any:
+            return super().send(*request, **options | {"timeout": options.get("timeout") or (CONNECT, SILENCE)})
+
+    class HttpClient(kaggle_http_client.KaggleHttpClient):
+        def _init_session(self) -> None:
+            super()._init_session()
+            for scheme in ("http://", "https://"):
+                self._session.mount(scheme, Adapter())
+
+    kaggle_client.KaggleHttpClient = HttpClient
+    from kaggle.api import kaggle_api_extended  # which logs in
+
+    kaggle_api_extended.HTTPAdapter = Adapter  # for uploads
 
 
 def _get_kernel(api: Any, ref: str) -> Any:
@@ -130,10 +131,11 @@ def _declining() -> Iterator[None]:
         import urllib3
 
         # The client puts words of its own around some HTTP errors; the status lies beneath.
-        chain = [error]
+        chain: list[Any] = [error]
         while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
             chain.append(link)
-        response = next((link.response for link in chain if getattr(link, "response", None) is not None), None)
+        responses = [link.response for link in chain if getattr(link, "response", None) is not None]
+        response = responses[0] if responses else None
         unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
         message = credentials.redact(" ".join(str(error).split()) or type(error).__name__)
         pause = 0.0
@@ -141,19 +143,13 @@ def _declining() -> Iterator[None]:
             status, line = response.status_code, f"Kaggle answered HTTP {response.status_code}: {message}"
             with contextlib.suppress(ValueError):  # it may be a date
                 pause = min(float(response.headers.get("Retry-After", 0)), 600.0)
-        elif isinstance(error, SystemExit):  # there is nothing to log in with
-            status = 401
         elif any(isinstance(link, unanswered) for link in chain):
             status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
         else:
-            status, line = -1, message
+            status, line = -1, f"Kaggle's client: {message}"
         if status == 429:
             line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
-        if status == 401:
+        if status == 401 or isinstance(error, SystemExit):  # there is nothing to log in with
             forget()  # the token may be renewed meanwhile
-            known = credentials.find_credentials()
-            line = (
-                "Kaggle does not accept your credentials (expired, or revoked?)" if known else "no Kaggle credentials"
-            )
-            line = f"{line}: {LOGIN}"
+            status, line = 401, f"{credentials.explain_refusal()} {LOGIN}"
         raise Declined(line, status, pause) from None

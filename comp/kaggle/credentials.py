@@ -1,6 +1,7 @@
 """Kaggle's credentials: found, so that text is redacted and files that hold them are refused."""
 
 import contextlib
+import json
 import mmap
 import os
 import re
@@ -13,17 +14,38 @@ NAMES = ("kaggle.json", "access_token", "access_token.txt", "credentials.json", 
 KEYS = (r"KGAT_[0-9A-Za-z]{16,}", r"\"key\"\s*:\s*\"[0-9a-f]{32}\"")  # a token; what kaggle.json holds
 
 
+def _folders() -> list[Path]:
+    """Where Kaggle's client looks for its files."""
+    home = Path.home() / ".kaggle"
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
+    return [Path(os.environ.get("KAGGLE_CONFIG_DIR") or home), home, config]
+
+
 def find_credentials() -> set[str]:
     """Every secret that Kaggle's client might log in with here."""
-    home, token = Path.home() / ".kaggle", os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the file that holds it
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
-    folders = {home, config, Path(os.environ.get("KAGGLE_CONFIG_DIR") or home)}
+    token = os.environ.get("KAGGLE_API_TOKEN", "")  # a token, or the file that holds it
     secrets = {os.environ.get("KAGGLE_KEY", ""), "" if os.path.exists(token) else token}
-    for path in (token, *(folder / name for folder in folders for name in NAMES)):
+    for path in (Path(token), *(folder / name for folder in _folders() for name in NAMES)):
         with contextlib.suppress(OSError, ValueError):
-            text = Path(path).read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8").strip()
             secrets |= {*re.findall(r'"(?:key|access_token|refresh_token)"\s*:\s*"(.+?)"', text)} or {text}
     return {secret for secret in secrets if len(secret) >= 8}
+
+
+def explain_refusal() -> str:
+    """Why Kaggle, or its client, does not take what there is to log in with."""
+    token = os.environ.get("KAGGLE_API_TOKEN") or any((folder / "access_token").exists() for folder in _folders())
+    path = next(filter(Path.exists, (folder / "kaggle.json" for folder in _folders())), None)
+    if path and not token:
+        try:
+            lacking = {"username", "key"} - dict(json.loads(path.read_text(encoding="utf-8"))).keys()
+        except (OSError, ValueError):
+            return f"{path}: cannot be read as JSON; download it again, or"
+        if lacking:
+            return f"{path}: holds no {' and no '.join(sorted(lacking))}; download it again, or"
+    if find_credentials():
+        return "Kaggle does not accept your credentials (expired, or revoked?):"
+    return "no Kaggle credentials:"
 
 
 def redact(text: str, secrets: Iterable[str] | None = None) -> str:

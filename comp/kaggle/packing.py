@@ -3,7 +3,7 @@
     print(script(pack(Path("kernels/train_fold.py"), ["--competition", "mars", "--fold", "0"])))
 
 Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
-Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py and .toml
+Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py, .toml and .html
 files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that
 the arguments name, with those of the same folder that these name. So credentials, which lie in none of them, cannot.
 """
@@ -14,7 +14,6 @@ import functools
 import hashlib
 import inspect
 import io
-import json
 import lzma
 import os
 import runpy
@@ -32,6 +31,13 @@ from comp.errors import Refused
 from comp.kaggle import credentials
 
 LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
+FIGURES = """from pathlib import Path
+
+from IPython.display import Image, display
+
+for figure in sorted(Path("runs").rglob("*.png")):
+    print(figure)
+    display(Image(str(figure)))"""
 LACKING = "segmentation-models-pytorch"  # what comp needs and Kaggle's image has not; pure Python
 
 
@@ -90,36 +96,27 @@ def write_script(pack: Pack) -> str:
 
 
 def write_notebook(pack: Pack) -> str:
-    """The pack as a notebook (JSON, nbformat 4.5): archive folded away, then the job and its pictures."""
-    about = f"""# {pack.entry}
+    """The pack as a notebook: archive folded away, then the job and its figures. Raises Refused if it is too large."""
+    from nbformat import v4, writes
 
-The folded cell holds the library; run all cells. Add the competition's data first (*Add input*)."""
+    about = f"# {pack.entry}\n\nThe folded cell holds the library; run all cells. "
+    about += "Add the competition's data first (*Add input*)."
     library, job = _parts(pack)
-    pictures = """from pathlib import Path
-
-from IPython.display import Image, display
-
-for picture in sorted(Path("runs").rglob("*.png")):
-    print(picture)
-    display(Image(str(picture)))"""
     folded = {"_kg_hide-input": True, "jupyter": {"source_hidden": True}}
+    # Ids of their own, so that the same pack gives the same bytes.
+    cells = [
+        v4.new_markdown_cell(about, id="about"),
+        v4.new_code_cell(library, id="archive", metadata=folded),
+        v4.new_code_cell(job, id="job"),
+        v4.new_code_cell(FIGURES, id="figures"),
+    ]
     machine = {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False}
-    document = {
-        "cells": [
-            {"cell_type": "markdown", "id": "about", "metadata": {}, "source": about},
-            _code_cell("archive", library, folded),
-            _code_cell("job", job),
-            _code_cell("pictures", pictures),
-        ],
-        "metadata": {
-            "kaggle": machine | {"language": "python", "sourceType": "notebook"},
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        },
-        "nbformat": 4,
-        "nbformat_minor": 5,
+    metadata = {
+        "kaggle": machine | {"language": "python", "sourceType": "notebook"},
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
     }
-    return within_limit(json.dumps(document, indent=1) + "\n", "packed notebook")
+    return within_limit(writes(v4.new_notebook(cells=cells, metadata=metadata)) + "\n", "packed notebook")
 
 
 def _parts(pack: Pack) -> tuple[str, str]:
@@ -146,11 +143,6 @@ ARCHIVE = """
 if __name__ == "__main__":
     run(ARCHIVE, {pack.sha256!r}, {pack.entry!r}, ARGUMENTS)"""
     return library, job
-
-
-def _code_cell(name: str, source: str, about: dict | None = None) -> dict:
-    made = {"cell_type": "code", "id": name, "metadata": about or {}, "execution_count": None, "outputs": []}
-    return made | {"source": source.splitlines(keepends=True)}
 
 
 def within_limit(text: str, what: str) -> str:
@@ -195,7 +187,7 @@ def _tomls(path: Path) -> dict[str, bytes]:
 
 def _comp() -> dict[str, bytes]:
     root = Path(__file__).parents[1]
-    found = [path for kind in ("*.py", "*.toml") for path in root.rglob(kind)]
+    found = [path for kind in ("*.py", "*.toml", "*.html") for path in root.rglob(kind)]
     # Names that start with a dot are files still being written.
     return {f"comp/{path.relative_to(root).as_posix()}": path.read_bytes() for path in found if path.name[0] != "."}
 

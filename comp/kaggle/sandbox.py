@@ -8,6 +8,7 @@ and only the packages of Kaggle's image. The repository, the user's home and all
 """
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -49,8 +50,11 @@ show() {{ mount --rbind "$1" "$2" && mount -o remount,bind,ro "$2"; }}
 mount -t proc none proc 2>/dev/null || mount --rbind /proc proc
 [ ! -d dev/shm ] || mount -t tmpfs none dev/shm
 {python} -ISc 'import fcntl, socket, struct; fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 1))'
-env -u PWD -u OLDPWD -u SHLVL -u _ unshare --root=. --wd=/kaggle/working /image/bin/python -u /kaggle/src/script.py || exit
+env -u PWD -u OLDPWD -u SHLVL -u _ \\
+    unshare --root=. --wd=/kaggle/working /image/bin/python -u /kaggle/src/script.py || exit
 """
+
+_bytes = functools.partial(tqdm.format_sizeof, suffix="B")
 
 
 def find_unshare() -> tuple[list[str], str]:
@@ -173,6 +177,7 @@ def _follow(command: list[str], root: Path, working: Path, say: Callable[[str], 
     )  # fmt: skip
 
     def pass_on() -> None:
+        assert process.stdout
         for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # a bar's \r ends a line, too
             say(line)
 
@@ -211,7 +216,3 @@ def _inventory(folder: Path) -> str:
     sizes = _sizes(folder)
     total = f"Kaggle would keep {len(sizes)} files, {_bytes(sum(sizes.values()))}"
     return "\n".join([total] + [f"  {_bytes(size):>9}  {name}" for name, size in sizes.items()])
-
-
-def _bytes(count: float) -> str:
-    return tqdm.format_sizeof(count, "B")
