@@ -65,7 +65,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         what = api.Kernel(**about["kernel"])
     # A submission that an interrupted start sent is found by its last word, whatever came before it.
     message = f"{args.message} {args.file.stem} {digest[:12]}".strip()
-    row = {
+    row: dict[str, object] = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,
         "file": args.file.name,

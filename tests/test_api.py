@@ -537,9 +537,9 @@ def test_one_that_an_interrupted_start_sent_is_found_and_a_failed_one_is_not(kag
 
 
 def test_a_competitions_files_are_asked_for(kaggle):
-    assert api.size_of("mars", "train.npz") == len("arrays") and api.size_of("mars", "other.npz") is None
+    assert api.find_size("mars", "train.npz") == len("arrays") and api.find_size("mars", "other.npz") is None
     with pytest.raises(Refused, match="venus: not joined"):
-        api.size_of("venus", "train.npz")
+        api.find_size("venus", "train.npz")
 
 
 def test_a_submission_that_kaggle_put_off_is_repeated(kaggle, tmp_path):

@@ -68,7 +68,7 @@ def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_pat
 
 
 def slug_fits(job):
-    return 6 <= len(jobs.slug(job.name)) <= 50
+    return 6 <= len(jobs.make_slug(job.name)) <= 50
 
 
 def test_each_competition_has_a_sample_submission_of_its_own(tmp_path, monkeypatch):
@@ -185,16 +185,16 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
 
 
 @needs_namespaces
-def test_a_code_competitions_kernel_reads_the_pictures_that_are_hidden_till_then(tmp_path, kaggle, monkeypatch, capsys):
+def test_a_code_competitions_kernel_reads_the_images_that_are_hidden_till_then(tmp_path, kaggle, monkeypatch, capsys):
     place, data = tmp_path / "place", tmp_path / "data"
 
-    def save(folder, pictures, name=""):
+    def save(folder, images, name=""):
         (data / folder).mkdir()
-        for k, picture in enumerate(pictures):
-            Image.fromarray(picture).save(data / folder / f"{name}{k}.png")
+        for k, image in enumerate(images):
+            Image.fromarray(image).save(data / folder / f"{name}{k}.png")
 
-    for folder, pictures in zip(("images", "masks"), draw(24, 0), strict=True):
-        save(folder, pictures)
+    for folder, images in zip(("images", "masks"), draw(24, 0), strict=True):
+        save(folder, images)
     save("test_images", draw(5, 1)[0], "seen-")
     code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nids = "name"\n'
     lay_out(place, competition=code)
@@ -236,7 +236,7 @@ assert "late" not in sys.argv, "as asked"
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Makes a job of the stand-in; its pictures and page are left out."""
+    """Makes a job of the stand-in; its figures and page are left out."""
     place = tmp_path / "place"
     monkeypatch.setattr(jobs.overview, "write_run_page", lambda run: run / "report.html")
 
@@ -318,7 +318,7 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
 
 
 @needs_namespaces
-def test_a_model_of_all_pictures_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
+def test_a_model_of_all_images_travels_without_what_is_out_of_fold(trained, tmp_path, kaggle, job):
     full = tmp_path / "runs/tiny/recipe/full"
     shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
     jobs.run_on_kaggle([job(folds=[runs.read_fold(full)])])

@@ -236,7 +236,7 @@ def test_notebook_is_valid_and_runs_its_job(entry, tmp_path):
     assert len(set(ids)) == len(ids)
     nbformat = pytest.importorskip("nbformat")
     nbformat.validate(nbformat.reads(text, as_version=4))
-    unpacking, job, _pictures = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    unpacking, job, _figures = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
     assert unpacking["metadata"]["jupyter"]["source_hidden"] and len(job["source"]) < 10
     source = "".join(unpacking["source"]) + "\n" + "".join(job["source"])
     ended = start(source, tmp_path)

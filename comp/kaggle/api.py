@@ -65,12 +65,13 @@ def push_kernel(
     slug = ref.partition("/")[2]
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug) or not 5 <= len(slug) <= 50:
         raise Refused(f"kernel slug {slug!r}: 5 to 50 of a-z, 0-9 and single hyphens, as in mars-unet-fold-0")
-    about = {"id": ref, "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True}
-    about["title"] = slug.replace("-", " ")  # another title would make another slug
-    # Without a word, the client would give it internet.
-    about |= {"enable_internet": False, "enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
-    about |= {"competition_sources": list(competitions), "dataset_sources": list(datasets)}
-    about["kernel_sources"] = list(kernels)
+    about = {
+        "id": ref, "title": slug.replace("-", " "),  # another title would make another slug
+        "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True,
+        "enable_internet": False,  # the client's default is true
+        "enable_gpu": True, "machine_shape": "NvidiaTeslaT4", "competition_sources": list(competitions),
+        "dataset_sources": list(datasets), "kernel_sources": list(kernels),
+    }  # fmt: skip
     same, version = before = _latest(ref, source)
     if same and (state := _status(ref)) in (*ACTIVE, "COMPLETE"):
         print(f"{ref}: version {version} is this very job, {state.lower()}; not pushed again")
@@ -96,10 +97,9 @@ def push_kernel(
     if not kernel.version:
         raise Refused(f"{ref}: Kaggle took the kernel but started no run; see {kernel.url}")
     kinds = ("dataset", "competition", "kernel")
-    refused = [f"{kind} {name}" for kind in kinds for name in answer[f"invalid{kind.title()}Sources"] or []]
-    if refused:
+    if lost := [f"{kind} {name}" for kind in kinds for name in answer[f"invalid{kind.title()}Sources"] or []]:
         raise Refused(
-            f"{ref}: Kaggle has no {', '.join(refused)} for you; version {kernel.version} runs without: "
+            f"{ref}: Kaggle has no {', '.join(lost)} for you; version {kernel.version} runs without: "
             f"stop it at {kernel.url}, correct the source, push again"
         )
     print(f"{ref}: version {kernel.version} pushed, {kernel.url}", flush=True)
@@ -176,10 +176,6 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
     credentials.refuse_credentials(contents.values())
     ref = f"{username()}/{slug}"
     before = find_dataset(ref)
-
-    def arrived() -> dict[str, str] | None:
-        return {"status": "ok"} if find_dataset(ref) != before else None
-
     size = sum(path.stat().st_size for path in contents.values()) / 1e6
     print(f"dataset {ref}: {'a new version' if before else 'new'}, {len(contents)} files, {size:.1f} MB", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -190,8 +186,9 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
         title = slug.replace("-", " ")
         about = {"id": ref, "title": title, "licenses": [{"name": "other"}]}
         files.write_json(Path(folder) / "dataset-metadata.json", about)
-        method, notes = ("dataset_create_version", {"version_notes": title}) if before else ("dataset_create_new", {})
-        answer = call_client(method, arrived, folder=folder, dir_mode="zip", **notes)
+        arguments: dict[str, Any] = {"folder": folder, "dir_mode": "zip"} | ({"version_notes": title} if before else {})
+        method = "dataset_create_version" if before else "dataset_create_new"
+        answer = call_client(method, lambda: {"status": "ok"} if find_dataset(ref) != before else None, **arguments)
     if answer["status"].lower() != "ok":
         raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
     end = time.monotonic() + PATIENCE
@@ -218,12 +215,12 @@ def find_dataset(ref: str) -> tuple[str, int] | None:
 # Competitions
 
 
-def size_of(competition: str, name: str) -> int | None:
+def find_size(competition: str, name: str) -> int | None:
     """Bytes of a file among the first 200 of a competition's data, 0 where Kaggle does not say; None: no such file.
 
     Raises Refused.
     """
-    listed = _of(competition, "competition_list_files", page_size=200)["files"] or []
+    listed = _ask_about(competition, "competition_list_files", page_size=200)["files"] or []
     sizes = (file["totalBytes"] or 0 for file in listed if file["name"].rpartition("/")[2] == name)
     return next(sizes, None)
 
@@ -235,29 +232,30 @@ def send_submission(competition: str, what: Path | Kernel, message: str) -> int:
     start or with an answer that got lost, is found by it and not sent again. Raises Refused.
     """
 
+    word = message.split(" ")[-1]
+    page = f"{SITE}/competitions/{competition}/submissions"
+
     def find() -> dict[str, Any] | None:
-        sent = _submissions(competition)
-        same = (one for one in sent if (one["description"] or "").split(" ")[-1] == message.split(" ")[-1])
-        return next((one for one in same if one["status"] != "ERROR"), None)
+        same = (entry for entry in _submissions(competition) if (entry["description"] or "").split(" ")[-1] == word)
+        return next((entry for entry in same if entry["status"] != "ERROR"), None)
 
     def arrived() -> dict[str, Any]:
         for _ in range(4):
             if entry := find():
                 return entry
             time.sleep(2)
-        page = f"{SITE}/competitions/{competition}/submissions"
         raise Refused(f"{competition}: no answer, and no such submission listed; see {page} before you submit again")
 
     if entry := find():
         return entry["ref"]
+    about: dict[str, Any] = {"competition": competition, "message": message}
     if isinstance(what, Kernel):
         if not what.version:
             raise Refused(f"{what.ref}: Kaggle does not say which version it is; submit it at {what.url}")
-        about = {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
-        method = "competition_submit_code"
+        about |= {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
+        answer = call_client("competition_submit_code", arrived, **about)
     else:
-        method, about = "competition_submit", {"file_name": str(what)}
-    answer = call_client(method, arrived, competition=competition, message=message, **about)
+        answer = call_client("competition_submit", arrived, file_name=str(what), **about)
     if answer.get("message") == "Could not submit to competition":
         raise Refused(f"{competition}: the upload of {what} failed and nothing was submitted; try again")
     return answer["ref"] or arrived()["ref"]
@@ -277,10 +275,10 @@ def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> Score:
 
 
 def _submissions(competition: str) -> list[dict[str, Any]]:
-    return _of(competition, "competition_submissions", page_size=100) or []
+    return _ask_about(competition, "competition_submissions", page_size=100) or []
 
 
-def _of(competition: str, method: str, **arguments: Any) -> Any:
+def _ask_about(competition: str, method: str, **arguments: Any) -> Any:
     """Ask about a competition. Raises Refused where it was not joined."""
     try:
         return call_client(method, competition=competition, **arguments)

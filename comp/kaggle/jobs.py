@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -40,7 +41,7 @@ class Job:
     weights: Sequence[str] = ()  # `model.encoder_weights` of what it trains
 
 
-def slug(name: str) -> str:
+def make_slug(name: str) -> str:
     """A name as Kaggle takes it, 6 to 50 of a-z, 0-9 and "-"; a long one is cut in the middle, and stays itself."""
     plain = re.sub(r"[^a-z0-9]+", "-", f"comp-{name}".lower()).strip("-")
     if len(plain) <= 50:
@@ -72,7 +73,7 @@ def run_in_sandbox(jobs: Iterable[Job]) -> None:
         for fold in job.folds:
             inputs |= {f"notebooks/me/{job.name}/{place}": file for place, file in _fold_files(job, fold).items()}
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
-            status = sandbox.run_script(_packed(job), inputs, Path(working))
+            status = sandbox.run_script(_pack(job), inputs, Path(working))
             with contextlib.suppress(Refused) if status else contextlib.nullcontext():
                 bring_home(job, Path(working))  # of one that failed what it had finished
             if status:
@@ -86,22 +87,22 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
 
     def finish(job: Job, kernel: api.Kernel) -> None:
         complete = None
-        with _noted(failed):
+        with _postponed(failed):
             api.follow_kernel(kernel.ref)
             complete = kernel
         # Of one that failed, too, for what it had finished; no other kernel could read it there.
-        with _noted(failed), tempfile.TemporaryDirectory() as folder:
+        with _postponed(failed), tempfile.TemporaryDirectory() as folder:
             api.download_output(kernel.ref, Path(folder))
             bring_home(job, Path(folder), complete)
 
     for job in jobs:
         if _done(job):
             continue
-        ref = f"{api.username()}/{slug(job.name)}"
+        ref = f"{api.username()}/{make_slug(job.name)}"
         datasets, kernels = _datasets(job), dict(filter(None, map(_kernel_of, job.folds)))
         # What it reads is named in the source, so that the same source is the same job.
         reads = sorted((datasets | kernels).items())
-        source = _packed(job) + "".join(f"# reads {name}: {state}\n" for name, state in reads)
+        source = _pack(job) + "".join(f"# reads {name}: {state}\n" for name, state in reads)
         competitions = [job.competition.kaggle] if job.competition.kaggle else []
         while (kernel := api.push_kernel(ref, source, competitions, sorted(datasets), sorted(kernels))) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
@@ -117,8 +118,8 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
 
 
 @contextlib.contextmanager
-def _noted(failed: list[Refused]) -> Iterator[None]:
-    """Put a refusal down for later: the other kernels' output is wanted all the same."""
+def _postponed(failed: list[Refused]) -> Iterator[None]:
+    """Keep a refusal for later: the other kernels' output is wanted all the same."""
     try:
         yield
     except Refused as refused:
@@ -139,7 +140,7 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None
         target = job.runs / source.relative_to(folder / "runs")
         replaced = target.parent in there or target.parent in fresh or not target.exists()
         if source.is_file() and replaced and target.parent not in lacking:
-            _place(source, target)
+            _copy(source, target)
     for place in there:
         if kernel:
             files.write_json(place / KERNEL, about["kernel"])
@@ -157,12 +158,12 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
     rows = csv_file.check_against_input(made, job.competition, job.input)
-    _place(made, target)
+    _copy(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
-def _place(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> None:
     with files.atomic_write(target) as beside:
         shutil.copyfile(source, beside)
 
@@ -174,7 +175,7 @@ def _done(job: Job) -> bool:
     return done
 
 
-def _packed(job: Job) -> str:
+def _pack(job: Job) -> str:
     pack = packing.pack(job.entry, job.arguments)
     script = packing.write_script(pack)
     print(f"{job.name}: packed, {len(script) / 1000:.0f} KB, sha256 {pack.sha256[:12]}", flush=True)
@@ -227,16 +228,14 @@ def _kernel_of(fold: Fold) -> tuple[str, int] | None:
 def _datasets(job: Job) -> dict[str, str]:
     """The Kaggle datasets that a job reads, each with its state; what Kaggle lacks is uploaded as such."""
     competition = job.competition
-    lacking = {f"{job.name}-folds": {}}
-    for fold in job.folds:
-        if not _kernel_of(fold):
-            lacking[f"{job.name}-folds"] |= _fold_files(job, fold)
+    here = [_fold_files(job, fold).items() for fold in job.folds if not _kernel_of(fold)]
+    lacking = {f"{job.name}-folds": dict(itertools.chain(*here))}
     for file in _weights(job):
         # Other weights are another dataset: a kernel reads the newest version of one, whichever it was pushed with.
         lacking[f"{competition.name}-{file.stem}-{files.sha256(file)[:6]}"] = {file.name: file}
     if not competition.datasets:
         for file in _arrays(job):
-            there = api.size_of(competition.kaggle, file.name) if competition.kaggle else None
+            there = api.find_size(competition.kaggle, file.name) if competition.kaggle else None
             if there is None:
                 lacking[f"{competition.name}-arrays"] = {file.name: file}
             elif there not in (0, file.stat().st_size):
@@ -244,7 +243,7 @@ def _datasets(job: Job) -> dict[str, str]:
                     f"{file}: not as large as the competition's own file of that name, which the kernel reads; "
                     "to send yours, give it another name, as competition.arrays.file"
                 )
-    uploaded = (_upload(job, slug(name), contents) for name, contents in lacking.items() if contents)
+    uploaded = (_upload(job, make_slug(name), contents) for name, contents in lacking.items() if contents)
     versions = {ref: str((api.find_dataset(ref) or ("", 0))[1]) for ref in competition.datasets}
     return versions | dict(uploaded)
 
