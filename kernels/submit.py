@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 from comp import cli, files
 from comp import config as configs
@@ -53,9 +54,11 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
-    for row in ledger.read_ledger(book):
-        if row["sha256"] == digest and row["status"] != "ERROR" and row["competition"] == competition.kaggle:
-            raise cli.Refused(f"{args.file}: was submitted on {row['when'][:16]} (submission {row['ref']}); see {book}")
+    for sent in ledger.read_ledger(book):
+        if sent["sha256"] == digest and sent["status"] != "ERROR" and sent["competition"] == competition.kaggle:
+            raise cli.Refused(
+                f"{args.file}: was submitted on {sent['when'][:16]} (submission {sent['ref']}); see {book}"
+            )
     print(f"{args.file}: {rows} rows, as Kaggle wants it")
 
     what: Path | api.Kernel = args.file
@@ -65,7 +68,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         what = api.Kernel(**about["kernel"])
     # A submission that an interrupted start sent is found by its last word, whatever came before it.
     message = f"{args.message} {args.file.stem} {digest[:12]}".strip()
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "competition": competition.kaggle,
         "file": args.file.name,
@@ -79,7 +82,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     settle(book, row, patience=api.PATIENCE)
 
 
-def settle(book: Path, row: dict, patience: float) -> None:
+def settle(book: Path, row: dict[str, Any], patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
     score = api.wait_score(row["competition"], int(row["ref"]), patience)
     ledger.record_submission(book, row | {"status": score.status, "public": score.public, "private": score.private})

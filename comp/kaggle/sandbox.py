@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -64,15 +65,13 @@ def find_unshare() -> tuple[list[str], str]:
     """
     if not shutil.which("unshare"):
         return [], "there is no unshare, of util-linux"
-    reasons = []
     for user in (["--map-root-user"], []):
         command = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child"]
         # Some systems allow the namespaces and then refuse every mount in them.
         tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, text=True)
         if tried.returncode == 0:
             return command, ""
-        reasons += tried.stderr.splitlines()[-1:] or [f"unshare: exit status {tried.returncode}"]
-    return [], reasons[0]
+    return [], (tried.stderr.strip() or f"unshare: exit status {tried.returncode}").splitlines()[-1]
 
 
 def _show(text: str) -> None:
@@ -141,13 +140,9 @@ def _image(folder: Path) -> set[Path]:
 
     Returns the real folders that the links lead to.
     """
-    python = Path(sys.executable).resolve()
-    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    packages.mkdir(parents=True)
-    (folder / "bin").mkdir()
-    (folder / "bin/python").symlink_to(python)
-    (folder / "pyvenv.cfg").write_text(f"home = {python.parent}\ninclude-system-site-packages = false\n")
-    places = {Path(sys.base_prefix), python.parents[1]}
+    venv.create(folder, symlinks=True)
+    packages = next(folder.glob("lib/python*/site-packages"))
+    places = {Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}
     wanted = list(IMAGE)
     for name in wanted:  # which grows meanwhile
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -209,10 +204,10 @@ def _sizes(folder: Path) -> dict[str, int]:
         for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):  # files come and go while this looks
                 sizes[str(path.relative_to(folder))] = path.lstat().st_size
-    return dict(sorted(sizes.items()))
+    return sizes
 
 
 def _inventory(folder: Path) -> str:
     sizes = _sizes(folder)
-    total = f"Kaggle would keep {len(sizes)} files, {_bytes(sum(sizes.values()))}"
-    return "\n".join([total] + [f"  {_bytes(size):>9}  {name}" for name, size in sizes.items()])
+    listed = "".join(f"\n  {_bytes(size):>9}  {name}" for name, size in sorted(sizes.items()))
+    return f"Kaggle would keep {len(sizes)} files, {_bytes(sum(sizes.values()))}{listed}"
