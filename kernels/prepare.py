@@ -1,10 +1,10 @@
-"""Make a competition's npz from pictures and masks in folders, and audit what is in it.
+"""Make a competition's npz from images and masks in folders, and audit what is in it.
 
     python kernels/prepare.py --competition pets --source DIR    # -> input/pets.npz, then its audit
     python kernels/prepare.py --competition mars                 # the audit of an npz that is there
 
 What DIR may hold: VOC's folders and lists; images/ with masks/ or annotations/trimaps/, and
-test_images/, or folders named like these. The audit goes to runs/<competition>/audit.
+test_images/; or train/, val/ and test/ with such folders in them. The audit goes to runs/<competition>/audit.
 """
 
 import argparse
@@ -12,15 +12,18 @@ import re
 from pathlib import Path
 
 from comp import cli
-from comp.data import arrays
-from comp.prepare import audit, audit_report, build
 
 
 def main(arguments: argparse.Namespace) -> None:
     competition, folder = cli.config(arguments).competition, arguments.input
+
+    from comp.data import arrays
+    from comp.prepare import audit, audit_report, build
+
     if arguments.source:
-        size = arguments.size or competition.source.size
-        build.prepare(competition, arguments.source, folder / competition.file, size)
+        build.prepare(
+            competition, arguments.source, folder / competition.file, arguments.size or competition.source.size
+        )
     train = arrays.load_train(competition, folder)
     test = test_index = None
     if arrays.has_test(competition, folder, train):
@@ -50,6 +53,6 @@ def jobs(arguments: argparse.Namespace) -> list:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
-    parser.add_argument("--source", type=Path, help="folder of the pictures and masks; without it, only the audit")
+    parser.add_argument("--source", type=Path, help="folder of the images and masks; without it, only the audit")
     parser.add_argument("--size", type=size, help="height and width of the arrays (default: the competition's)")
     cli.entry(parser, main, jobs)

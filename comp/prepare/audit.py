@@ -1,55 +1,62 @@
 """What is odd about the samples of a competition.
 
-Counts per class; pictures that occur twice, exactly or nearly, within the training samples and
-between them and the test samples; masks that many different pictures share; pictures that are
-empty, flat, or unusually bright, dark or long. A finding names its sample, and the group it belongs to
-where there is one. `comp.prepare.audit_report` makes the table, the list and the sheet of pictures.
+Images that occur twice, exactly or nearly, within the training samples and between them and the test
+samples; masks that many different images share; images that are empty, flat, or unusually bright,
+dark or long. A finding names its sample, and the group it belongs to where there is one.
+`comp.prepare.audit_report` makes the table, the list and the sheet of images.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
 
 from comp.config import Competition
-from comp.data.arrays import Index, Split, release_pages
-from comp.data.folds import connected
-from comp.prepare.layouts import Finding
+from comp.data.arrays import Index, Split, TrainSplit, release_pages
+from comp.prepare.finding import Finding
 
-BLOCK = 8 << 20  # bytes of pictures looked at together
-NEAR_BITS = 3  # of 64; four bands of 16 then have one that is equal
-CROWD = 1000  # different pictures with an equal band, beyond which it is padding's or the sky's and says nothing
-NEAR_CORRELATION = 0.98  # of the thumbnails, without which smooth pictures would all be alike
-SHARING = 3  # different pictures under one mask, from which on it is a finding
+BLOCK = 8 << 20  # bytes of images that are looked at together
+SIDE = 16  # areas along a thumbnail's side; with 8, different images of plain ground are near duplicates
+NEAR_CORRELATION = 0.98  # of the thumbnails
+SHARING = 3  # different images under one mask, from which on it is a finding
 ODD_Z = 3.5  # modified z-score (Iglewicz and Hoaglin, 1993)
 FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
 LONG = 1.6  # times the usual ratio of the longer to the shorter side
 
 
 def audit(
-    competition: Competition, train: Split, index: Index, test: Split | None = None, test_index: Index | None = None
+    competition: Competition,
+    train: TrainSplit,
+    index: Index,
+    test: Split | None = None,
+    test_index: Index | None = None,
 ) -> Iterator[Finding]:
     """Look at every sample once, in blocks.
 
     train.sizes, where known, are the originals' sizes: their shapes are looked at too.
     """
     ids, thumbs = train.ids.tolist(), thumbnails(train.images)
+    both = thumbs if test is None else np.concatenate([thumbs, thumbnails(test.images)])
+    graph = near_graph(both)[: len(ids)]
     yield from _empty(competition.classes, ids, index.counts)
     yield from _shared_masks(ids, train.masks, index)
     yield from _twins(ids, index)
-    yield from _near(ids, thumbs, index.image_hash)
-    if test_index is not None:
-        yield from _leaks(ids, index, thumbs, test, test_index)
+    yield from _near(ids, graph[:, : len(ids)], index.image_hash)
+    if test is not None and test_index is not None:
+        yield from _leaks(ids, test.ids.tolist(), graph[:, len(ids) :], index, test_index)
     yield from _odd_light(ids, thumbs)
     if train.sizes is not None:
         yield from _odd_shapes(ids, train.sizes)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """Grey means over 8 by 9 areas, float32 (N, 8, 9), of uint8 (N, H, W, C), in blocks."""
+    """Grey means over SIDE by SIDE areas, float32 (N, SIDE, SIDE), of uint8 (N, H, W, C), in blocks."""
     height, width, channels = images.shape[1:]
-    rows, columns = np.arange(8) * height // 8, np.arange(9) * width // 9
+    rows, columns = np.arange(SIDE) * height // SIDE, np.arange(SIDE) * width // SIDE
     areas = np.outer(np.diff(np.append(rows, height)).clip(1), np.diff(np.append(columns, width)).clip(1))
-    out = np.empty((len(images), 8, 9), np.float32)
+    out = np.empty((len(images), SIDE, SIDE), np.float32)
     step = max(1, BLOCK // (height * width * channels))
     for first in range(0, len(images), step):
         sums = np.add.reduceat(images[first : first + step], rows, axis=1, dtype=np.uint32).sum(axis=-1)
@@ -58,50 +65,32 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def near_pairs(thumbs: np.ndarray) -> np.ndarray:
-    """Pairs of pictures that look alike, int64 (P, 2), each with the smaller index first.
-
-    Difference hashes (Krawetz, 2013) of 64 bits that differ in at most 3, found through equal bands
-    of 16 bits and so without comparing all with all (a band that more than `CROWD` share is passed over);
-    then the thumbnails must correlate. Of pictures with equal hashes each is compared with the first only.
-    """
-    bits = thumbs[:, :, 1:] > thumbs[:, :, :-1]
-    # Column by column, so that the padding of letterboxed pictures does not fill a band.
-    hashes = np.packbits(bits.transpose(0, 2, 1).reshape(-1, 64), axis=1).view(np.uint64)[:, 0]
-    distinct, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    same = np.stack([first[which], np.arange(len(hashes))], axis=1)
-    found = [same[same[:, 0] != same[:, 1]]]
-    for band in range(4):
-        value = (distinct >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        _, which_value, times = np.unique(value, return_inverse=True, return_counts=True)
-        few = np.flatnonzero(times[which_value] <= CROWD)
-        order = few[np.argsort(value[few], kind="stable")]
-        value = value[order]
-        for apart in range(1, len(value)):
-            equal = np.flatnonzero(value[apart:] == value[:-apart])
-            if not len(equal):
-                break
-            one, other = order[equal], order[equal + apart]
-            close = np.bitwise_count(distinct[one] ^ distinct[other]) <= NEAR_BITS
-            found.append(np.stack([first[one[close]], first[other[close]]], axis=1))
-    pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-    flat = thumbs.reshape(len(thumbs), -1)
-    centred = flat - flat.mean(axis=1, keepdims=True)
-    spread = np.sqrt((centred**2).mean(axis=1))
-    product = (centred[pairs[:, 0]] * centred[pairs[:, 1]]).mean(axis=1)
-    alike = product > NEAR_CORRELATION * spread[pairs[:, 0]] * spread[pairs[:, 1]]
-    return pairs[alike & (spread[pairs] >= FLAT).all(axis=1)]
+def near_graph(thumbs: np.ndarray) -> csr_array:
+    """Which images look alike: a symmetric graph (N, N) of thumbnails that correlate; flat ones never do."""
+    flat = thumbs.reshape(len(thumbs), -1).astype(float)
+    varied = np.flatnonzero(flat.std(axis=1) >= FLAT)
+    if not len(varied):
+        return csr_array((len(thumbs), len(thumbs)))
+    centred = flat[varied] - flat[varied].mean(axis=1, keepdims=True)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    # Between unit vectors of correlation r the distance is sqrt(2 - 2r).
+    near = NearestNeighbors(radius=np.sqrt(2 - 2 * NEAR_CORRELATION)).fit(unit).radius_neighbors_graph().tocoo()
+    return coo_array((near.data, (varied[near.row], varied[near.col])), shape=(len(thumbs), len(thumbs))).tocsr()
 
 
 def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The first id of each sample's chain of near duplicates, str (N,); "" where there is none."""
-    first = connected(near_pairs(thumbs), len(ids))
-    alone = np.bincount(first, minlength=len(ids))[first] == 1
-    return np.where(alone, "", ids[first])
+    first = _first_of_chain(near_graph(thumbs))
+    return np.where(np.bincount(first)[first] == 1, "", ids[first])
+
+
+def _first_of_chain(graph: csr_array) -> np.ndarray:
+    chain = connected_components(graph, directed=False)[1]
+    return np.unique(chain, return_index=True)[1][chain]
 
 
 def _plain(mask: np.ndarray) -> bool:
-    """Whether a mask, uint8 (H, W), tells nothing of its picture: one label, framed or cut once, as many are."""
+    """Whether a mask, uint8 (H, W), tells nothing of its image: one label, framed or cut once, as many are."""
     changes = ((mask[1:] != mask[:-1]).any(axis=1).sum(), (mask[:, 1:] != mask[:, :-1]).any(axis=0).sum())
     return min(changes) < 3
 
@@ -113,10 +102,10 @@ def _empty(classes: Sequence[str], ids: list[str], counts: np.ndarray) -> Iterat
 
 def _shared_masks(ids: list[str], masks: np.ndarray, index: Index) -> Iterator[Finding]:
     for group in _equal(index.mask_hash):
-        pictures = len(np.unique(index.image_hash[group]))
-        if pictures >= SHARING and not _plain(masks[group[0]]):
+        images = len(np.unique(index.image_hash[group]))
+        if images >= SHARING and not _plain(masks[group[0]]):
             for k in group:
-                yield Finding(ids[k], "shared mask", f"{pictures} different pictures share it", ids[group[0]])
+                yield Finding(ids[k], "shared mask", f"{images} different images share it", ids[group[0]])
 
 
 def _twins(ids: list[str], index: Index) -> Iterator[Finding]:
@@ -126,29 +115,27 @@ def _twins(ids: list[str], index: Index) -> Iterator[Finding]:
             yield Finding(ids[k], "duplicate", f"of {ids[first]}, with {which}", ids[first])
 
 
-def _near(ids: list[str], thumbs: np.ndarray, hashes: np.ndarray) -> Iterator[Finding]:
-    first = connected(near_pairs(thumbs), len(ids))
+def _near(ids: list[str], graph: csr_array, hashes: np.ndarray) -> Iterator[Finding]:
+    first = _first_of_chain(graph)
     for k in np.flatnonzero(hashes != hashes[first]):
         yield Finding(ids[k], "near duplicate", f"like {ids[first[k]]}", ids[first[k]])
 
 
-def _leaks(ids: list[str], index: Index, thumbs: np.ndarray, test: Split, test_index: Index) -> Iterator[Finding]:
-    test_ids, hashes = test.ids.tolist(), index.image_hash.tolist()
+def _leaks(ids: list[str], test_ids: list[str], graph: csr_array, index: Index, test_index: Index) -> Iterator[Finding]:
+    hashes = index.image_hash.tolist()
     where = dict(zip(test_index.image_hash.tolist(), test_ids, strict=True))
     for k, hash in enumerate(hashes):
         if hash in where:
             yield Finding(ids[k], "also in test", f"as {where[hash]}", f"test/{where[hash]}")
-    pairs = near_pairs(np.concatenate([thumbs, thumbnails(test.images)]))
-    for k, other in pairs[(pairs[:, 0] < len(ids)) & (pairs[:, 1] >= len(ids))]:
+    for k, other in dict(zip(*graph.nonzero(), strict=True)).items():
         if hashes[k] not in where:
-            near = test_ids[other - len(ids)]
-            yield Finding(ids[k], "nearly in test", f"like {near}", f"test/{near}")
+            yield Finding(ids[k], "nearly in test", f"like {test_ids[other]}", f"test/{test_ids[other]}")
 
 
 def _odd_light(ids: list[str], thumbs: np.ndarray) -> Iterator[Finding]:
     light = thumbs.mean(axis=(1, 2))
     for k in np.flatnonzero(thumbs.std(axis=(1, 2)) < FLAT):
-        yield Finding(ids[k], "flat picture", f"grey {light[k]:.0f} all over")
+        yield Finding(ids[k], "flat image", f"grey {light[k]:.0f} all over")
     off = light - np.median(light)
     # Where nearly all are equal, a difference of a few grey levels is still not odd.
     z = 0.6745 * off / max(float(np.median(abs(off))), 1.0)
