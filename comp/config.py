@@ -1,9 +1,7 @@
-"""What a competition and a recipe are.
+"""What a competition and a recipe are: TOML files, which together make one frozen `Config`.
 
-Both are TOML files; those that ship lie in `comp/competitions` and `comp/recipes`, a user's own may
-lie anywhere. Together, with `--set key=value` on top, they make one frozen `Config`. A key has the
-same name in TOML, in `--set`, in code and in reports. An unknown key or a wrong type is refused
-with the key's full name and what would have fitted.
+Those that ship lie in `comp/competitions` and `comp/recipes`. A key has the same name in TOML, in `--set key=value`,
+in code and in reports. An unknown key or a wrong type is refused with the key's full name and what would fit.
 """
 
 import json
@@ -221,14 +219,13 @@ def shipped_names(kind: str) -> list[str]:
 def load_config(competition: str = "demo", recipe: str | None = None, overrides: Iterable[str] = ()) -> Config:
     """Make a configuration from a competition, a recipe and `key=value` overrides.
 
-    `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the
-    competition's own is taken. A value is read as TOML, and as plain text where it is none. Raises Refused.
+    `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the competition's own is
+    taken. An override's value is read as TOML, or else as plain text. Raises Refused.
     """
     about = _read("competitions", competition)
     recipe = recipe or _beside(competition, str(about.get("recipe", "default")))
-    values = _recipe(recipe)
-    values["competition"] = about
-    values.setdefault("recipe", Path(recipe).stem)
+    values = {"recipe": Path(recipe).stem} | _read_recipe(recipe) | {"competition": about}
+    # model.architecture first, since it resets model.options
     for override in sorted(overrides, key=lambda override: not override.startswith("model.architecture=")):
         _override(values, override)
     return validate_config(values)
@@ -305,13 +302,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file. Raises Refused."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also what is no UTF-8, and a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8, and a number of 5,000 digits, too
         raise Refused(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise Refused(f"{path}: {error.strerror}") from None
 
 
-def _recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's values on top of those of its `base`, which is a recipe too."""
     values = _read("recipes", name)
     base = _beside(name, str(values.pop("base", "")))
@@ -319,28 +316,24 @@ def _recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         return values
     if base in (*above, name):
         raise Refused(f"recipe {name}: its base {base!r} is based on it")
-    return _merge(_recipe(base, (*above, name)), values)
-
-
-def _beside(file: str, name: str) -> str:
-    """A path that a TOML file names is meant from where that file lies; the name of one that ships stays."""
-    return str(Path(file).parent / name) if name.endswith(".toml") else name
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = below | above
-    for key, value in above.items():
-        # Sections are merged; dicts that are values of their own, oversample and loss.terms, are replaced.
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        if both and key in Config.model_fields and key != "oversample":
-            merged[key] = below[key] | value
-            if _architecture(merged[key]) != _architecture(below[key]) and "options" not in value:
-                merged[key].pop("options", None)  # they were another architecture's
+    below = _read_recipe(base, (*above, name))
+    merged = below | values
+    for key, value in values.items():
+        # Sections are merged; oversample, a value of its own, is replaced.
+        if isinstance(value, dict) and isinstance(below.get(key), dict) and key != "oversample":
+            merged[key] = _kept(below[key], value.get("architecture")) | value
     return merged
 
 
-def _architecture(model: dict[str, Any]) -> str:
-    return model.get("architecture", Model().architecture)
+def _kept(section: dict[str, Any], architecture: str | None) -> dict[str, Any]:
+    """What stays of a section below one that names an architecture: of another one's options, nothing."""
+    same = architecture in (None, section.get("architecture", Model().architecture))
+    return {key: value for key, value in section.items() if same or key != "options"}
+
+
+def _beside(file: str, name: str) -> str:
+    """A .toml file that a TOML file names lies beside that file, or where its path leads from there."""
+    return str(Path(file).parent / name) if name.endswith(".toml") else name
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -352,12 +345,12 @@ def _override(values: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError):
         value = text
     *sections, last = key.strip().split(".")
+    if key.strip() == "model.architecture":
+        values["model"] = _kept(values.get("model", {}), value)
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise Refused(f"--set {key}: {section} is a value, not a section")
-    if key.strip() == "model.architecture" and _architecture(values) != value:
-        values.pop("options", None)  # they were another architecture's
     values[last] = value
 
 
