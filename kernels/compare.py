@@ -1,4 +1,4 @@
-"""Train several recipes, or values of one setting, on the same folds; leave one table and one picture.
+"""Train several recipes, or values of one setting, on the same folds; leave one table and one figure.
 
     python kernels/compare.py --competition mars --recipes default mars-a mars-b-unet --fold 0 --time-budget 5m
     python kernels/compare.py --competition mars --vary optimizer.lr 3e-4 1e-3 3e-3 --fold 0 --time-budget 2m
@@ -9,18 +9,13 @@ stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, c
 """
 
 import argparse
-import math
 import re
-import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 
 from comp import cli
-
-# The table's columns behind the run's name, and with how many digits they are shown.
-DIGITS = {"score": 4, "spread": 4, "mean IoU": 4, "epochs": 0, "seconds": 0, "images/s": 1, "M parameters": 2}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,8 +35,8 @@ def main(args: argparse.Namespace) -> int:
     from comp.data import augment, batches
     from comp.data.training_data import load_training_data
     from comp.model import segmenter
-    from comp.report import tables
-    from comp.train import runs
+    from comp.report.tables import format_duration
+    from comp.train import comparison, runs
     from comp.train.train_fold import train_fold
 
     distributed.join()
@@ -49,6 +44,7 @@ def main(args: argparse.Namespace) -> int:
     chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     place = args.runs / competition.name
+    folder = place / f"compare-{comparison_name(args)}"
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
@@ -58,7 +54,9 @@ def main(args: argparse.Namespace) -> int:
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
         augment.build_transforms(config.augment.transforms)
 
-    done, notes, failed = {}, [], []
+    done: dict[str, list[runs.Fold]] = {}
+    notes: list[str] = []
+    failed: list[cli.Refused] = []
 
     def note(line: str) -> None:
         notes.append(line)
@@ -78,62 +76,16 @@ def main(args: argparse.Namespace) -> int:
                 note(str(failed[-1]))
                 continue
             if before:
-                spent = tables.format_duration(fold.metrics["seconds"])
+                spent = format_duration(fold.metrics["seconds"])
                 note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
             done.setdefault(name, []).append(fold)
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
-            table = leave(args, variants, done, notes)
+            table = comparison.write_comparison(folder, variants, done, cli.command(), notes)
     if done and not distributed.rank():
-        print(f"\n{table}")
+        print(f"\n{table}\n\n{folder}")
     if failed:
         raise failed[0]
     return 0
-
-
-def leave(args: argparse.Namespace, variants: dict, done: dict, notes: list[str]) -> str:
-    """Write table.csv, curves.png and report.html of the variants that are done; return the table as tables."""
-    from comp import files
-    from comp.model import metrics
-    from comp.report import figures, page, tables
-
-    competition = next(iter(variants.values())).competition
-    folder = args.runs / competition.name / f"compare-{comparison_name(args)}"
-    metric = f"{metrics.describe_metric(competition.metric)}, fold {args.fold}"
-    rows = [{"run": name} | summary([fold.metrics for fold in folds]) for name, folds in done.items()]
-    rows.sort(key=lambda row: -row["score"])
-    files.write_csv(folder / "table.csv", [rows[0], *(row.values() for row in rows)])
-    first = {name: folds[0].history() for name, folds in done.items()}
-    figures.compare_curves(first, folder / "curves.png", f"score on fold {next(iter(done.values()))[0].number}")
-    cells = [
-        [*rows[0]],
-        *([row["run"], *(tables.format_number(row[key], DIGITS[key]) for key in DIGITS)] for row in rows),
-    ]
-    values = (page.folded(name, page.verbatim(one.model_dump_json(indent=2))) for name, one in variants.items())
-    sections = {
-        "Result": page.table(cells) + (page.verbatim("\n".join(notes)) if notes else ""),
-        "Scores": page.pictures(folder),
-        "Command and configuration": page.verbatim(cli.command()) + "".join(values),
-    }
-    title = f"{competition.title or competition.name}: {len(variants)} runs"
-    page.write_page(folder / "report.html", title, metric, sections)
-    return f"{metric}\n{tables.aligned(cells)}\n\n{folder}"
-
-
-def summary(folds: list[dict]) -> dict[str, float | str]:
-    """A variant's row of the table, of its folds' metrics: means, and the sample standard deviation."""
-
-    def of(key: str) -> float:
-        return statistics.fmean(facts[key] for facts in folds)
-
-    return {
-        "score": of("score"),
-        "spread": statistics.stdev(facts["score"] for facts in folds) if len(folds) > 1 else math.nan,
-        "mean IoU": of("mean_iou"),
-        "epochs": of("epochs"),
-        "seconds": of("seconds"),
-        "images/s": of("images_per_second"),
-        "M parameters": of("parameters") / 1e6,
-    }
 
 
 def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:

@@ -1,4 +1,4 @@
-"""Variants side by side: a table, a picture and a page; finished folds are taken as they are, and said to be."""
+"""Variants side by side: a table, a figure and a page; finished folds are taken as they are, and said to be."""
 
 import csv
 import time

@@ -35,7 +35,7 @@ def competition(tmp_path: Path, classes: int) -> config.Config:
 
 
 def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
-    """A run's folder as training leaves it, with pictures of noise."""
+    """A run's folder as training leaves it, with figures of noise."""
     chosen, rng = competition(tmp_path, classes), np.random.default_rng(0)
     run = tmp_path / "runs" / "own" / "a-run-with-a-long-name"
     files.write_text(run / "config.json", chosen.model_dump_json())
@@ -101,16 +101,16 @@ def test_the_report_holds_every_section_and_the_figures(run):
     assert headings(text) == [
         "Result", "Classes, all folds as one", "All folds", "Fold 0", "Fold 1", "Command and configuration"
     ]  # fmt: skip
-    for heading in list(page.PICTURES.values())[:5]:
+    for heading in list(page.FIGURES.values())[:5]:
         times = 3 if heading in ("Curves", "Confusion") else 2
         assert text.count(f"<h3>{heading}</h3>") == times
     facts = json.loads((run / "fold-0" / "metrics.json").read_text())
-    assert f"{facts['score']:.4f}" in text and "early stop" in text and "2 min 31 s" in text
-    assert "--fold all" in text and "&quot;encoder&quot;: &quot;resnet18&quot;" in text
+    assert f"{facts['score']:.4f}" in text and "early stop" in text and "0:02:31" in text
+    assert "--fold all" in text and "&#34;encoder&#34;: &#34;resnet18&#34;" in text
     assert path == run / "report.html" and not list(run.glob(".*report*"))
 
 
-def test_the_pictures_on_the_page_are_those_that_the_run_left(run):
+def test_the_figures_on_the_page_are_those_that_the_run_left(run):
     text = overview.write_run_page(run).read_text(encoding="utf-8")
     shown = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", text)]
     assert sorted(shown) == sorted(path.read_bytes() for path in run.rglob("*.png")) and len(shown) == 12

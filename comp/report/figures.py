@@ -1,4 +1,8 @@
-"""Figures of a run: its curves, several runs' curves together, and the confusion."""
+"""Figures of a run: its curves, several runs' curves together, and the confusion.
+
+All is drawn through matplotlib's object interface, so that a notebook's own figures stay as they are.
+A history is a frame with an epoch a row and the columns epoch, seconds, lr, train_loss, valid_loss, score.
+"""
 
 from collections.abc import Sequence
 from itertools import cycle, product
@@ -6,125 +10,118 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
+from comp.files import atomic_write
 from comp.model import metrics
-from comp.report.drawing import FAINT, INK, LINES, escape_dollars, save_figure
 from comp.report.tables import format_number, shorten
 
+INK, FAINT = "#22272e", "#8b949e"
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
+LINES = (VALID, BEST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", STOP, "#8c8474")
 MOST = 32  # classes in a confusion
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
 
-History = Sequence[dict[str, Any]]  # an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score
 
-
-def draw_curves(history: History, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
+def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
     """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
 
-    A value that is missing or not finite leaves a gap, and a training loss that is not finite is marked.
+    A value that is not finite leaves a gap; a training loss that is not finite is marked.
     best_epoch is counted as in `history`; stopped says why training ended early, or is None.
     """
-    epoch, train, valid, score, lr = (
-        _floats(history, key) for key in ("epoch", "train_loss", "valid_loss", "score", "lr")
-    )
+    epoch = history["epoch"]
     figure, (losses, scores) = _figure(title, 5.5, ("loss", ""), ("score", "epoch"))
-    style = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0, "linewidth": 1.5}
-    losses.plot(epoch, train, color=TRAIN, label="train", **style)
-    losses.plot(epoch, valid, color=VALID, label="validation", **style)
-    scores.plot(epoch, score, color=VALID, **style)
-    if len(broken := epoch[~np.isfinite(train)]):
-        floor = {"transform": losses.get_xaxis_transform(), "color": BEST}
+    style: dict[str, Any] = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0, "linewidth": 1.5}
+    losses.plot(epoch, history["train_loss"], color=TRAIN, label="train", **style)
+    losses.plot(epoch, history["valid_loss"], color=VALID, label="validation", **style)
+    scores.plot(epoch, history["score"], color=VALID, **style)
+    if len(broken := epoch[~np.isfinite(history["train_loss"])]):
+        floor: dict[str, Any] = {"transform": losses.get_xaxis_transform(), "color": BEST}
         losses.plot(broken, np.full(len(broken), 0.04), "x", label="not finite", **floor)
     rate = losses.twinx()
-    rate.plot(epoch, lr, color=FAINT, linewidth=0.8, alpha=0.6, label="learning rate")
+    rate.plot(epoch, history["lr"], color=FAINT, linewidth=0.8, label=f"learning rate, up to {history['lr'].max():.1e}")
     rate.set_ylim(bottom=0)
-    rate.yaxis.set_major_locator(MaxNLocator(3))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rate.yaxis.get_offset_text().set(color=FAINT, fontsize=7)
-    rate.tick_params(colors=FAINT, labelsize=7, length=0)
-    rate.spines[:].set_visible(False)
+    rate.set_axis_off()
     for axes in (losses, scores):
         axes.axvline(best_epoch, color=BEST, linewidth=0.8, alpha=0.6)
-        if stopped:
-            axes.axvline(epoch[-1], color=STOP, linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
-    best = score[epoch == best_epoch]
-    if len(best) and np.isfinite(best[0]):
-        scores.plot(best_epoch, best[0], "o", color=BEST, label=f"best: {best[0]:.4f} in epoch {best_epoch}")
+    for best in history.loc[epoch == best_epoch, "score"]:
+        if np.isfinite(best):
+            scores.plot(best_epoch, best, "o", color=BEST, label=f"best: {best:.4f} in epoch {best_epoch}")
     if stopped:
-        ended = escape_dollars(f"{shorten(stopped)}, epoch {epoch[-1]:.0f}")
-        scores.plot([], [], color=STOP, linestyle=(0, (4, 3)), label=ended)
+        ended = escape_dollars(f"{shorten(stopped)}, epoch {epoch.iloc[-1]:.0f}")
+        scores.axvline(epoch.iloc[-1], color=STOP, linestyle="--", label=ended)
     _legend(losses, *rate.get_lines())
     _legend(scores)
     save_figure(figure, path)
 
 
-def compare_curves(histories: dict[str, History], path: str | Path, title: str) -> None:
+def compare_curves(histories: dict[str, pd.DataFrame], path: str | Path, title: str) -> None:
     """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
     figure, panels = _figure(title, 5.5 + 0.1 * len(histories), ("score", "epoch"), ("score", "minutes"))
     styles = product(("-", "--", ":"), LINES)  # colours return with other dashes
     for (name, history), (dashes, colour) in zip(histories.items(), cycle(styles), strict=False):
-        score = _floats(history, "score")
-        best = np.argsort(np.nan_to_num(score, nan=-1))[-1:]
-        for axes, x in zip(panels, (_floats(history, "epoch"), _floats(history, "seconds") / 60), strict=True):
-            axes.plot(x, score, dashes, color=colour, linewidth=1.5, label=escape_dollars(shorten(name)))
-            face = colour if dashes == "-" else "white"
-            axes.plot(x[best], score[best], "o", color=colour, mfc=face, markersize=5, clip_on=False)
+        best = history["score"].fillna(-1).argmax()
+        face = colour if dashes == "-" else "white"
+        for axes, x in zip(panels, (history["epoch"], history["seconds"] / 60), strict=True):
+            style: dict[str, Any] = {"color": colour, "linewidth": 1.5, "label": escape_dollars(shorten(name))}
+            axes.plot(x, history["score"], dashes, marker="o", markevery=[best], mfc=face, clip_on=False, **style)
     panels[1].set_xlim(left=0)
     _legend(panels[0])
     save_figure(figure, path)
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
-    """Draw the confusion as shares of each true class, with each class's IoU and share of pixels.
+    """Draw the confusion in percent of each true class, with each class's IoU; of many classes the worst.
 
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
     """
-    counts = np.asarray(confusion, dtype=float)
-    if len(counts) > MOST:  # too many to read: the worst ones, and all others as one
-        worst = np.sort(np.argsort(np.nan_to_num(metrics.iou(counts), nan=2.0), kind="stable")[: MOST - 1])
-        place = np.full(len(counts), MOST - 1)
-        place[worst] = np.arange(MOST - 1)
-        merged = np.zeros((MOST, MOST))
-        np.add.at(merged, (place[:, None], place), counts)
-        counts, classes = merged, [*(classes[i] for i in worst), f"{len(classes) - MOST + 1} others"]
-    n, true = len(counts), counts.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = counts / true[:, None]
-    side = np.clip(0.36 * n, WIDTH - 2.6, 11.5)
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    ious = metrics.iou(confusion)
+    if len(confusion) > MOST:  # too many to read: the worst ones, and all others as one
+        order = np.argsort(np.nan_to_num(ious, nan=2.0), kind="stable")
+        worst, others = np.sort(order[: MOST - 1]), order[MOST - 1 :]
+        member = np.vstack([np.eye(len(ious))[worst], np.isin(np.arange(len(ious)), others)])  # (MOST, C)
+        confusion, ious = member @ confusion @ member.T, np.append(ious[worst], np.nan)
+        classes = [*(classes[i] for i in worst), f"{len(others)} others"]
+    n = len(confusion)
+    percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     names = [escape_dollars(shorten(name, 22)) for name in classes]
-    figure = Figure(figsize=(side + 2.6, side + 1), dpi=DPI, layout="constrained")
+    side = np.clip(0.36 * n, WIDTH - 2, 11.5)
+    figure = Figure(figsize=(side + 2, side + 1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(np.nan_to_num(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    text = {"fontsize": 8 if n > 9 else 10}
+    display = ConfusionMatrixDisplay(percent, display_labels=names).plot(
+        ax=axes, cmap="Blues", values_format=".0f", colorbar=False, im_kw={"vmin": 0, "vmax": 100}, text_kw=text
+    )
+    for cell in display.text_.flat:
+        cell.set_text(cell.get_text() if cell.get_text() != "0" else "")
     axes.set_xticks(range(n), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(n), names)
-    axes.set_xticks(np.arange(1, n) - 0.5, minor=True)
-    axes.set_yticks(np.arange(1, n) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.set_yticks(range(n), [f"{name}  {format_number(iou, 3)}" for name, iou in zip(names, ious, strict=True)])
     axes.set_xlabel("predicted, % of the true class's pixels", color=INK)
-    axes.set_ylabel("truth", color=INK)
-    right = axes.secondary_yaxis("right")
-    part = 100 * true / max(true.sum(), 1)
-    iou = metrics.iou(counts)
-    if len(confusion) > MOST:
-        iou[-1] = np.nan  # of many classes as one it says nothing
-    notes = [f"{format_number(i, 3):>5} {p:5.1f} %" for i, p in zip(iou, part, strict=True)]
-    right.set_yticks(range(n), notes, fontfamily="monospace")
-    right.set_ylabel("IoU, and share of all pixels", color=INK)
-    for each in (axes, right):
-        each.tick_params(which="both", length=0, labelsize=8, labelcolor=INK)
-        each.spines[:].set_visible(False)
-    cell = {"ha": "center", "va": "center", "fontsize": 8 if n > 9 else 10, "in_layout": False}
-    for i, j in zip(*np.nonzero(shares >= (0.005 if n < 12 else 0.015)), strict=True):
-        axes.text(j, i, f"{100 * shares[i, j]:.0f}", color="white" if shares[i, j] > 0.55 else INK, **cell)
+    axes.set_ylabel("truth, and its IoU", color=INK)
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    axes.spines[:].set_visible(False)
     save_figure(figure, path)
 
 
-def _floats(history: History, key: str) -> np.ndarray:
-    values = np.array([row.get(key) for row in history], dtype=float)  # None is NaN
-    return np.where(np.isfinite(values), values, np.nan)
+def escape_dollars(text: str) -> str:
+    """Text as it is: matplotlib reads a pair of dollars as mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as an RGB PNG that knows its resolution, whole or not at all."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    with atomic_write(path) as beside:
+        Image.fromarray(pixels).save(beside, format="PNG", compress_level=4, dpi=(figure.dpi, figure.dpi))
 
 
 def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:

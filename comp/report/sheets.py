@@ -4,11 +4,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 from comp.data.arrays import TrainSplit
-from comp.report.drawing import FAINT, INK, class_colours, escape_dollars, save_figure
+from comp.report.figures import FAINT, INK, escape_dollars, save_figure
 from comp.report.tables import format_number, shorten
 
 CELL = 280  # pixels: the larger side of one picture
@@ -16,14 +18,16 @@ WIDEST = 1600  # pixels: of a sheet, whose pictures are smaller where they are m
 GAP = 6  # pixels between pictures
 LINE = 22  # pixels of a line of text
 DPI = 100
-IGNORED = (255, 255, 255)
+IGNORED = 255  # white
+# A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
+FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 # A picture uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
 Cell = tuple[np.ndarray | None, np.ndarray | None]
 Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
 
 
-def choose_cases(scores: Sequence[float]) -> tuple[list[int], list[str]]:
+def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
     """Indices and labels of the three worst, three median cases and the best, in that order.
 
     Fewer where there are fewer. A score that is not finite, as of a picture without a class to score,
@@ -34,14 +38,10 @@ def choose_cases(scores: Sequence[float]) -> tuple[list[int], list[str]]:
     if np.isfinite(scores).any():
         order = order[np.isfinite(scores[order])]
     n, middle = len(order), len(order) // 2
-    wanted = [(0, "worst"), (n - 1, "best"), (middle, "median"), (1, "worst"), (2, "worst")]
-    wanted += [(middle - 1, "median"), (middle + 1, "median")]
-    label_at: dict[int, str] = {}
-    for position, label in wanted:
-        if 0 <= position < n:
-            label_at.setdefault(position, label)
-    positions = sorted(label_at)
-    return [int(order[p]) for p in positions], [label_at[p] for p in positions]
+    labels = dict.fromkeys((middle - 1, middle + 1), "median") | dict.fromkeys((1, 2), "worst")
+    labels |= {middle: "median", n - 1: "best", 0: "worst"}  # of few cases these come first
+    positions = sorted(p for p in labels if 0 <= p < n)
+    return [int(order[p]) for p in positions], [labels[p] for p in positions]
 
 
 def case_rows(
@@ -92,6 +92,15 @@ def sample_rows(split: TrainSplit, rows: Sequence[int], draws: Sequence[Sequence
         yield split.ids[row], {"original": (image, None), "with its mask": (image, mask)} | cells
 
 
+def class_colours(n: int) -> np.ndarray:
+    """Colours of the classes 0 … n-1 as uint8 (n, 3), n at most 255, all distinct; fewer are a prefix of more."""
+    k = np.arange(255 - len(FIRST))
+    # Steps of the golden ratio spread any number of hues evenly; four levels, from dark to pale, tell close hues apart.
+    hues = np.stack([k * 0.618034 % 1, 0.9 - 0.15 * (k % 4), 0.55 + 0.13 * (k % 4)], axis=1)
+    colours = np.vstack([[to_rgb(colour) for colour in FIRST], hsv_to_rgb(hues)])
+    return (colours[:n] * 255).round().astype(np.uint8)
+
+
 def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
     """A cell as uint8 (H, W, 3). Label 0 keeps the picture; without a picture it has a colour, too."""
     if image is None:
@@ -105,45 +114,42 @@ def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collect
 
 
 def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
-    """Draw rows of pictures, pixel by pixel, which keeps masks sharp, and what the colours mean."""
+    """Draw rows of images, pixel by pixel, which keeps masks sharp, and a legend of the classes' colours."""
     rows = list(rows)
     columns = max(len(cells) for _, cells in rows)
     side = min(CELL, WIDEST // columns - GAP)
     fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
-    legend = [(shorten(name, 28), colour) for name, colour in zip(classes, class_colours(len(classes)), strict=True)]
-    if unscored and (label := min(unscored)) < len(classes):  # of several one is enough: all are drawn alike
-        legend[label] = (f"{legend[label][0]} (not scored)", IGNORED)
+    legend = [*zip((shorten(name, 28) for name in classes), class_colours(len(classes)) / 255, strict=True)]
+    if unscored and (label := min(unscored)) < len(classes):  # one is enough: all are drawn alike
+        legend[label] = (f"{legend[label][0]} (not scored)", "white")
     elif unscored:
-        legend.append(("not scored", IGNORED))
-    step = 8 * max(len(name) for name, _ in legend) + 40
-    across = max(1, total // step)
-    tall = 2 * LINE + height + 2 * GAP
-    canvas = np.full((len(fitted) * tall + LINE * (1 + -(-len(legend) // across)), total, 3), 255, np.uint8)
-    figure = Figure(figsize=(total / DPI, len(canvas) / DPI), dpi=DPI)
+        legend.append(("not scored", "white"))
+    across = max(1, total // (8 * max(len(name) for name, _ in legend) + 40))
+    row_height = 2 * LINE + height + 2 * GAP
+    tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))
+    figure = Figure(figsize=(total / DPI, tall / DPI), dpi=DPI)
 
-    def write(x: float, y: float, text: str, **style) -> None:
-        figure.text(x / total, 1 - y / len(canvas), escape_dollars(text), va="center", fontsize=10, **style)
+    def write(x: float, y: float, text: str, colour: str) -> None:
+        figure.text(x / total, y / tall, escape_dollars(text), va="center", fontsize=10, color=colour)
 
     for r, (caption, cells) in enumerate(fitted):
-        write(GAP, r * tall + LINE / 2, shorten(caption, total // 8), color=INK)
+        top = tall - r * row_height  # pixels, counted from below as matplotlib does
+        write(GAP, top - LINE / 2, shorten(caption, total // 8), INK)
         for k, (heading, cell) in enumerate(cells.items()):
-            x, y, (h, w) = GAP + k * (width + GAP), r * tall + 2 * LINE, cell.shape[:2]
-            write(x, y - LINE / 2, shorten(heading, max(width // 8, 8)), color=FAINT)
-            canvas[y : y + h, x : x + w] = cell
-    for k, (name, colour) in enumerate(legend):
-        x, y = GAP + k % across * step, len(fitted) * tall + LINE * (k // across) + LINE // 2
-        canvas[y : y + 14, x : x + 14] = 128
-        canvas[y + 1 : y + 13, x + 1 : x + 13] = colour
-        write(x + 20, y + 7, name, color=INK)
-    figure.figimage(canvas)
+            x = GAP + k * (width + GAP)
+            write(x, top - 1.5 * LINE, shorten(heading, max(width // 8, 8)), FAINT)
+            figure.figimage(cell, x, top - 2 * LINE - len(cell), origin="upper")
+    boxes = [Patch(facecolor=colour, edgecolor="gray", label=escape_dollars(name)) for name, colour in legend]
+    tight = {"handlelength": 1, "handleheight": 1, "handletextpad": 0.5, "columnspacing": 1, "borderaxespad": 0}
+    figure.legend(handles=boxes, loc="lower left", ncols=across, fontsize=10, labelcolor=INK, frameon=False, **tight)
     save_figure(figure, path)
 
 
 def _coloured(mask: np.ndarray, unscored: Collection[int]) -> np.ndarray:
     """uint8 (H, W) labels as uint8 (H, W, 3); 255, too, is drawn as not scored."""
-    table = np.vstack([class_colours(255), np.array([IGNORED], np.uint8)])
+    table = np.vstack([class_colours(255), np.full((1, 3), IGNORED, np.uint8)])
     table[[*unscored]] = IGNORED
     return table[mask]
 

@@ -1,36 +1,13 @@
-"""Figures, names and tables as text."""
+"""Small tables as pandas frames, shown as text or HTML: numbers flush right, a dash for what is missing."""
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from datetime import timedelta
 from typing import Any
 
+import pandas as pd
 
-def format_number(value: float | None, digits: int = 4) -> str:
-    """A figure, or a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def shorten(text: str, most: int = 40) -> str:
-    """Text of at most `most` characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as "45 s", "3 min 05 s" or "2 h 10 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of equal length as lines, the first `left` columns flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pads = [str.ljust] * left + [str.rjust] * (len(widths) - left)
-    return "\n".join("  ".join(pad(*cell) for pad, *cell in zip(pads, row, widths, strict=True)) for row in rows)
-
-
-# The scores of a run that tables show, and what the columns are headed.
+# The scores of a run that tables show, and their columns' names.
 HEADLINES = {
     "score": "score",
     "mean_iou": "IoU",
@@ -41,39 +18,68 @@ HEADLINES = {
     "dice_per_image": "Dice/image",
     "pixel_accuracy": "accuracy",
 }
+CLASS_COLUMNS = {"share": "share", "iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall"}
+# Columns with a format of their own; all other floats have four digits.
+FORMATS = {"epochs": "{:.0f}", "seconds": "{:.0f}", "images/s": "{:.1f}", "M parameters": "{:.2f}"}
+STYLE: dict[str, Any] = {
+    "float_format": "{:.4f}".format,
+    "formatters": {column: form.format for column, form in FORMATS.items()},
+    "na_rep": "–",
+}
+
+
+def format_number(value: float, digits: int = 4) -> str:
+    """A number with fixed digits, or a dash where it is not finite."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """Text of at most `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def to_text(frame: pd.DataFrame, index: bool = True) -> str:
+    """A frame as aligned lines, its index, if shown, flush left below the index's name."""
+    return frame.rename_axis(index=None, columns=frame.index.name).to_string(index=index, col_space=8, **STYLE)
+
+
+def to_html(frame: pd.DataFrame) -> str:
+    """A frame as an HTML table, escaped, with the columns of `to_text`."""
+    return frame.rename_axis(index=None, columns=frame.index.name).to_html(border=0, justify="right", **STYLE)
 
 
 def score_table(scores: Mapping[str, Any]) -> str:
-    """One fold's scores, as `scores` gives them, as aligned text: a line per class, then the headlines."""
-    headlines = [[*HEADLINES.values()], [format_number(scores[key]) for key in HEADLINES]]
-    return f"{aligned(class_rows(scores))}\n\nscore: {scores['metric']}\n{aligned(headlines)}"
+    """One fold's scores, as `metrics.scores` gives them, as text: a line per class, then the headlines."""
+    headlines = to_text(headline_frame([scores]), index=False)
+    return f"{to_text(class_frame(scores))}\n\nscore: {scores['metric']}\n{headlines}"
 
 
-def class_rows(scores: Mapping[str, Any]) -> list[list[str]]:
-    """The scores by class as the cells of a table, its head first."""
-    rows = [["class", "share", "IoU", "Dice", "precision", "recall"]]
-    for name, values in scores["classes"].items():
-        shown = (format_number(values[key]) for key in ("iou", "dice", "precision", "recall"))
-        rows.append([shorten(name), f"{values['share'] or 0:.2%}", *shown])
-    return rows
+def class_frame(scores: Mapping[str, Any]) -> pd.DataFrame:
+    """The scores by class, a class a row."""
+    frame = pd.DataFrame(scores["classes"]).T.astype(float).rename(columns=CLASS_COLUMNS, index=shorten)
+    shares = frame["share"].fillna(0).map("{:.2%}".format)
+    return frame[[*CLASS_COLUMNS.values()]].assign(share=shares).rename_axis("class")
 
 
-def folds_table(folds: Mapping[str | int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
-    """The folds' scores as aligned text: a line per fold, their mean, their spread, all samples as one.
-
-    `folds` holds what `scores` gives, by the fold's number; `pooled` is the same over the confusions
-    of all folds together. The spread is the sample standard deviation.
-    """
-    rows = [*fold_rows(folds), ["pooled", *(format_number(pooled[key]) for key in HEADLINES)]]
-    return f"score: {pooled['metric']}\n{aligned(rows)}"
+def headline_frame(folds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The headlines of several folds' scores, a fold a row."""
+    return pd.DataFrame([*folds], columns=[*HEADLINES], dtype=float).rename(columns=HEADLINES)
 
 
-def fold_rows(folds: Mapping[str | int, Mapping[str, Any]]) -> list[list[str]]:
-    """The folds' scores, their mean and their spread as the cells of a table, its head first."""
-    rows = [["fold", *HEADLINES.values()]]
-    rows += [[str(fold), *(format_number(values[key]) for key in HEADLINES)] for fold, values in folds.items()]
-    by_score = [[values[key] for values in folds.values()] for key in HEADLINES]
-    if len(folds) < 2:
-        return rows
-    means = ["mean", *(format_number(mean(column)) for column in by_score)]
-    return [*rows, means, ["± std", *(format_number(stdev(column)) for column in by_score)]]
+def folds_frame(folds: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
+    """The folds' headlines by fold number; below two or more their mean and their sample standard deviation."""
+    frame = headline_frame([*folds.values()]).set_axis([*folds])
+    if len(folds) > 1:
+        frame = pd.concat([frame, frame.agg(["mean", "std"]).rename({"std": "± std"})])
+    return frame.rename_axis("fold")
+
+
+def folds_table(folds: Mapping[int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
+    """`folds_frame` as text, and below it `pooled`: the scores of all folds' confusions together."""
+    frame = pd.concat([folds_frame(folds), headline_frame([pooled]).set_axis(["pooled"])])
+    return f"score: {pooled['metric']}\n{to_text(frame.rename_axis('fold'))}"

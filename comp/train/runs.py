@@ -1,12 +1,12 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from comp import config as configs
 from comp import files
@@ -42,13 +42,12 @@ class Fold:
         )
         return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(confusions)
 
-    def history(self) -> list[dict[str, float]]:
-        """Its epochs, as `report.curves` takes them. Raises Refused."""
+    def history(self) -> pd.DataFrame:
+        """Its epochs, a row each, as `report.figures` takes them. Raises Refused."""
         path = self.folder / HISTORY
         try:
-            with open(path, newline="", encoding="utf-8") as file:
-                return [{key: float(row[key]) for key in COLUMNS} for row in csv.DictReader(file)]
-        except (OSError, KeyError, ValueError, TypeError) as error:
+            return pd.read_csv(path, usecols=COLUMNS, dtype=float)
+        except (OSError, ValueError) as error:
             raise Refused(f"{path}: not a training history ({error})") from None
 
 
