@@ -3,7 +3,7 @@
     print(script(pack(Path("kernels/train_fold.py"), ["--competition", "mars", "--fold", "0"])))
 
 Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
-Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py, .toml and .html
+Python sources in xz in base85. Only these ever enter a pack: the entry script, the .py, .toml, .html and .mplstyle
 files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that
 the arguments name, with those of the same folder that these name. So credentials, which lie in none of them, cannot.
 """
@@ -187,7 +187,7 @@ def _tomls(path: Path) -> dict[str, bytes]:
 
 def _comp() -> dict[str, bytes]:
     root = Path(__file__).parents[1]
-    found = [path for kind in ("*.py", "*.toml", "*.html") for path in root.rglob(kind)]
+    found = [path for kind in ("*.py", "*.toml", "*.html", "*.mplstyle") for path in root.rglob(kind)]
     # Names that start with a dot are files still being written.
     return {f"comp/{path.relative_to(root).as_posix()}": path.read_bytes() for path in found if path.name[0] != "."}
 

@@ -1,16 +1,16 @@
 """Figures of a run: its curves, several runs' curves together, and the confusion.
 
-All is drawn through matplotlib's object interface, so that a notebook's own figures stay as they are.
+All is drawn through matplotlib's object interface and in a style of its own, so that a notebook's stay as they are.
 A history is a frame with an epoch a row and the columns epoch, seconds, lr, train_loss, valid_loss, score.
 """
 
 from collections.abc import Sequence
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,13 +21,15 @@ from comp.files import atomic_write
 from comp.model import metrics
 from comp.report.tables import format_number, shorten
 
-INK, FAINT = "#22272e", "#8b949e"
+FAINT = "#8b949e"
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
-LINES = (VALID, BEST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", STOP, "#8c8474")
 MOST = 32  # classes in a confusion
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
 
+styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
 
+
+@styled
 def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
     """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
 
@@ -36,7 +38,7 @@ def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, sto
     """
     epoch = history["epoch"]
     figure, (losses, scores) = _figure(title, 5.5, ("loss", ""), ("score", "epoch"))
-    style: dict[str, Any] = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0, "linewidth": 1.5}
+    style: dict[str, Any] = {"marker": "o", "markersize": 3 if len(epoch) < 40 else 0}
     losses.plot(epoch, history["train_loss"], color=TRAIN, label="train", **style)
     losses.plot(epoch, history["valid_loss"], color=VALID, label="validation", **style)
     scores.plot(epoch, history["score"], color=VALID, **style)
@@ -53,28 +55,28 @@ def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, sto
         if np.isfinite(best):
             scores.plot(best_epoch, best, "o", color=BEST, label=f"best: {best:.4f} in epoch {best_epoch}")
     if stopped:
-        ended = escape_dollars(f"{shorten(stopped)}, epoch {epoch.iloc[-1]:.0f}")
+        ended = f"{shorten(stopped)}, epoch {epoch.iloc[-1]:.0f}"
         scores.axvline(epoch.iloc[-1], color=STOP, linestyle="--", label=ended)
     _legend(losses, *rate.get_lines())
     _legend(scores)
     save_figure(figure, path)
 
 
+@styled
 def compare_curves(histories: dict[str, pd.DataFrame], path: str | Path, title: str) -> None:
     """Draw the validation score of several runs, over epochs and over minutes, each one's best marked."""
     figure, panels = _figure(title, 5.5 + 0.1 * len(histories), ("score", "epoch"), ("score", "minutes"))
-    styles = product(("-", "--", ":"), LINES)  # colours return with other dashes
-    for (name, history), (dashes, colour) in zip(histories.items(), cycle(styles), strict=False):
+    for k, (name, history) in enumerate(histories.items()):
         best = history["score"].fillna(-1).argmax()
-        face = colour if dashes == "-" else "white"
+        dashes = ("-", "--", ":")[k // 8 % 3]  # after eight runs their colours return
         for axes, x in zip(panels, (history["epoch"], history["seconds"] / 60), strict=True):
-            style: dict[str, Any] = {"color": colour, "linewidth": 1.5, "label": escape_dollars(shorten(name))}
-            axes.plot(x, history["score"], dashes, marker="o", markevery=[best], mfc=face, clip_on=False, **style)
+            axes.plot(x, history["score"], dashes, label=shorten(name), marker="o", markevery=[best], clip_on=False)
     panels[1].set_xlim(left=0)
     _legend(panels[0])
     save_figure(figure, path)
 
 
+@styled
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     """Draw the confusion in percent of each true class, with each class's IoU; of many classes the worst.
 
@@ -91,7 +93,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
         classes = [*(classes[i] for i in worst), f"{len(others)} others"]
     n = len(confusion)
     percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    names = [escape_dollars(shorten(name, 22)) for name in classes]
+    names = [shorten(name, 22) for name in classes]
     side = np.clip(0.36 * n, WIDTH - 2, 11.5)
     figure = Figure(figsize=(side + 2, side + 1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -100,19 +102,12 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
         ax=axes, cmap="Blues", values_format=".0f", colorbar=False, im_kw={"vmin": 0, "vmax": 100}, text_kw=text
     )
     for cell in display.text_.flat:
-        cell.set_text(cell.get_text() if cell.get_text() != "0" else "")
+        cell.set_visible(cell.get_text() != "0")
     axes.set_xticks(range(n), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n), [f"{name}  {format_number(iou, 3)}" for name, iou in zip(names, ious, strict=True)])
-    axes.set_xlabel("predicted, % of the true class's pixels", color=INK)
-    axes.set_ylabel("truth, and its IoU", color=INK)
-    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    axes.set(xlabel="predicted, % of the true class's pixels", ylabel="truth, and its IoU")
     axes.spines[:].set_visible(False)
     save_figure(figure, path)
-
-
-def escape_dollars(text: str) -> str:
-    """Text as it is: matplotlib reads a pair of dollars as mathematics."""
-    return str(text).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -127,20 +122,16 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure, list[Axes]]:
     """A figure with two panels, one below the other; `labels` are those of y and x."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    figure.suptitle(escape_dollars(title), fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     panels = list(figure.subplots(2, 1))
     for axes, (y, x) in zip(panels, labels, strict=True):
-        axes.set_ylabel(y, color=INK)
-        axes.set_xlabel(x, color=INK)
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(axis="y")
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=x != "minutes", min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(FAINT)
-        axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axes.tick_params(colors=INK, labelsize=8, length=0)
     return figure, panels
 
 
 def _legend(axes: Axes, *others: Any) -> None:
     """A legend above the axes, where it hides no line."""
     lines = [*axes.get_legend_handles_labels()[0], *others]
-    axes.legend(handles=lines, ncols=3, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(handles=lines, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
