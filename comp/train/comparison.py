@@ -41,8 +41,7 @@ def write_comparison(
     frame = frame.sort_values("score", ascending=False)
     files.write_text(folder / "table.csv", frame.to_csv(lineterminator="\n"))
     histories = {name: folds[0].history() for name, folds in done.items()}
-    first = next(iter(done.values()))[0].number
-    figures.compare_curves(histories, folder / "curves.png", f"score on fold {first}")
+    figures.compare_curves(histories, folder / "curves.png", f"score on fold {numbers[0]}")
     values = {name: config.model_dump_json(indent=2) for name, config in variants.items()}
     sections = [
         Section("Result", table=frame, text="\n".join(notes)),

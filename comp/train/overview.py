@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +30,18 @@ def write_run_page(run_folder: Path) -> Path:
             histories = {f"fold {fold.number}": fold.history() for fold in folds}
             figures.compare_curves(histories, run_folder / "curves.png", f"{config.competition.name}, all folds")
             figures.draw_confusion(confusion, names, run_folder / "confusion.png")
+        by_fold = tables.folds_frame({fold.number: fold.metrics for fold in folds})
+        for fold in folds:
+            by_fold.loc[fold.number, "best epoch"] = f"{fold.metrics['best_epoch']} of {fold.metrics['epochs']}"
+            by_fold.loc[fold.number, "ended by"] = fold.metrics["ended"]
+            by_fold.loc[fold.number, "time"] = format_duration(fold.metrics["seconds"])
+        by_class = tables.class_frame(pooled)
+        if len(folds) > 1:
+            ious = pd.concat([tables.class_frame(fold.metrics)["IoU"] for fold in folds], axis=1)
+            by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
         sections = [
-            Section("Result", facts=_facts(config, folds), table=_folds_frame(folds)),
-            Section("Classes, all folds as one", table=_class_frame(pooled, folds)),
+            Section("Result", facts=_facts(config, folds), table=by_fold),
+            Section("Classes, all folds as one", table=by_class),
         ]
     except KeyError as error:
         raise Refused(f"{run_folder}: a fold's metrics.json lacks {error}; train it again") from None
@@ -65,21 +73,3 @@ def _facts(config: Config, folds: list[Fold]) -> dict[str, str]:
         "training, all folds": format_duration(sum(fold.metrics["seconds"] for fold in folds)),
         f"images/s on {folds[0].metrics['device']}": format_number(folds[0].metrics["images_per_second"], 0),
     }
-
-
-def _folds_frame(folds: list[Fold]) -> pd.DataFrame:
-    frame = tables.folds_frame({fold.number: fold.metrics for fold in folds})
-    for fold in folds:
-        facts, n = fold.metrics, fold.number
-        frame.loc[n, "best epoch"] = f"{facts['best_epoch']} of {facts['epochs']}"
-        frame.loc[n, "ended by"] = facts["ended"]
-        frame.loc[n, "time"] = format_duration(facts["seconds"])
-    return frame
-
-
-def _class_frame(pooled: dict[str, Any], folds: list[Fold]) -> pd.DataFrame:
-    frame = tables.class_frame(pooled)
-    if len(folds) > 1:
-        ious = pd.concat([tables.class_frame(fold.metrics)["IoU"] for fold in folds], axis=1)
-        frame["worst fold's IoU"], frame["best"] = ious.min(axis=1), ious.max(axis=1)
-    return frame
