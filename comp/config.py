@@ -58,13 +58,13 @@ class Arrays(Section):
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
     test_ids: str = "test_ids"
-    test_sizes: str = "test_sizes"  # (N, 2) original height and width of pictures that were resized
+    test_sizes: str = "test_sizes"  # (N, 2) original height and width of images that were resized
     fit: Fit = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
-    exclude_shared_masks: Count = 0  # leave out pictures whose mask this many others share
+    exclude_shared_masks: Count = 0  # leave out images whose mask this many others share
 
     @property
     def ignored(self) -> int | None:
@@ -73,10 +73,10 @@ class Arrays(Section):
 
 
 class Source(Section):
-    """How kernels/prepare.py turns pictures and masks into arrays."""
+    """How kernels/prepare.py turns image and mask files into arrays."""
 
     size: tuple[Positive, Positive] = (256, 256)  # height, width
-    ids: Literal["stem", "name"] = "stem"  # a picture's id is its file's name without its suffix, or with it
+    ids: Literal["stem", "name"] = "stem"  # the id of an image: its file's name without suffix, or with it
     obey_exif: bool = True  # turn images upright as EXIF says; false: masks were drawn on the images as stored
     bits: Annotated[int, Field(ge=8, le=32)] = (
         16  # that grey images deeper than 8 use, 12 say of 16; the highest 8 stay
@@ -101,7 +101,7 @@ class Submission(Section):
     format: Literal["pixels", "rle"] = "pixels"
     order: Literal["column", "row"] = "column"  # in which run-lengths count pixels, from 1
     empty: str = ""  # what an empty mask is written as
-    rows: Literal["image", "image_class"] = "image"  # one row a picture (class 1), or one a picture and class
+    rows: Literal["image", "image_class"] = "image"  # a row for each image (of class 1), or for each image and class
     id_column: str = "id"
     class_column: str = ""  # empty: rows "image_class" join id and class as "<id>_<class>"
     class_label: Literal["number", "name"] = "number"
@@ -182,8 +182,8 @@ class Augment(Section):
 
 class Predict(Section):
     tta: Literal["none", "hflip", "flips", "d4", "scales"] = "hflip"
-    batch_size: Positive = 64  # pictures at a time, or tiles
-    tile: Annotated[int, Field(ge=0)] = 0  # side of overlapping tiles for larger pictures; 0: pictures are taken whole
+    batch_size: Positive = 64  # images at a time, or tiles
+    tile: Annotated[int, Field(ge=0)] = 0  # side of overlapping tiles for larger images; 0: images are taken whole
 
 
 class Folds(Section):
@@ -201,7 +201,7 @@ class Config(Section):
     batch_size: Positive = 32
     patience: Count = 0  # epochs without a better score before training stops; 0: never
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0: none
-    oversample: dict[str, Annotated[float, Field(ge=1, le=1000)]] = {}  # class name: times its pictures are drawn
+    oversample: dict[str, Annotated[float, Field(ge=1, le=1000)]] = {}  # class name: times its images are drawn
     folds: Folds = Folds()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
@@ -272,7 +272,7 @@ def _check_together(config: Config) -> None:
         )
     if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
         raise Refused(
-            f'competition.submission.rows: "image" is one mask a picture, and there are {len(classes) - 1} classes '
+            f'competition.submission.rows: "image" is one mask for each image, and there are {len(classes) - 1} classes '
             'beside the background; "image_class" writes a row for each'
         )
     weights = config.loss.class_weights

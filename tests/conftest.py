@@ -52,15 +52,15 @@ batch_size = 8
 
 
 def draw(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 (count, H, W) with a stripe and a spot, and their masks."""
+    """Images uint8 (count, H, W) with a stripe and a spot, and their masks."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, *size), np.uint8)
     for mask in masks:
         top, (y, x) = rng.integers(0, size[0] - 8), (rng.integers(0, side - 8) for side in size)
         mask[top : top + 6] = 1
         mask[y : y + 8, x : x + 8] = 2
-    pictures = 60 + 70 * masks + rng.integers(0, 40, masks.shape)
-    return pictures.astype(np.uint8), masks
+    images = 60 + 70 * masks + rng.integers(0, 40, masks.shape)
+    return images.astype(np.uint8), masks
 
 
 def kernel(script: str, *arguments: str, cwd: Path, status: int | None = 0) -> str:

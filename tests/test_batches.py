@@ -31,7 +31,7 @@ def test_no_batch_is_a_single_sample_that_need_not_be(count, batch_size, sizes):
     assert [len(batch) for batch in planned] == sizes
 
 
-def test_oversampling_repeats_pictures_that_hold_the_class():
+def test_oversampling_repeats_images_that_hold_the_class():
     counts = np.array([[9, 0], [5, 4], [9, 0]])
     times = batches.draws_per_image(counts, {"rare": 2.5}, ("common", "rare"))
     assert times.tolist() == [1, 2.5, 1]
@@ -54,14 +54,14 @@ def test_any_number_of_workers_and_any_start_give_the_same_batches():
         late = list(loader.epoch(1, skip=2))
         assert same(late, seen[-1][-2:])
     assert all(same(seen[0], other) for other in seen[1:])
-    size, pictures, _ = seen[0][0]
-    assert size == 5 and pictures.dtype == torch.uint8 and pictures.shape == (5, 16, 24, 1)
+    size, first, _ = seen[0][0]
+    assert size == 5 and first.dtype == torch.uint8 and first.shape == (5, 16, 24, 1)
 
 
 def same(some: list, others: list) -> bool:
     return all(
-        size == as_many and torch.equal(images, pictures) and torch.equal(labels, masks)
-        for (size, images, labels), (as_many, pictures, masks) in zip(some, others, strict=True)
+        size == as_many and torch.equal(images, again) and torch.equal(labels, masks)
+        for (size, images, labels), (as_many, again, masks) in zip(some, others, strict=True)
     )
 
 
@@ -75,9 +75,9 @@ def test_image_and_mask_move_together_and_only_the_seed_decides():
     moved = {seed: transform(image, mask, seed) for seed in (1, 2, 1)}
     again = transform(image, mask, 1)
     assert np.array_equal(moved[1][0], again[0]) and not np.array_equal(moved[1][1], moved[2][1])
-    for picture, label in moved.values():
+    for image, label in moved.values():
         assert set(np.unique(label)) <= {0, 2}  # nearest neighbour: no label between
-        assert ((picture[..., 0] > 100) == (label == 2)).mean() > 0.97
+        assert ((image[..., 0] > 100) == (label == 2)).mean() > 0.97
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_cutmix_pastes_boxes_with_their_labels():
     assert torch.equal(labels[:, 0, 0], torch.arange(1, 5, dtype=torch.uint8))  # the batch itself is left alone
 
 
-def test_mixup_blends_pictures_and_keeps_both_labels():
+def test_mixup_blends_images_and_keeps_both_labels():
     labels = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 8, 8)
     images = (labels * 50)[:, None]
     mixed, first, second, share = augment.mix_batch(images, labels, settings(mixup=1.0), np.random.default_rng(5))

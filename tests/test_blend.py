@@ -90,7 +90,7 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
     with pytest.raises(Refused, match="fold 2 is not finished"):
         blending.same_folds([three, two], [0, 1, 2])
     assert [[f.number for f in r] for r in blending.same_folds([three, two], [1, 0])] == [[1, 0], [1, 0]]
-    with pytest.raises(Refused, match="validated on other pictures"):
+    with pytest.raises(Refused, match="validated on other images"):
         blending.search_weights([three[:2], two], data, COMPETITION)
     data.masks[data.ids == "p1"] = 2
     with pytest.raises(Refused, match="fold-1: the training masks have changed since"):

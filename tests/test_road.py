@@ -20,7 +20,7 @@ from comp import config
 from comp.kaggle import sandbox
 from comp.model import metrics
 from comp.submission import runlength
-from comp.train import fit
+from comp.train import train_fold
 
 
 def test_a_fold_leaves_its_files(trained):
@@ -28,8 +28,8 @@ def test_a_fold_leaves_its_files(trained):
     for number in range(3):
         folder = place / f"runs/tiny/recipe/fold-{number}"
         left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        pictures = {"curves.png", "examples.png", "confusion.png", "samples.png", "filmstrip.png"}
-        assert left == {"model.safetensors", "oof.npz", "history.csv", "metrics.json"} | pictures
+        figures = {"curves.png", "examples.png", "confusion.png", "samples.png", "filmstrip.png"}
+        assert left == {"model.safetensors", "oof.npz", "history.csv", "metrics.json"} | figures
         facts = json.loads((folder / "metrics.json").read_text())
         assert facts["fold"] == number and 0 <= facts["score"] <= 1 and facts["epochs"] == 2
         history = pd.read_csv(folder / "history.csv")
@@ -39,7 +39,7 @@ def test_a_fold_leaves_its_files(trained):
     assert command.startswith("python kernels/train_fold.py --") and command.endswith("--fold all\n")
 
 
-def test_out_of_fold_covers_every_picture_once_and_matches_its_score(trained):
+def test_out_of_fold_covers_every_image_once_and_matches_its_score(trained):
     place, _ = trained
     with np.load(place / "input/tiny.npz") as npz:
         masks = npz["train_masks"]
@@ -71,7 +71,7 @@ def test_a_fold_that_lacks_a_part_is_trained_again(name, trained, tmp_path, monk
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "runs/tiny/recipe/fold-0"
     (folder / name).unlink()
-    monkeypatch.setattr(fit, "fit", lambda *_: 1 / 0)  # killed while it trains
+    monkeypatch.setattr(train_fold, "fit", lambda *_: 1 / 0)  # killed while it trains
     with pytest.raises(ZeroDivisionError):
         inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
     assert not (folder / "metrics.json").exists()  # which would vouch for half a fold
@@ -117,10 +117,10 @@ def test_fewer_folds_must_be_asked_for(trained, tmp_path, monkeypatch, capsys):
     inside(monkeypatch, capsys, "ensemble.py", *arguments, "--folds", "1", "--tta", "none", cwd=place)
 
 
-def test_a_model_of_all_pictures_makes_a_submission(trained, tmp_path, monkeypatch, capsys):
+def test_a_model_of_all_images_makes_a_submission(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "full", cwd=place)
-    assert "24 pictures to train on, none to validate on" in output
+    assert "24 images to train on, none to validate on" in output
     folder = place / "runs/tiny/recipe/full"
     assert {path.name for path in folder.glob("[!.]*")} == {"model.safetensors", "history.csv", "metrics.json"}
     written = (folder / "model.safetensors").stat().st_mtime_ns
@@ -137,7 +137,7 @@ def test_a_model_of_all_pictures_makes_a_submission(trained, tmp_path, monkeypat
     )
 
 
-def test_arrays_without_test_pictures_say_so_before_training(tmp_path, monkeypatch, capsys):
+def test_arrays_without_test_images_say_so_before_training(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path)
     images, masks = draw(24, 0)
     np.savez(tmp_path / "input/tiny.npz", train_images=images, train_masks=masks)
@@ -192,7 +192,7 @@ def test_what_a_killed_script_was_writing_does_not_stay(tmp_path):
     script = (
         "import argparse, time\nfrom comp import cli, files\n"
         "def main(args):\n"
-        "    with files.whole('submissions/a.csv') as beside:\n"
+        "    with files.atomic_write('submissions/a.csv') as beside:\n"
         "        beside.write_text('id')\n"
         "        print('half', flush=True)\n"
         "        time.sleep(60)\n"

@@ -78,9 +78,9 @@ def equal_weights(runs: int, classes: int) -> Blend:
 def search_weights(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
-    `runs` holds the same folds of every run, `split` the training pictures with the truth. Weights are
+    `runs` holds the same folds of every run, `split` the training images with the truth. Weights are
     found on sampled pixels, and scored on all pixels of the fold that was left out. Raises Refused where
-    runs were not validated on the same pictures, or on other masks than the split's.
+    runs were not validated on the same images, or on other masks than the split's.
     """
     parts = _parts(runs, split, competition)
     kinds = {"equal weights": (False, False)}
@@ -168,12 +168,12 @@ def _parts(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Compe
             shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
             fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
             if not fits or stored.shape != shape or not np.array_equal(truth, truths[0]):
-                raise Refused(f"{fold.folder}: validated on other pictures; blend runs over the same folds and arrays")
+                raise Refused(f"{fold.folder}: validated on other images; blend runs over the same folds and arrays")
         rows = np.array([row_of[name] for name in ids[0].tolist()])
-        # Sampled pixels stand below one another, as a picture of one column.
+        # Sampled pixels stand below one another, as an image of one column.
         masks = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
         sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
-        if competition.metric.average == "global":  # as one picture, whose confusions are one matrix and not many
+        if competition.metric.average == "global":  # as one image, whose confusions are one matrix and not many
             masks = masks.reshape(1, -1, 1)
             sampled = [p.swapaxes(0, 1).reshape(1, p.shape[1], -1, 1) for p in sampled]
         parts.append(_Part(same[0].folder, rows, probabilities, truths[0], (sampled, masks)))

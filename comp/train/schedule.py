@@ -79,7 +79,7 @@ class Timer:
             self.last = max(epochs, self.before)
             return self.last
         self.samples, self.steps = self.samples + samples, self.steps + 1
-        # After the last step come a validation and out-of-fold predictions, forward passes all, and pictures.
+        # After the last step come a validation and out-of-fold predictions, all forward passes, and figures.
         finishing = 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
         if self.steps < 8:  # a slow start must not end the run
             finishing = 0.0
