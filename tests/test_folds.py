@@ -13,7 +13,7 @@ from comp.data import arrays, folds
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "crystal")
-THE_FOLDS = [2, 1, 2, 2, 1, 1, 1, 1, 0, 0, 0, 1, 0, 2, 1, 0, 2, 0, 0, 2]
+THE_FOLDS = [1, 2, 2, 0, 0, 2, 1, 2, 1, 1, 0, 1, 2, 2, 1, 0, 0, 0, 0, 1]
 
 
 def index_of(counts, images=None, masks=None, constant=None) -> arrays.Index:
@@ -35,7 +35,7 @@ def make(index, groups=None, count=5, seed=0, **keys):
 
 
 def mixed(count=200, seed=0):
-    """Pictures of which few contain class 2 and half class 1."""
+    """Images of which few contain class 2 and half class 1."""
     generator = np.random.default_rng(seed)
     return (generator.random((count, 3)) < [1, 0.5, 0.1]) * generator.integers(1, 100, (count, 3))
 
@@ -52,17 +52,17 @@ def test_every_fold_has_its_share_of_every_stratum():
         assert shares.max() - shares.min() <= 1
 
 
-def test_rarity_is_counted_in_pictures_not_pixels():
+def test_rarity_is_counted_in_images_not_pixels():
     counts = np.full((40, 2), 1)
     counts[:, 1] = 0
-    counts[:4, 1] = 10**6  # most pixels of all, in few pictures
+    counts[:4, 1] = 10**6  # most pixels of all, in few images
     assert sorted(make(index_of(counts), count=4)[:4].tolist()) == [0, 1, 2, 3]
 
 
 def test_duplicates_and_user_groups_stay_together():
     images, masks, constant = np.arange(60), np.arange(60) + 100, np.zeros(60, bool)
-    images[[3, 17]] = 3  # one picture twice
-    masks[[17, 40, 41]] = 117  # one mask on three pictures
+    images[[3, 17]] = 3  # one image twice
+    masks[[17, 40, 41]] = 117  # one mask on three images
     masks[50:], constant[50:] = 150, True  # empty masks are no sign of kinship
     groups = np.arange(60).astype(str)
     groups[[41, 55]] = "g"
@@ -101,11 +101,13 @@ def test_the_folds_are_these_on_every_machine():
     assert make(index, count=3, seed=1).tolist() != THE_FOLDS
 
 
-def test_the_order_in_the_file_does_not_matter():
-    index = index_of(mixed())
-    order = np.random.default_rng(1).permutation(200)
-    shuffled = arrays.Index(*(getattr(index, field)[order] for field in vars(index)))
-    np.testing.assert_array_equal(make(index)[order], make(shuffled))
+def test_a_rare_class_with_fewer_samples_than_folds():
+    counts = np.ones((12, 4), int)
+    counts[:, 1:] = 0
+    counts[:2, 1] = counts[2:4, 2] = counts[4:8, 3] = 1
+    sizes = np.bincount(make(index_of(counts)))
+    assert sizes.sum() == 12 and sizes.max() - sizes.min() <= 1
+    assert sorted(make(index_of(counts[[0, 1, 2, 3, 4, 5]])).tolist()) == [0, 0, 1, 2, 3, 4]
 
 
 def test_excluded_ids_are_in_no_fold():
@@ -115,12 +117,12 @@ def test_excluded_ids_are_in_no_fold():
         make(index_of(mixed(30)), exclude=("s4", "s30"))
 
 
-def test_a_mask_that_many_different_pictures_share_is_excluded():
+def test_a_mask_that_many_different_images_share_is_excluded():
     images, masks, constant = np.arange(60), np.arange(60), np.zeros(60, bool)
-    masks[:12] = 500  # twelve pictures, so eleven others
-    masks[12:24], images[12:24] = 501, 12  # one picture twelve times
+    masks[:12] = 500  # twelve images, so eleven others
+    masks[12:24], images[12:24] = 501, 12  # one image twelve times
     masks[24:36], constant[24:36] = 502, True  # twelve empty masks
-    masks[36:47] = 503  # eleven pictures, so ten others
+    masks[36:47] = 503  # eleven images, so ten others
     index = index_of(mixed(60), images, masks, constant)
     assert np.flatnonzero(make(index, exclude_shared_masks=11) == -1).tolist() == list(range(12))
     assert np.flatnonzero(make(index, exclude_shared_masks=10) == -1).tolist() == [*range(12), *range(36, 47)]
@@ -173,6 +175,8 @@ def test_saved_folds_are_read_back(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert text.splitlines()[0] == "id,fold,content" and len(text.splitlines()) == 31
     assert text.splitlines()[5].startswith('"a, 4",-1,') and len(text.splitlines()[5].split(",")[-1]) == 16
+    # What a sample's content is hashed to must not change: folds that were saved long ago are read.
+    assert [line[-16:] for line in text.splitlines()[1:3]] == ["7cb7d169f687ac37", "3a8ec12408bb61b1"]
     again = folds.load_or_deal_folds(path, split, index, asked(exclude=["a, 4"]))
     np.testing.assert_array_equal(again, made)
     assert again.dtype == np.int16 and path.read_text(encoding="utf-8") == text
@@ -192,9 +196,9 @@ def changed(index, **fields):
 
 
 CHANGES = {
-    "picture": (lambda index: changed(index, image_hash=1), split_of(), {}, "'a, 7' has another picture, mask"),
-    "mask": (lambda index: changed(index, mask_hash=1), split_of(), {}, "'a, 7' has another picture, mask"),
-    "group": (None, split_of(groups=np.array([""] * 9 + ["g"] * 21)), {}, "'a, 9' has another picture, mask or group"),
+    "image": (lambda index: changed(index, image_hash=1), split_of(), {}, "'a, 7' has another image, mask"),
+    "mask": (lambda index: changed(index, mask_hash=1), split_of(), {}, "'a, 7' has another image, mask"),
+    "group": (None, split_of(groups=np.array([""] * 9 + ["g"] * 21)), {}, "'a, 9' has another image, mask or group"),
     "id": (None, split_of(ids=np.array([f"a, {k % 29}" for k in range(30)])), {}, "'a, 29' is now 'a, 0'"),
     "excluded": (None, split_of(), {"exclude": ["a, 12"]}, "'a, 12' is excluded now"),
 }
@@ -224,18 +228,20 @@ def test_saved_folds_of_fewer_or_more_samples(tmp_path, count):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "row 1 is not id,fold,content"),
+        (b"", "cannot be read"),
         (b"id,fold\na,1\n", "row 1 is not id,fold,content"),
         (b'id,fold,content\n"a, 0",5,00\n', "row 2: id, fold from -1 to 4, content would fit"),
         (b'id,fold,content\n"a, 0",one,00\n', "row 2: "),
         (b'id,fold,content\n"a, 0"\n', "row 2: "),
         (b"id,fold,content\n\xff,1,00\n", "cannot be read"),
-        (b"id,fold,content\n" + b"a" * 200_000 + b",1,00\n", "cannot be read: field larger"),
+        (b"id,fold,content\na,1,00\nb,1,00,1\n", "cannot be read"),
+        (b"id,fold,content\na,1,00,1\n", "row 2: "),
+        (b"id,fold,content\n" + b"a" * 200_000 + b",1,00\n", "sample 'aaa"),
     ],
 )
 def test_a_damaged_file_of_folds(tmp_path, text, message):
     (tmp_path / "folds.csv").write_bytes(text)
-    with pytest.raises(Refused, match=rf"folds\.csv: {message}"):
+    with pytest.raises(Refused, match=rf"folds\.csv: {message}.{{,250}}$"):
         folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(), index_of(mixed(30)), asked())
 
 
@@ -249,7 +255,7 @@ def test_the_outliers_of_mars_are_found(tmp_path):
     index = arrays.build_index(split, mars.competition, tmp_path)
     assigned = folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, mars)
     assert (assigned == folds.EXCLUDED).sum() == 110
-    assert np.bincount(assigned[assigned >= 0]).tolist() == [501] * 5
+    assert sorted(np.bincount(assigned[assigned >= 0]).tolist()) == [500, 501, 501, 501, 502]
     rare = np.bincount(assigned[(assigned >= 0) & (index.counts[:, 4] > 0)])
     assert rare.max() - rare.min() <= 1
 

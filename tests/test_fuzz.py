@@ -486,7 +486,7 @@ def use_folder(chance):
     for use in (lambda: runs.read_fold(folder), lambda: runs.check_configuration(Path("runs"), loaded)):
         with contextlib.suppress(Refused):
             use()
-    folds._read(Path("runs/folds.csv"), 2)
+    folds._read_folds(Path("runs/folds.csv"), 2)
 
 
 WORDS = [

@@ -1,14 +1,11 @@
 """Who validates on what.
 
-Samples that belong together (the user's groups, exact duplicates of a picture or of a mask) share a
-fold. Groups are dealt stratum by stratum, a stratum being the rarest class present, so that every
-fold validates on each class. The order in which they are dealt comes from a hash of the seed and of
-the samples' content: the same on every machine, and whatever the order of the samples in the file.
+Samples that belong together (the user's groups, exact duplicates of an image or of a mask) share a fold.
+Folds are stratified by the rarest class present in a sample, so that every fold validates on each class.
 """
 
-import csv
 import hashlib
-from collections import defaultdict
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ import numpy as np
 from comp.config import Arrays, Config
 from comp.data.arrays import Index, Split
 from comp.errors import Refused
-from comp.files import write_csv
+from comp.files import atomic_write
 
 EXCLUDED = -1
 
@@ -27,40 +24,32 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
     for fewer independent groups than folds, and where the given split has not as many folds.
     """
-    excluded, folds = _excluded(split, index, config.competition.arrays), config.folds
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    excluded, count = _excluded(split, index, config.competition.arrays), config.folds.count
     if split.folds is not None:
-        count = int(split.folds.max()) + 1
-        if split.folds.min() < EXCLUDED or count != folds.count:
+        given = int(split.folds.max()) + 1
+        if split.folds.min() < EXCLUDED or given != count:
             raise Refused(
-                f"the arrays bring a split into {count} folds: set folds.count={count}, "
+                f"the arrays bring a split into {given} folds: set folds.count={given}, "
                 'or competition.arrays.train_folds="" for folds of our own'
             )
         return np.where(excluded, np.int16(EXCLUDED), split.folds)
 
-    kept = np.flatnonzero(~excluded)
-    group_of = _groups(index, split.groups, kept)
-    count = int(group_of.max(initial=-1)) + 1
-    if count < folds.count:
-        fits = f"; set folds.count={count}" if count > 1 else ""
-        raise Refused(f"folds.count: {folds.count} folds of {count} independent samples (duplicates count once){fits}")
-    strata = _strata(index.counts[kept])
-    stratum = np.full(count, strata.max() + 1)
-    np.minimum.at(stratum, group_of, strata)
-    size = np.bincount(group_of)
-    key = np.full(count, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(key, group_of, _shuffled(index, kept, folds.seed))
-
-    fold_of_group = np.empty(count, np.int16)
-    total = [0] * folds.count
-    same = defaultdict(lambda: [0] * folds.count)  # by stratum, what each fold has of it
-    for group in np.lexsort((key, -size, stratum)).tolist():
-        here = same[stratum[group]]
-        fold = min(range(folds.count), key=lambda k: (here[k], total[k]))
-        fold_of_group[group] = fold
-        here[fold] += size[group]
-        total[fold] += size[group]
+    # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
+    kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))
+    kept = kept[np.argsort(_strata(index.counts[kept]), kind="stable")]
+    groups, strata = _groups(index, split.groups, kept), _strata(index.counts[kept])
+    independent = len(np.unique(groups))
+    if independent < count:
+        fits = f"; set folds.count={independent}" if independent > 1 else ""
+        raise Refused(f"folds.count: {count} folds of {independent} independent samples (duplicates count once){fits}")
+    if np.bincount(strata).max() < count:  # which scikit-learn refuses
+        strata[:] = 0
     assigned = np.full(len(split.ids), EXCLUDED, np.int16)
-    assigned[kept] = fold_of_group[group_of]
+    with warnings.catch_warnings(action="ignore"):  # of strata with fewer samples than folds
+        for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(kept, strata, groups)):
+            assigned[kept[rows]] = fold
     return assigned
 
 
@@ -70,21 +59,23 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
     does not fit the arrays or the exclusions any more.
     """
-    contents = _contents(split, index)
+    import pandas as pd
+
+    contents = _hash_contents(split, index)
     if not path.exists():
         assigned = deal_folds(split, index, config)
-        rows = zip(split.ids.tolist(), assigned.tolist(), contents, strict=True)
-        write_csv(path, [("id", "fold", "content"), *rows])
+        with atomic_write(path) as beside:
+            pd.DataFrame({"id": split.ids, "fold": assigned, "content": contents}).to_csv(beside, index=False)
         return assigned
-    saved = _read(path, config.folds.count)
+    saved = _read_folds(path, config.folds.count)
     excluded = _excluded(split, index, config.competition.arrays)
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     now = zip(split.ids.tolist(), contents, excluded.tolist(), strict=True)
     for (id, fold, content), (id_now, content_now, out) in zip(saved, now, strict=False):
         if id != id_now:
-            raise Refused(f"{path}: sample {id!r} is now {id_now!r}; {advice}")
+            raise Refused(f"{path}: sample {id!r:.100} is now {id_now!r}; {advice}")
         if content != content_now:
-            raise Refused(f"{path}: sample {id!r} has another picture, mask or group now; {advice}")
+            raise Refused(f"{path}: sample {id!r} has another image, mask or group now; {advice}")
         if out != (fold == EXCLUDED):
             raise Refused(f"{path}: sample {id!r} is {'excluded' if out else 'not excluded'} now; {advice}")
     if len(saved) != len(contents):
@@ -105,12 +96,12 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
 
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     """The lowest of all that are connected with each of `count` things by pairs, int64 (P, 2): int64 (count,)."""
-    lowest = np.arange(count)
-    while (lowest[pairs[:, 0]] != lowest[pairs[:, 1]]).any():
-        for side in (0, 1):
-            np.minimum.at(lowest, lowest[pairs[:, side]], lowest[pairs].min(axis=1))
-        lowest = lowest[lowest]  # a chain halves with each round
-    return lowest
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
+    component = connected_components(edges, directed=False)[1]
+    return np.unique(component, return_index=True)[1][component]
 
 
 def _excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
@@ -122,12 +113,11 @@ def _excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
     if split.folds is not None:
         excluded |= split.folds == EXCLUDED
     if arrays.exclude_shared_masks:
-        telling = np.flatnonzero(~index.constant)
-        _, mask = np.unique(index.mask_hash[telling], return_inverse=True)
-        # A picture that occurs twice shares its mask by right: only different pictures count.
-        pairs = np.unique(np.stack([mask, index.image_hash[telling]], axis=1).astype(np.uint64), axis=0)
-        pictures = np.bincount(pairs[:, 0].astype(np.int64), minlength=1)
-        excluded[telling] |= pictures[mask] - 1 >= arrays.exclude_shared_masks
+        # An image that occurs twice shares its mask by right: only different images count.
+        pairs = np.unique(np.stack([index.mask_hash, index.image_hash], axis=1), axis=0)
+        masks, images = np.unique(pairs[:, 0], return_counts=True)
+        others = images[np.searchsorted(masks, index.mask_hash)] - 1
+        excluded |= ~index.constant & (others >= arrays.exclude_shared_masks)
     return excluded
 
 
@@ -143,7 +133,7 @@ def _strata(counts: np.ndarray) -> np.ndarray:
 
 
 def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
-    """Number from 0 the groups that belong together, int64 (n,), by what samples share.
+    """A number for each of the `kept` samples, int64 (n,); those that share something have the same one.
 
     A constant mask, such as an empty one, is no sign of kinship.
     """
@@ -155,21 +145,10 @@ def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.nda
         members = np.arange(len(kept))[counted]
         _, first, which = np.unique(values[members], return_index=True, return_inverse=True)
         pairs.append(np.stack([members[first[which]], members], axis=1))
-    return np.unique(connected(np.concatenate(pairs), len(kept)), return_inverse=True)[1]
+    return connected(np.concatenate(pairs), len(kept))
 
 
-def _shuffled(index: Index, kept: np.ndarray, seed: int) -> np.ndarray:
-    """A number per sample from seed and content, uint64 (n,), by splitmix64 (Steele et al., 2014)."""
-    key = np.full(len(kept), seed % 2**64, np.uint64)
-    for part in (index.image_hash[kept], index.mask_hash[kept]):
-        key = (key ^ part) + np.uint64(0x9E3779B97F4A7C15)
-        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        key ^= key >> np.uint64(31)
-    return key
-
-
-def _contents(split: Split, index: Index) -> list[str]:
+def _hash_contents(split: Split, index: Index) -> list[str]:
     groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
     parts = zip(index.image_hash.tolist(), index.mask_hash.tolist(), groups, strict=True)
     return [
@@ -178,17 +157,16 @@ def _contents(split: Split, index: Index) -> list[str]:
     ]
 
 
-def _read(path: Path, folds: int) -> list[tuple[str, int, str]]:
-    rows = []
+def _read_folds(path: Path, count: int) -> list[tuple[str, int, str]]:
+    """The rows of a fold file: id, fold from -1 to `count` - 1, content. Raises Refused."""
+    import pandas as pd
+
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            if next(reader, None) != ["id", "fold", "content"]:
-                raise Refused(f"{path}: row 1 is not id,fold,content; delete the file to make new folds")
-            for number, row in enumerate(reader, start=2):
-                if len(row) != 3 or row[1] not in {str(fold) for fold in range(EXCLUDED, folds)}:
-                    raise Refused(f"{path}: row {number}: id, fold from -1 to {folds - 1}, content would fit")
-                rows.append((row[0], int(row[1]), row[2]))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"{path}: cannot be read: {error}") from None
-    return rows
+        table = pd.read_csv(path, dtype=str, na_filter=False)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise Refused(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if [*table.columns] != ["id", "fold", "content"]:
+        raise Refused(f"{path}: row 1 is not id,fold,content; delete the file to make new folds")
+    for row in np.flatnonzero(~table["fold"].isin([str(fold) for fold in range(EXCLUDED, count)]))[:1]:
+        raise Refused(f"{path}: row {row + 2}: id, fold from -1 to {count - 1}, content would fit")
+    return [*zip(table["id"], table["fold"].astype(int), table["content"], strict=True)]
