@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     hidden = in_kernel and competition.code_competition
     folder = build.prepare_hidden_test(competition, args.input) if hidden else args.input
     test = arrays.load_test(competition, folder)
-    made_of = identify(competition, chosen, blend, tta, test, arrays.build_index(test, competition, folder))
+    made_of = identify(competition, chosen, blend, tta, test, arrays.build_index(test, competition))
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.find_sample_submission(competition, args.input)

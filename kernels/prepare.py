@@ -28,8 +28,8 @@ def main(arguments: argparse.Namespace) -> None:
     test = test_index = None
     if arrays.has_test(competition, folder, train):
         test = arrays.load_test(competition, folder)
-        test_index = arrays.build_index(test, competition, folder)
-    index = arrays.build_index(train, competition, folder)
+        test_index = arrays.build_index(test, competition)
+    index = arrays.build_index(train, competition)
     found = build.stored_findings(arrays.find_npz(competition.file, folder))
     found += audit.audit(competition, train, index, test, test_index)
     out = arguments.runs / competition.name / "audit"

@@ -2,6 +2,8 @@
 
 import os
 import random
+import tempfile
+import time
 import tracemalloc
 import zipfile
 from dataclasses import replace
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from comp import config, files
 from comp.config import Arrays, Competition
-from comp.data import arrays, cache, convert, npz
+from comp.data import arrays, convert, npz
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "sky")
@@ -23,7 +25,7 @@ CLASSES = ("ground", "rock", "sky")
 @pytest.fixture(autouse=True)
 def nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
 @pytest.fixture
@@ -109,15 +111,6 @@ def test_slices_of_a_stacked_array(folder, compressed, dtype):
     np.testing.assert_array_equal(arrays.load_test(own, folder).images[..., 0], images)
 
 
-def test_a_member_of_images_and_masks_is_inflated_once(folder, monkeypatch):
-    images, masks = samples()
-    save(folder, True, both=np.stack([images, masks], axis=1).astype(float))
-    passes, blocks = [], npz.iterate_blocks
-    monkeypatch.setattr(npz, "iterate_blocks", lambda member: passes.append(member.key) or blocks(member))
-    arrays.load_train(competition(train_images="both[:, 0]", train_masks="both[:, 1]"), folder)
-    assert passes == ["both"]
-
-
 def test_boolean_masks_and_masks_with_one_channel(folder):
     images, masks = samples()
     save(folder, train_images=images, train_masks=(masks > 0)[..., None])
@@ -135,7 +128,7 @@ def test_masks_of_other_values_than_class_numbers(folder, dtype, ignore):
     own = competition(labels=(0, 255, 60), ignore=ignore)
     split = arrays.load_train(own, folder)
     assert np.array_equal(split.masks, expected) and split.masks.dtype == np.uint8 and is_mapped(split.masks)
-    arrays.build_index(split, own, folder)
+    arrays.build_index(split, own)
     masks[4, 2, 3] = 2  # a class's number, but no value of the masks
     save(folder, train_images=good_images, train_masks=masks)
     says = r"train_masks: sample '4' has 2(\.0)?; competition.arrays.labels and ignore say 0, 255, 60"
@@ -225,7 +218,7 @@ def with_value(array, value, dtype=np.float64):
 
 
 REFUSED = {
-    "no images": ({}, {"train_images": "pictures"}, "no array 'pictures'; there are train_images, train_masks"),
+    "no images": ({}, {"train_images": "images"}, "no array 'images'; there are train_images, train_masks"),
     "nan": ({"train_images": with_value(good_images, np.nan)}, {}, "train_images: sample '3' has nan"),
     "infinite": ({"train_images": with_value(good_images, -np.inf)}, {}, "train_images: sample '3' has -inf"),
     "too large": ({"train_images": with_value(good_images, 256, np.int64)}, {}, "sample '3' has 256; images are 0"),
@@ -254,9 +247,7 @@ REFUSED = {
     "empty id": ({"train_ids": np.array([*"abcdef", ""])}, {}, "sample 6 has the id ''"),
     "control id": ({"train_ids": np.array([*"abcdef", "g\nh"])}, {}, r"sample 6 has the id 'g\\nh'"),
     "bad bytes": ({"train_ids": np.array([b"%d\xff" % k for k in range(7)])}, {}, "train_ids: not valid text"),
-    "no character": ({"train_ids": (np.arange(7) + 0x7FFFFFF0).astype(np.uint32).view("<U1")}, {}, "not valid text"),
-    "surrogate": ({"train_ids": (np.arange(7) + 0xD800).astype(np.uint32).view("<U1")}, {}, "not valid text"),
-    "long ids": ({"train_ids": np.array(["x" * 1001] * 7)}, {}, "at most 1000 characters"),
+    "surrogate": ({"train_ids": (np.arange(7) + 0xD800).astype(np.uint32).view("<U1")}, {}, "sample 0 has the id"),
     "groups": ({"train_groups": np.zeros((7, 2), int)}, {}, "train_groups: int64 of shape"),
 }  # fmt: skip
 
@@ -336,7 +327,7 @@ def test_a_damaged_file_loads_or_is_refused(folder, seed, compressed, floats):
     (folder / "own.npz").write_bytes(data)
     try:
         split = arrays.load_train(competition(), folder)
-        index = arrays.build_index(split, competition(), folder)
+        index = arrays.build_index(split, competition())
     except Refused as refused:
         assert "\n" not in str(refused)
     else:
@@ -352,7 +343,7 @@ def cached(folder):
 
 def test_the_cache_is_used_until_the_file_changes(folder, monkeypatch):
     save(folder, True, train_images=good_images, train_masks=good_masks)
-    arrays.build_index(arrays.load_train(competition(), folder), competition(), folder)
+    arrays.build_index(arrays.load_train(competition(), folder), competition())
     before = cached(folder)
     assert len(before) == 3
     with monkeypatch.context() as patch:
@@ -388,9 +379,10 @@ def test_a_cache_cut_short_is_made_again(folder):
 def test_what_a_killed_conversion_left_is_removed(folder):
     save(folder, True, train_images=good_images, train_masks=good_masks)
     (folder / ".cache").mkdir()
-    dead, alive = (folder / ".cache" / f".{process}.own.npz.1-2.3.npy" for process in (2**22 + 1, os.getpid()))
+    dead, alive = (folder / ".cache" / f".{process}.own.npz.1-2.3.npy" for process in (1234, 1235))
     dead.touch()
     alive.touch()
+    os.utime(dead, (0, time.time() - 2 * convert.ABANDONED))
     arrays.load_train(competition(), folder)
     assert not dead.exists() and alive.exists()
 
@@ -399,22 +391,13 @@ def test_a_folder_that_cannot_be_written_has_its_cache_elsewhere(folder, tmp_pat
     save(folder, True, train_images=good_images, train_masks=good_masks)
     (folder / ".cache").write_text("in the way, also for root")
     np.testing.assert_array_equal(arrays.load_train(competition(), folder).masks, good_masks)
-    assert len(list((tmp_path / "xdg").rglob("own.npz.*.npy"))) == 2
+    assert len(list((tmp_path / "temporary").rglob("own.npz.*.npy"))) == 2
 
 
 def test_two_folders_do_not_share_a_cache(tmp_path, folder):
     (tmp_path / "other" / "input").mkdir(parents=True)
-    places = {cache.cache_folder(path / "missing") for path in (folder, tmp_path / "other" / "input")}
+    places = {convert.cache_folder(path / "missing") for path in (folder, tmp_path / "other" / "input")}
     assert len(places) == 2 and not (folder / "missing").exists()
-
-
-def test_with_no_place_at_all_the_cache_is_temporary(folder, tmp_path, monkeypatch):
-    for path in (folder / ".cache", tmp_path / "xdg", tmp_path / "home"):
-        path.write_text("in the way")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    place = cache.cache_folder(folder)
-    assert place.is_dir() and place == cache.cache_folder(folder)
-    assert place.stat().st_mode & 0o077 == 0
 
 
 # Where the file lies
@@ -454,7 +437,7 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
         masks[7] = 0
         masks[7, :2] = ignore  # an empty mask under a letterbox's padding
     split = arrays.Split(images[..., None], masks, np.arange(20).astype(str), None, None)
-    index = arrays.build_index(split, competition(ignore=ignore), folder)
+    index = arrays.build_index(split, competition(ignore=ignore))
     expected = np.stack([np.bincount(mask.ravel(), minlength=256)[:3] for mask in masks])
     if ignore == 1:
         expected[:, 1] = 0
@@ -466,24 +449,24 @@ def test_counts_are_those_of_bincount(folder, ignore, size):
 def test_counts_do_not_overflow(folder):
     masks = np.zeros((1, 300, 700), np.uint8)
     split = arrays.Split(masks[..., None], masks, np.array(["0"]), None, None)
-    assert arrays.build_index(split, competition(), folder).counts.tolist() == [[210_000, 0, 0]]
+    assert arrays.build_index(split, competition()).counts.tolist() == [[210_000, 0, 0]]
 
 
 def test_hashes_are_of_content_alone(folder):
     images, masks = samples(channels=(3,))
     images[5], masks[2] = images[1], masks[3]
     ids = np.arange(7).astype(str)
-    index = arrays.build_index(arrays.Split(images, masks, ids, None, None), competition(), folder)
+    index = arrays.build_index(arrays.Split(images, masks, ids, None, None), competition())
     assert index.image_hash[5] == index.image_hash[1] and len(set(index.image_hash.tolist())) == 6
     assert index.mask_hash[2] == index.mask_hash[3] and len(set(index.mask_hash.tolist())) == 6
     views = np.moveaxis(np.moveaxis(images, -1, 1).copy(), 1, -1)
-    again = arrays.build_index(arrays.Split(views, None, ids, None, None), competition(), folder)
+    again = arrays.build_index(arrays.Split(views, None, ids, None, None), competition())
     np.testing.assert_array_equal(again.image_hash, index.image_hash)
     assert again.counts.sum() == 0 and again.constant.all()
     # As on every other machine: blake2b of the bytes.
     assert index.image_hash.dtype == np.uint64
     zero = arrays.Split(np.zeros((1, 2, 4, 1), np.uint8), None, ids[:1], None, None)
-    assert arrays.build_index(zero, competition(), folder).image_hash.tolist() == [0x18CC49CA5BEA08CA]
+    assert arrays.build_index(zero, competition()).image_hash.tolist() == [0x18CC49CA5BEA08CA]
 
 
 @pytest.mark.parametrize(("ignore", "known"), [(None, "0 to 2"), (255, "0 to 2 and 255, which is ignored")])
@@ -495,27 +478,27 @@ def test_a_label_that_is_no_class_is_refused(folder, ignore, known):
     with pytest.raises(
         Refused, match=rf"own\.npz: sample 'e' has label 9; there are {known}; other values are named as"
     ):
-        arrays.build_index(arrays.load_train(own, folder), own, folder)
+        arrays.build_index(arrays.load_train(own, folder), own)
 
 
 def test_the_index_is_kept_and_made_again_for_other_questions(folder, monkeypatch):
     save(folder, train_images=good_images, train_masks=good_masks, test_images=good_images[::-1], test_masks=good_masks)
     own = competition()
     split = arrays.load_train(own, folder)
-    first = arrays.build_index(split, own, folder)
+    first = arrays.build_index(split, own)
     with monkeypatch.context() as patch:
         patch.setattr(arrays, "_index", None)
-        again = arrays.build_index(arrays.load_train(own, folder), own, folder)
+        again = arrays.build_index(arrays.load_train(own, folder), own)
     for field in vars(first):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
-    test = arrays.build_index(arrays.load_test(own, folder), own, folder)
+    test = arrays.build_index(arrays.load_test(own, folder), own)
     np.testing.assert_array_equal(test.image_hash, first.image_hash[::-1])
-    assert arrays.build_index(split, competition(ignore=2), folder).counts[:, 2].sum() == 0
+    assert arrays.build_index(split, competition(ignore=2)).counts[:, 2].sum() == 0
     some = replace(split, images=split.images[:3], masks=split.masks[:3], ids=split.ids[:3])
-    assert len(arrays.build_index(some, own, folder).counts) == 3
-    (damaged,) = [file for file in (folder / ".cache").iterdir() if file.name.startswith(split.origin)][:1]
+    assert len(arrays.build_index(some, own).counts) == 3
+    (damaged,) = [file for file in (folder / ".cache").iterdir() if file.name.startswith(split.cache.name)][:1]
     damaged.write_bytes(b"not an npz")
-    np.testing.assert_array_equal(arrays.build_index(split, own, folder).counts, first.counts)
+    np.testing.assert_array_equal(arrays.build_index(split, own).counts, first.counts)
 
 
 def test_the_index_survives_a_full_disk(folder, monkeypatch):
@@ -526,7 +509,7 @@ def test_the_index_survives_a_full_disk(folder, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     split = arrays.load_train(competition(), folder)
-    assert arrays.build_index(split, competition(), folder).counts.sum() == good_masks.size
+    assert arrays.build_index(split, competition()).counts.sum() == good_masks.size
 
 
 def test_released_pages_can_be_read_again(folder):
@@ -548,10 +531,10 @@ def test_mars_as_it_is(tmp_path):
     train, test = arrays.load_train(mars, tmp_path), arrays.load_test(mars, tmp_path)
     assert train.images.shape == (2615, 64, 128, 1) and train.masks.shape == (2615, 64, 128)
     assert test.images.shape == (10022, 64, 128, 1) and test.masks is None
-    assert arrays.build_index(train, mars, tmp_path).counts.sum() == train.masks.size
+    assert arrays.build_index(train, mars).counts.sum() == train.masks.size
 
 
-def test_test_pictures_of_other_channels_are_refused_before_training(folder):
+def test_test_images_of_other_channels_are_refused_before_training(folder):
     images, masks = samples(channels=(3,))
     save(folder, train_images=images, train_masks=masks)
     train = arrays.load_train(competition(), folder)
@@ -559,5 +542,5 @@ def test_test_pictures_of_other_channels_are_refused_before_training(folder):
     save(folder, train_images=images, train_masks=masks, test_images=images[:, :5])
     assert arrays.has_test(competition(), folder, train)
     save(folder, train_images=images, train_masks=masks, test_images=images[..., 0])
-    with pytest.raises(Refused, match=r"test_images.*1 channels; the training pictures have 3"):
+    with pytest.raises(Refused, match=r"test_images.*1 channels; the training images have 3"):
         arrays.has_test(competition(), folder, train)

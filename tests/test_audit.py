@@ -48,9 +48,9 @@ def split(count=12, height=24, width=36, seed=0, prefix="a") -> arrays.Split:
 
 
 def found(train: arrays.Split, test: arrays.Split | None = None) -> list[tuple[str, str, str]]:
-    own, nowhere = competition(), Path("unused")
-    test_index = test and arrays.build_index(test, own, nowhere)
-    rows = audit.audit(own, train, arrays.build_index(train, own, nowhere), test, test_index)
+    own = competition()
+    test_index = test and arrays.build_index(test, own)
+    rows = audit.audit(own, train, arrays.build_index(train, own), test, test_index)
     return [(row.id, row.finding, row.group) for row in rows]
 
 
@@ -61,7 +61,7 @@ def test_ordinary_samples_give_no_finding():
 def test_empty_and_ignored_masks():
     train = split()
     train.masks[3], train.masks[5] = 0, 255
-    rows = audit.audit(competition(), train, arrays.build_index(train, competition(), Path("unused")))
+    rows = audit.audit(competition(), train, arrays.build_index(train, competition()))
     assert [(row.id, row.detail) for row in rows] == [("a03", "only ground"), ("a05", "every pixel is ignored")]
 
 
@@ -85,7 +85,7 @@ def test_exact_duplicates_say_whether_the_mask_differs():
     train = split()
     train.images[[4, 8]] = train.images[1]
     train.masks[8] = train.masks[1]
-    rows = audit.audit(competition(), train, arrays.build_index(train, competition(), Path("unused")))
+    rows = audit.audit(competition(), train, arrays.build_index(train, competition()))
     assert [(row.id, row.detail) for row in rows] == [
         ("a04", "of a01, with another mask"),
         ("a08", "of a01, with the same mask"),
@@ -164,7 +164,7 @@ def test_table_list_and_sheet(tmp_path):
     sizes = np.full((12, 2), 50, np.int32)
     train = arrays.Split(train.images, train.masks, train.ids, None, sizes)
     own = competition()
-    index = arrays.build_index(train, own, tmp_path)
+    index = arrays.build_index(train, own)
     rows = [
         Finding("odd$file, 2.mat", "not an image", 'of "c", with\nanother line'),
         *audit.audit(own, train, index, test),
@@ -215,5 +215,5 @@ def test_mars_has_110_outliers(tmp_path):
     (tmp_path / MARS.name).symlink_to(MARS)
     mars = config.load_config("mars").competition
     train = arrays.load_train(mars, tmp_path)
-    rows = audit.audit(mars, train, arrays.build_index(train, mars, tmp_path))
+    rows = audit.audit(mars, train, arrays.build_index(train, mars))
     assert sum(row.finding == "shared mask" for row in rows) == 110

@@ -1,6 +1,6 @@
-"""The demo is the same on every machine and has a real competition's traps."""
+"""The demo is the same each time and has a real competition's traps."""
 
-import hashlib
+import tempfile
 
 import numpy as np
 import pytest
@@ -9,13 +9,12 @@ from comp import config, files
 from comp.data import arrays, demo, folds
 
 CLASSES = 5
-SHA256 = "b0c6fbfc877c34660795afe20b1521e53a29d040da045609d8f452f3a52d604a"  # of all arrays
 
 
 @pytest.fixture(autouse=True)
 def nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "kaggle")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +31,11 @@ def drawn(made):
         return dict(members)
 
 
-def test_it_is_equal_bit_for_bit_on_every_machine(drawn):
-    found = hashlib.sha256()
-    for key in sorted(drawn):
-        found.update(key.encode() + (drawn[key] if drawn[key].dtype.kind != "U" else drawn[key].astype("S")).tobytes())
-    assert found.hexdigest() == SHA256
-
-
-def test_batches_do_not_change_what_is_drawn(drawn):
-    images, masks = demo._draw_batch(np.array([demo.TRAIN + 7]))
-    np.testing.assert_array_equal(images[0], drawn["test_images"][7])
-    np.testing.assert_array_equal(masks[0], drawn["test_masks"][7])
+def test_it_is_drawn_alike_each_time(drawn):
+    again = demo.draw_demo()
+    assert drawn.keys() == again.keys()
+    for key in drawn:
+        np.testing.assert_array_equal(drawn[key], again[key])
 
 
 def test_shapes_and_labels(drawn):
@@ -72,7 +65,7 @@ def test_it_loads_as_a_competition_with_its_traps(made):
     own = demo_config.competition
     train, test = arrays.load_train(own, made), arrays.load_test(own, made)
     assert test.masks is not None and train.images.shape == (480, 64, 128, 1)
-    index = arrays.build_index(train, own, made)
+    index = arrays.build_index(train, own)
     _, times = np.unique(index.image_hash, return_counts=True)
     assert (times == 2).sum() == demo.DUPLICATES and times.max() == 2
     _, first, times = np.unique(index.mask_hash, return_index=True, return_counts=True)
@@ -106,5 +99,5 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     folder = tmp_path / "input"
     folder.write_text("in the way, also for root")
     path = demo.ensure_demo(folder)
-    assert path.is_relative_to(tmp_path / "xdg") and path == demo.ensure_demo(folder)
+    assert path.is_relative_to(tmp_path / "temporary") and path == demo.ensure_demo(folder)
     assert arrays.find_npz("demo.npz", folder) == path

@@ -29,7 +29,7 @@ def prepare(loaded: config.Config, count: int = 16, size: tuple[int, int] = (32,
     """Drawn images, of which fold 0 validates on the last four."""
     images, masks = draw(count, 0, size)
     split = TrainSplit(images[..., None], masks, np.arange(count).astype(str), None, None)
-    index = arrays.build_index(split, loaded.competition, None)
+    index = arrays.build_index(split, loaded.competition)
     return TrainingData(loaded, split, index, (np.arange(count) < count - 4).astype(np.int16))
 
 

@@ -252,7 +252,7 @@ def test_the_outliers_of_mars_are_found(tmp_path):
     (tmp_path / source.name).symlink_to(source)
     mars = config.load_config("mars")
     split = arrays.load_train(mars.competition, tmp_path)
-    index = arrays.build_index(split, mars.competition, tmp_path)
+    index = arrays.build_index(split, mars.competition)
     assigned = folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, mars)
     assert (assigned == folds.EXCLUDED).sum() == 110
     assert sorted(np.bincount(assigned[assigned >= 0]).tolist()) == [500, 501, 501, 501, 502]

@@ -93,7 +93,6 @@ def test_a_missing_key_names_those_there_are(tmp_path):
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (9,)}",  # of which two bytes are there
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (0, 1267650600228229401496703205376)}",
         b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -2)}",
-        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1, 1, 1, 2)}",
         b"{'descr': [('x', '|u1')], 'fortran_order': False, 'shape': (2,)}",
         b"{'descr': '|O', 'fortran_order': False, 'shape': (2,)}",
         b"{'descr': 'nonsense', 'fortran_order': False, 'shape': (2,)}",
@@ -108,30 +107,6 @@ def test_a_header_that_lies_is_refused(tmp_path, header):
         member = npz.read_member(path, "a")
         assert 0 not in member.shape, "an empty array is the caller's to refuse"
         npz.read_array(member)
-
-
-def test_a_claim_beyond_all_memory_is_refused_before_it_is_inflated(tmp_path):
-    np.savez_compressed(tmp_path / "own.npz", a=np.zeros(1))
-    member = npz.read_member(tmp_path / "own.npz", "a")
-    huge = npz.Member(member.path, "a", (1, 1 << 40), member.dtype, False, member.header, None)
-    with pytest.raises(Refused, match="over 1 GiB"):
-        npz.read_array(huge)
-    with pytest.raises(Refused, match="over 1 GiB"):
-        next(npz.iterate_blocks(huge))
-
-
-def test_a_member_that_expands_to_more_than_it_claims_is_not_inflated(tmp_path):
-    data = io.BytesIO()
-    np.save(data, np.zeros(10_000, np.uint8))
-    claimed = data.getvalue()
-    with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.npy", claimed + bytes(100 << 20))
-        archive.filelist[0].file_size, archive.filelist[0].CRC = len(claimed), zipfile.crc32(claimed)
-    tracemalloc.start()
-    assert not npz.read_array(npz.read_member(tmp_path / "own.npz", "a")).any()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1, -30])
@@ -153,11 +128,14 @@ def test_damaged_data_does_not_pass_the_checksum(tmp_path):
         list(npz.iterate_blocks(npz.read_member(path, "a")))
 
 
-def test_another_compression_is_refused(tmp_path):
+def test_any_compression_that_zipfile_knows_is_read(tmp_path):
+    data = io.BytesIO()
+    np.save(data, np.arange(9))
     with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a.npy", b"")
-    with pytest.raises(Refused, match=r"save it with np\.savez"):
-        npz.read_member(tmp_path / "own.npz", "a")
+        archive.writestr("a.npy", data.getvalue())
+    member = npz.read_member(tmp_path / "own.npz", "a")
+    assert member.offset is None
+    np.testing.assert_array_equal(npz.read_array(member), np.arange(9))
 
 
 def test_fortran_order_is_read_right_or_refused(tmp_path):
@@ -165,9 +143,9 @@ def test_fortran_order_is_read_right_or_refused(tmp_path):
     np.savez(tmp_path / "own.npz", a=values)
     member = npz.read_member(tmp_path / "own.npz", "a")
     np.testing.assert_array_equal(npz.read_array(member), values)
-    for lazily in (npz.map_member, lambda member: next(npz.iterate_blocks(member))):
-        with pytest.raises(Refused, match="ascontiguousarray"):
-            lazily(member)
+    np.testing.assert_array_equal(npz.map_member(member), values)
+    with pytest.raises(Refused, match="ascontiguousarray"):
+        next(npz.iterate_blocks(member))
 
 
 def test_what_is_written_can_be_mapped(tmp_path):

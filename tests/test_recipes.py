@@ -25,7 +25,7 @@ def test_a_recipe_trains(recipe, tmp_path):
     masks = rng.integers(0, 2, (8, *shape[:2]), np.uint8)
     masks[0] = rng.integers(0, len(loaded.competition.classes), shape[:2])  # the only one to be drawn more often
     split = arrays.TrainSplit(images, masks, np.arange(8).astype(str), None, None)
-    index = arrays.build_index(split, loaded.competition, tmp_path)
+    index = arrays.build_index(split, loaded.competition)
     data = TrainingData(loaded, split, index, (np.arange(8) < 6).astype(np.int16))
     model, state = fit.fit(data, 0, tmp_path, device.Machine(CPU))
     assert len(state.history) == 1 and np.isfinite(state.history[0]["train_loss"])

@@ -4,7 +4,6 @@ import hashlib
 import mmap
 import os
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,17 +15,15 @@ import numpy as np
 
 from comp import files
 from comp.config import Arrays, Competition, Fit
-from comp.data import cache, convert, demo, npz
+from comp.data import convert, demo, npz
 from comp.errors import Refused
 from comp.files import atomic_write, find_below_input
 
-MOST_SAMPLES = 1 << 24  # of a split; a small file can claim any number, and each has an id
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
-LONGEST_TEXT = 1000  # characters of an id or group
-LARGEST_SIDE = 65_535  # pixels of an original picture
+LARGEST_SIDE = 65_535  # pixels of an original image
 INDEX_VERSION = 2  # raised when `build_index` changes, so that older caches are not used
+INDEX_BLOCK = 1 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
-INDEX_BLOCK = 1 << 20  # bytes of pictures that a thread looks at between two reports
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,11 @@ class Split:
     groups: np.ndarray | None  # str (N,); "" is no group
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
-    origin: str = ""  # names the file's state and the selectors, for caches; "": nothing is cached
+    cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
 
     @property
-    def shapes(self) -> np.ndarray | tuple[int, int]:
-        """Height and width that a submission must have: (N, 2), or one pair for all pictures."""
+    def shapes(self) -> np.ndarray | tuple[int, ...]:
+        """Height and width that a submission must have: (N, 2), or one pair for all images."""
         return self.images.shape[1:3] if self.sizes is None else self.sizes
 
 
@@ -75,7 +72,7 @@ def find_npz(file: str, folder: Path) -> Path:
         return demo.ensure_demo(folder)
     raise Refused(
         f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; "
-        "put it there, or make it of pictures with kernels/prepare.py --source"
+        "put it there, or make it of images with kernels/prepare.py --source"
     )
 
 
@@ -90,16 +87,16 @@ def load_test(competition: Competition, folder: Path) -> Split:
 
 
 def has_test(competition: Competition, folder: Path, train: Split) -> bool:
-    """Whether the npz holds the test pictures that the competition names.
+    """Whether the npz holds the test images that the competition names.
 
-    Refused where their channels are not the training pictures', which is better known before training.
+    Refused where their channels are not the training images', which is better known before training.
     """
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
     if not {selector, selector.partition("[")[0]} & set(npz.list_keys(path)):
         return False
-    test = convert.Wanted(*_selected(path, selector), "images", competition.arrays.scale)
+    test = convert.Wanted(*_select(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
-        raise Refused(f"{test}: {test.shape[3]} channels; the training pictures have {train.images.shape[3]}")
+        raise Refused(f"{test}: {test.shape[3]} channels; the training images have {train.images.shape[3]}")
     return True
 
 
@@ -118,15 +115,15 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
     return own if own.is_file() else next(find_below_input(SAMPLE), None)
 
 
-def build_index(split: Split, competition: Competition, folder: Path) -> Index:
-    """Count and hash every sample in one pass; kept in the cache folder. Memory stays flat.
+def build_index(split: Split, competition: Competition) -> Index:
+    """Count and hash every sample in one pass; the result is cached. Memory stays flat.
 
     Raises Refused where a label is neither a class nor ignored, naming the sample.
     """
-    if not split.origin:
+    if split.cache is None:
         return _index(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
-    stored = cache.cache_folder(folder) / f"{split.origin}.index-{cache.digest(asked, split.ids.tobytes())}.npz"
+    stored = split.cache.with_name(f"{split.cache.name}.index-{convert.digest(asked, split.ids.tobytes())}.npz")
     with suppress(Refused):
         return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
     found = _index(split, competition)
@@ -138,7 +135,7 @@ def build_index(split: Split, competition: Competition, folder: Path) -> Index:
 def _index(split: Split, competition: Competition) -> Index:
     samples, pixels = len(split.images), prod(split.images.shape[1:3])
     classes, ignore = len(competition.classes), competition.arrays.ignored
-    labels = sorted({*range(classes)} | ({ignore} - {None}))
+    labels = sorted({*range(classes)} if ignore is None else {*range(classes), ignore})
     counts = np.zeros((samples, len(labels)), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
 
@@ -152,11 +149,11 @@ def _index(split: Split, competition: Competition) -> Index:
             counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
             for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
                 label = masks[at][~np.isin(masks[at], labels)][0]
-                says = f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
-                says += f"{classes - 1}" + ("" if ignore is None else f" and {ignore}, which is ignored")
-                if not competition.arrays.labels:
-                    says += "; other values are named as competition.arrays.labels=[0,255]"
-                raise Refused(says)
+                ignored = "" if ignore is None else f" and {ignore}, which is ignored"
+                raise Refused(
+                    f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
+                    f"{classes - 1}{ignored}; other values are named as competition.arrays.labels=[0,255]"
+                )
 
     step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
     # Hashing and numpy release the interpreter's lock, so threads share the work.
@@ -179,7 +176,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     arrays, path = competition.arrays, find_npz(competition.file, folder)
     there = npz.list_keys(path)
 
-    def given(field: str) -> str | None:
+    def find_optional(field: str) -> str | None:
         """The selector of what need not be there: None where it is empty, or the default and the file lacks it."""
         name = f"{part}_{field}"
         selector = getattr(arrays, name, "")
@@ -187,29 +184,34 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
             return None
         return selector
 
-    images = convert.Wanted(*_selected(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
-    sources, count = [images], images.shape[0]
-    if count > MOST_SAMPLES:
-        raise Refused(f"{images}: {count:,} samples; at most {MOST_SAMPLES:,} would fit")
-    selector = arrays.train_masks if part == "train" else given("masks")
-    if selector is not None:
+    images = convert.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
+    wanted, count = [images], images.shape[0]
+    if selector := arrays.train_masks if part == "train" else find_optional("masks"):
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
-            labels[arrays.ignore] = arrays.ignored
-        masks = convert.Wanted(*_selected(path, selector), "masks", labels=labels)
+            labels[arrays.ignore] = 255  # which `ignored` says
+        masks = convert.Wanted(*_select(path, selector), "masks", labels=labels)
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
-        sources.append(masks)
-    ids = _ids(path, given("ids"), count)
-    groups = _texts(path, selector, count) if (selector := given("groups")) else None
-    sizes = _sizes(path, selector, count) if (selector := given("sizes")) else None
-    folds = _folds(path, selector, count) if (selector := given("folds")) else None
-    pixels, *labelled = convert.as_uint8(sources, ids, folder)
-    origin = f"{cache.state(path)}.{cache.digest([source.key for source in sources])}"
-    return Split(pixels, labelled[0] if labelled else None, ids, groups, sizes, folds, origin)
+        wanted.append(masks)
+    ids = _read_ids(path, find_optional("ids"), count)
+    groups = _read_text(path, selector, count) if (selector := find_optional("groups")) else None
+    sizes = _read_sizes(path, selector, count) if (selector := find_optional("sizes")) else None
+    folds = _read_values(path, selector, (count,), "iu", "integers") if (selector := find_optional("folds")) else None
+    cache = convert.cache_folder(folder)
+    pixels = [one.load(ids, cache) for one in wanted]
+    return Split(
+        images=pixels[0],
+        masks=pixels[1] if len(pixels) > 1 else None,
+        ids=ids,
+        groups=groups,
+        sizes=sizes,
+        folds=None if folds is None else folds.astype(np.int16),
+        cache=cache / f"{convert.file_state(path)}.{convert.digest([one.key for one in wanted])}",
+    )
 
 
-def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
+def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     """The member that a selector means, and its slice of the second axis; None for all of it."""
     if selector in npz.list_keys(path) or "[" not in selector:
         return npz.read_member(path, selector), None
@@ -221,8 +223,8 @@ def _selected(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     return member, part
 
 
-def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
-    member, part = _selected(path, selector)
+def _read_values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
+    member, part = _select(path, selector)
     found = member.shape if part is None else (member.shape[0], *member.shape[2:])
     if found != shape or member.dtype.kind not in kinds:
         raise Refused(f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit")
@@ -230,49 +232,39 @@ def _values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits:
     return values if part is None else values[:, part]
 
 
-def _texts(path: Path, selector: str, count: int) -> np.ndarray:
+def _read_text(path: Path, selector: str, count: int) -> np.ndarray:
     """Ids or groups, str (N,), from text, bytes or integers."""
-    values = _values(path, selector, (count,), "USiu", "text or integers")
-    if values.dtype.itemsize > 4 * LONGEST_TEXT:
-        raise Refused(f"{path}: {selector}: {values.dtype}; at most {LONGEST_TEXT} characters would fit")
+    values = _read_values(path, selector, (count,), "USiu", "text or integers").tolist()
     try:
-        if values.dtype.kind == "U":
-            # Refuses what is no character, such as half a surrogate pair, before numpy crashes on it.
-            str(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8), "utf-32-le")
-        return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in values.tolist()])
+        return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in values])
     except UnicodeDecodeError:
         raise Refused(f"{path}: {selector}: not valid text") from None
 
 
-def _ids(path: Path, selector: str | None, count: int) -> np.ndarray:
+def _read_ids(path: Path, selector: str | None, count: int) -> np.ndarray:
     """The samples' own ids, or their numbers; str (N,)."""
     if selector is None:
         return np.arange(count).astype(f"U{len(str(count - 1))}")
-    ids = _texts(path, selector, count)
+    ids = _read_text(path, selector, count)
     for sample, id in enumerate(ids.tolist()):
         if not id or not id.isprintable():
             raise Refused(f"{path}: {selector}: sample {sample} has the id {id!r}; printable text would fit")
-    id, times = Counter(ids.tolist()).most_common(1)[0]
-    if times > 1:
+    unique, times = np.unique(ids, return_counts=True)
+    for id in unique[times > 1].tolist()[:1]:
         raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
     return ids
 
 
-def _sizes(path: Path, selector: str, count: int) -> np.ndarray:
+def _read_sizes(path: Path, selector: str, count: int) -> np.ndarray:
     """Original height and width, int32 (N, 2)."""
-    sizes = _values(path, selector, (count, 2), "iu", "integers")
+    sizes = _read_values(path, selector, (count, 2), "iu", "integers")
     for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
         raise Refused(f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit")
     return sizes.astype(np.int32)
 
 
-def _folds(path: Path, selector: str, count: int) -> np.ndarray:
-    """The fold in which each sample validates, int16 (N,)."""
-    return _values(path, selector, (count,), "iu", "integers").astype(np.int16)
-
-
 def fitted_size(original: Size, size: Size, fit: Fit) -> Size:
-    """The part of a `size` array, from its top left corner, that a picture of `original` size fills."""
+    """The part of a `size` array, from its top left corner, that an image of `original` size fills."""
     if fit == "stretch":
         return size
     scale = min(size[0] / original[0], size[1] / original[1])

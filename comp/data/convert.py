@@ -1,31 +1,56 @@
-"""Any array of an npz as uint8.
+"""Any array of an npz as uint8, and the folder in which converted arrays are cached.
 
 What the file stores as uint8 is memory-mapped where it lies. Anything else (compressed, float, other
 integers) is converted once, block by block, to an npy file in the cache, and mapped from there.
 """
 
+import hashlib
+import json
+import os
 import shutil
-from contextlib import ExitStack, suppress
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from comp.data import cache, npz
+from comp.data import npz
 from comp.errors import Refused
 from comp.files import atomic_write
 
 VERSION = 1  # raised when conversion changes, so that older caches are not used
+ABANDONED = 600  # seconds without a write, after which a half-written file is a killed process's
+
+
+def cache_folder(folder: Path) -> Path:
+    """Where to cache what is made of an input folder: `folder`/.cache, else a temporary folder; made on first write."""
+    cache = Path(folder).absolute() / ".cache"
+    place = cache if cache.exists() else cache.parent
+    if place.is_dir() and os.access(place, os.W_OK):
+        return cache
+    return Path(tempfile.gettempdir()) / f"comp-{os.getuid()}-{digest([os.fspath(cache)])}"
+
+
+def file_state(path: Path) -> str:
+    """A file's name, size and time of change: another string once the file changes."""
+    status = path.stat()
+    return f"{path.name}.{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def digest(values: list, data: bytes = b"") -> str:
+    """Twelve hexadecimal digits of JSON-able values and bytes."""
+    return hashlib.blake2b(json.dumps(values).encode() + data, digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)
 class Wanted:
     """An array the configuration asks for: a member, or one slice of it, and what it is used as.
 
-    Raises Refused for a dtype or shape that holds no pictures.
+    Raises Refused for a dtype or shape that holds no images.
     """
 
     member: npz.Member
@@ -50,14 +75,9 @@ class Wanted:
         return self.arrange(np.broadcast_to(np.uint8(0), self.member.shape)).shape
 
     @property
-    def mappable(self) -> bool:
-        plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1
-        return plain and not self.labels and self.member.offset is not None
-
-    @property
     def key(self) -> str:
         """What, beside the file's state, decides the uint8 array."""
-        return cache.digest([VERSION, self.member.key, self.part, self.role, self.scale, *self.labels.items()])
+        return digest([VERSION, self.member.key, self.part, self.role, self.scale, *self.labels.items()])
 
     def arrange(self, block: np.ndarray) -> np.ndarray:
         """Rows of the member as images (n, H, W, C) or masks (n, H, W), which are images of one channel."""
@@ -74,65 +94,56 @@ class Wanted:
             raise Refused(f"{self}: {self.role} of shape {block.shape}; {fits} would fit")
         return images if self.role == "images" else images[..., 0]
 
+    def load(self, ids: np.ndarray, cache: Path) -> np.ndarray:
+        """A read-only uint8 array of `shape`, mapped from the npz, or from the cache after one conversion.
 
-def as_uint8(sources: list[Wanted], ids: np.ndarray, folder: Path) -> list[np.ndarray]:
-    """Read-only uint8 arrays of one file's sources, shaped as `Wanted.shape` says; `ids` name the samples.
+        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, and for a full disk.
+        """
+        plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1 and not self.labels
+        if plain and self.member.offset is not None:
+            return self.arrange(npz.map_member(self.member).view(np.uint8))
+        file = cache / f"{file_state(self.member.path)}.{self.key}.npy"
+        with suppress(OSError, ValueError, EOFError):  # missing, or cut short
+            return self._map(file)
+        _convert(self, ids, file)
+        return self._map(file)
 
-    Raises Refused for values that do not fit, naming the sample, and for a full disk.
-    """
-    if all(source.mappable for source in sources):
-        return [_mapped(source) for source in sources]
-    path, place = sources[0].member.path, cache.cache_folder(folder)
-    cache.forget(place, path)
-    targets = [(source, place / f"{cache.state(path)}.{source.key}.npy") for source in sources]
-    missing = [target for target in targets if _opened(*target) is None]
-    for _, together in groupby(missing, lambda target: target[0].member):  # images and masks of one member in one pass
-        _convert(list(together), ids)
-    arrays = [_opened(*target) for target in targets]
-    if any(array is None for array in arrays):
-        raise Refused(f"{place}: what {path.name} became there vanished while it was used; try again")
-    return arrays
-
-
-def _mapped(source: Wanted) -> np.ndarray:
-    return source.arrange(npz.map_member(source.member).view(np.uint8))
-
-
-def _opened(source: Wanted, file: Path) -> np.ndarray | None:
-    """Mapped from the npz, or from the file that it was converted to; None: that has yet to be done."""
-    if source.mappable:
-        return _mapped(source)
-    with suppress(OSError, ValueError, EOFError):
+    def _map(self, file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-        if array.shape == source.shape and array.dtype == np.uint8:
-            return np.asarray(array)
-    return None
+        if array.shape != self.shape or array.dtype != np.uint8:
+            raise ValueError(f"{file}: {array.dtype} of shape {array.shape}")
+        return np.asarray(array)
 
 
-def _convert(targets: list[tuple[Wanted, Path]], ids: np.ndarray) -> None:
-    """Stream one member into a uint8 npy file for each of its sources."""
-    member, folder = targets[0][0].member, targets[0][1].parent
-    need, free = sum(prod(source.shape) for source, _ in targets), shutil.disk_usage(folder).free
-    if need > free:
-        raise Refused(f"{member}: {need:,} bytes as uint8, and {folder} has room for {free:,}")
-    brightest = [0.0] * len(targets)
+def _convert(source: Wanted, ids: np.ndarray, file: Path) -> None:
+    """Stream a member into a uint8 npy file; what was made of earlier states of the npz is removed."""
+    member, folder, brightest = source.member, file.parent, 0.0
     try:
-        with ExitStack() as stack:
-            outputs = []
-            for source, file in targets:
-                outputs.append(stack.enter_context(open(stack.enter_context(atomic_write(file)), "wb")))
-                npz.write_header(outputs[-1], source.shape, np.uint8)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder, member.path)
+        need, free = prod(source.shape), shutil.disk_usage(folder).free
+        if need > free:
+            raise Refused(f"{source}: {need:,} bytes as uint8, and {folder} has room for {free:,}")
+        with atomic_write(file) as beside, open(beside, "wb") as output:
+            npz.write_header(output, source.shape, np.uint8)
             for first, rows in npz.iterate_blocks(member):
-                for at, (source, _) in enumerate(targets):
-                    values = source.arrange(rows)
-                    outputs[at].write(np.ascontiguousarray(_as_uint8(values, source, ids[first:])).data)
-                    brightest[at] = max(brightest[at], float(values.max()))
-            for at, (source, _) in enumerate(targets):
-                unscaled = source.role == "images" and member.dtype.kind == "f" and source.scale == 1
-                if unscaled and 0 < brightest[at] <= 1:
-                    raise Refused(f"{source}: no value is above 1; set competition.arrays.scale = 255")
+                values = source.arrange(rows)
+                output.write(np.ascontiguousarray(_as_uint8(values, source, ids[first:])).data)
+                brightest = max(brightest, float(values.max()))
+            if source.role == "images" and member.dtype.kind == "f" and source.scale == 1 and 0 < brightest <= 1:
+                raise Refused(f"{source}: no value is above 1; set competition.arrays.scale = 255")
     except OSError as error:
         raise Refused(f"{folder}: {error.strerror or error}, while {member} was converted to uint8") from None
+
+
+def _remove_stale(cache: Path, path: Path) -> None:
+    """Remove what was made of earlier states of a file, and what killed processes left half written."""
+    for file in cache.iterdir():
+        made = file.name.startswith(f"{path.name}.") and not file.name.startswith(f"{file_state(path)}.")
+        unfinished = file.name.startswith(".") and f".{path.name}." in file.name
+        with suppress(OSError):
+            if made or (unfinished and file.stat().st_mtime < time.time() - ABANDONED):
+                file.unlink()
 
 
 def _as_uint8(values: np.ndarray, source: Wanted, ids: np.ndarray) -> np.ndarray:

@@ -1,11 +1,8 @@
 """The demo competition: drawn terrain with the size and the traps of a real one.
 
-Five classes on 64×128 gray pictures: sky, sand, rock, gravel and, rare, crystal. Some training pictures
-occur twice; a dozen outliers are different pictures with one silly mask. The labels of the test
-pictures are known, so that the demo can print its own leaderboard score. Everything is computed in
-integers from a hash: the arrays are equal, bit for bit, on every machine.
-
-Lengths along a picture are in 1/256 of a noise cell; noise, thresholds and chances are 0 to 65535.
+Five classes on gray images of 64×128: sky, sand, rock, gravel and, rare, crystal. Some training images occur
+twice; a dozen outliers are different images with one silly mask. The labels of the test images are known, so
+that the demo can print its own leaderboard score.
 """
 
 import os
@@ -14,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.data.cache import cache_folder
+from comp.data.convert import cache_folder
 from comp.files import atomic_write
 
 NAME = "demo.npz"
@@ -22,7 +19,7 @@ HEIGHT, WIDTH = 64, 128
 TRAIN, TEST = 480, 160
 DUPLICATES, OUTLIERS = 16, 12
 SKY, SAND, ROCK, GRAVEL, CRYSTAL = range(5)
-BATCH = 32  # pictures drawn at a time
+CELL = 16  # pixels of the noise field over which noise changes
 
 
 def ensure_demo(folder: Path) -> Path:
@@ -41,14 +38,17 @@ def ensure_demo(folder: Path) -> Path:
 
 def draw_demo() -> dict[str, np.ndarray]:
     """All arrays of the demo by key: images uint8 (N, 64, 128), masks uint8 (N, 64, 128), ids str (N,)."""
-    batches = [_draw_batch(numbers) for numbers in np.split(np.arange(TRAIN + TEST), (TRAIN + TEST) // BATCH)]
-    images, masks = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    # Which training pictures are copies, and which outliers: the first in a hashed order.
-    order = np.argsort(_hash(np.arange(TRAIN, dtype=np.uint32)), kind="stable")
-    outliers = order[:OUTLIERS]
-    copies, originals = np.split(order[OUTLIERS : OUTLIERS + 2 * DUPLICATES], 2)
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(0)
+    field = gaussian_filter(rng.standard_normal((2048, 2048), np.float32), 0.35 * CELL, mode="wrap")
+    field *= 0.21 / field.std()
+    images, masks = map(np.stack, zip(*(_draw_scene(field, rng) for _ in range(TRAIN + TEST)), strict=True))
+    outliers, copies, originals = np.split(
+        rng.permutation(TRAIN)[: OUTLIERS + 2 * DUPLICATES], [OUTLIERS, OUTLIERS + DUPLICATES]
+    )
     images[copies], masks[copies] = images[originals], masks[originals]
-    masks[outliers] = _silly_mask()
+    masks[outliers] = _draw_silly_mask()
     return {
         "train_images": images[:TRAIN],
         "train_masks": masks[:TRAIN],
@@ -59,58 +59,57 @@ def draw_demo() -> dict[str, np.ndarray]:
     }
 
 
-def _draw_batch(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pictures by their numbers: images and masks, uint8 (n, 64, 128)."""
-    seed = _hash(numbers.astype(np.uint32) + np.uint32(20_000))[:, None, None]
-    y, x = (grid[None].astype(np.int32) for grid in np.mgrid[:HEIGHT, :WIDTH])
+def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw an image and its mask, uint8 (64, 128); noise is a look at a place of `field` of its own."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
 
-    horizon = _between(seed, 1, -8, 30) + (_noise(seed, 2, x * 9, 0 * x) - 32768) * 9 // 32768
+    def noise(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Smooth noise, mostly -0.5 to 0.5, at places given in cells."""
+        down, right = (np.rint(cells * CELL).astype(int) + rng.integers(len(field)) for cells in (down, right))
+        return field[down % len(field), right % len(field)]
+
+    def octaves(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return 0.75 * noise(down / 2, right / 2) + 0.25 * noise(down * 2, right * 2)
+
+    horizon = rng.uniform(-8, 30) + 21 * noise(0 * x, x / 28)
     below = np.maximum(y - horizon, 0)
     # Cells of ground noise grow from the horizon towards the viewer.
-    along = (x - WIDTH // 2) * 256 // (9 + below // 2)
-    steps = 256 // (5 + np.arange(HEIGHT + 31, dtype=np.int32) // 3)
-    away = np.append(0, np.cumsum(steps)).astype(np.int32)[np.minimum(below, HEIGHT + 31)]
+    along, away = (x - WIDTH / 2) / (9 + below / 2), 3 * np.log1p(below / 15)
 
-    rough = _octaves(seed, 3, along, away)
-    loose = _octaves(seed, 4, along, away)
-    sparkle = _noise(seed, 5, along * 2, away * 2)
-    rock_from, gravel_from = _between(seed, 6, 30000, 42000), _between(seed, 7, 34000, 44000)
-    crystal_from = np.where(_between(seed, 8, 0, 4) == 0, 54500, 70000)  # in one picture of four
+    rough, loose, sparkle = octaves(away, along), octaves(away, along), noise(away * 2, along * 2)
+    rock_from, gravel_from = rng.uniform(-0.04, 0.14), rng.uniform(0.02, 0.17)
+    crystal_from = 0.33 if rng.random() < 0.25 else np.inf
 
     def label(wobble: np.ndarray) -> np.ndarray:
         classes = np.full(wobble.shape, SAND, np.uint8)
         classes[loose + wobble > gravel_from] = GRAVEL
         classes[rough + wobble > rock_from] = ROCK
         classes[(sparkle > crystal_from) & (classes == ROCK) & (below > 4)] = CRYSTAL
-        classes[y < horizon + wobble // 1024] = SKY
+        classes[y < horizon + 64 * wobble] = SKY
         return classes
 
-    drawn = label(np.zeros_like(rough))
+    drawn = label(0 * rough)
     # Annotators do not see edges exactly where they are.
-    masks = label((_noise(seed, 9, x * 40, y * 40) - 32768) // 22)
+    mask = label(noise(y / 6.4, x / 6.4) / 22)
 
-    fine = _noise(seed, 10, x * 150, y * 150) - 32768
-    facets = _noise(seed, 11, along * 4, away * 4) // 13000 * 13000 - 26000
-    ripples = np.abs((away * 5 + _noise(seed, 12, along, away) // 64) % 512 - 256) - 128
-    clouds = _noise(seed, 13, x * 5, y * 16) - 32768
+    fine, facets = noise(y / 1.7, x / 1.7), np.rint(5 * noise(away * 4, along * 4))
+    ripples = abs((away * 5 + noise(away, along) * 4) % 2 - 1) - 0.5
     brightness = np.choose(
         drawn,
         [
-            _between(seed, 14, 140, 200) - y // 2 + clouds // 1500,
-            _between(seed, 15, 130, 165) + ripples // 12,
-            _between(seed, 16, 95, 140) + facets // 900 + fine // 3500,
-            _between(seed, 17, 110, 150) + fine // 800,
-            _between(seed, 18, 190, 235) + facets // 700,
+            rng.uniform(140, 200) - y / 2 + 44 * noise(y / 16, x / 51),
+            rng.uniform(130, 165) + 21 * ripples,
+            rng.uniform(95, 140) + 14 * facets + 19 * fine,
+            rng.uniform(110, 150) + 82 * fine,
+            rng.uniform(190, 235) + 19 * facets,
         ],
     )
-    light = 230 + (_noise(seed, 19, x * 4, y * 6) - 32768) // 500 + (x - WIDTH // 2) * _between(seed, 20, -40, 40) // 64
-    exposure = _between(seed, 21, 180, 300)
-    grain = (_noise(seed, 22, x * 256, y * 256) + _noise(seed, 23, x * 256, y * 256) - 65536) // 5000
-    images = brightness * light // 256 * exposure // 256 + grain
-    return np.clip(images, 0, 255).astype(np.uint8), masks
+    light = 0.9 + noise(y / 43, x / 64) / 2 + (x / WIDTH - 0.5) * rng.uniform(-0.3, 0.3)
+    image = brightness * light * rng.uniform(0.7, 1.17) + rng.normal(0, 5.3, drawn.shape)
+    return image.clip(0, 255).astype(np.uint8), mask
 
 
-def _silly_mask() -> np.ndarray:
+def _draw_silly_mask() -> np.ndarray:
     """What the outliers are labelled as: a face with crystal eyes."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     from_middle = (x - 64) ** 2 + (y - 32) ** 2
@@ -119,40 +118,3 @@ def _silly_mask() -> np.ndarray:
     mask[(abs(from_middle - 17**2) < 60) & (y > 36)] = ROCK
     mask[((abs(x - 64) - 10) ** 2 + (y - 24) ** 2) < 9] = CRYSTAL
     return mask
-
-
-def _octaves(seed: np.ndarray, salt: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    coarse, fine = _noise(seed, salt, x // 2, y // 2), _noise(seed, salt + 100, x * 2, y * 2)
-    return (coarse * 3 + fine) // 4
-
-
-def _noise(seed: np.ndarray, salt: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Value noise, int32 0 to 65535: random at whole cells, smooth between; x and y in 1/256 of a cell."""
-    corner = _hash(seed + np.uint32(salt)) + (x >> 8).astype(np.uint32) * np.uint32(0x9E3779B1)
-    corner = corner + (y >> 8).astype(np.uint32) * np.uint32(0x85EBCA77)
-    right, down = _eased(x & 255), _eased(y & 255)
-
-    def at(step_x: int, step_y: int) -> np.ndarray:
-        step = np.uint32((step_x * 0x9E3779B1 + step_y * 0x85EBCA77) % 2**32)
-        return (_hash(corner + step) >> np.uint32(16)).astype(np.int32)
-
-    upper = at(0, 0) + ((at(1, 0) - at(0, 0)) * right >> 8)
-    lower = at(0, 1) + ((at(1, 1) - at(0, 1)) * right >> 8)
-    return upper + ((lower - upper) * down >> 8)
-
-
-def _eased(fraction: np.ndarray) -> np.ndarray:
-    return fraction * fraction * (768 - 2 * fraction) >> 16
-
-
-def _between(seed: np.ndarray, salt: int, low: int, high: int) -> np.ndarray:
-    """One number for each picture, int32 from `low` up to but not including `high`."""
-    chance = (_hash(seed + np.uint32(salt * 1009)) >> np.uint32(16)).astype(np.int64)
-    return (low + chance * (high - low) // 65536).astype(np.int32)
-
-
-def _hash(values: np.ndarray) -> np.ndarray:
-    """MurmurHash3's finalizer (Appleby, 2011), uint32 to uint32; arithmetic wraps."""
-    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))

@@ -33,7 +33,7 @@ def load_training_data(config: Config, input_folder: Path, runs_folder: Path) ->
     competition = config.competition
     with distributed.rank_zero_first():
         split = arrays.load_train(competition, input_folder)
-        index = arrays.build_index(split, competition, input_folder)
+        index = arrays.build_index(split, competition)
         dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
         path = runs_folder / competition.name / f"folds-{dealt}.csv"
         return TrainingData(config, split, index, folds.load_or_deal_folds(path, split, index, config))

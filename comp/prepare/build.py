@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from comp import files
 from comp.config import Competition
-from comp.data import arrays, cache, npz
+from comp.data import arrays, convert, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare import audit, decode, layouts, mask_coding
@@ -50,9 +50,9 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     masks = [sample.mask for sample in samples if sample.mask]
     coding = mask_coding.detect_coding(masks, competition.classes, ignore, own.labels)
     print(f"{source}: {len(layout.train):,} training and {len(layout.test):,} test images; {coding.text}")
-    rows = [(one.id, one.fold, *(cache.state(file) for file in (one.image, one.mask) if file)) for one in samples]
+    rows = [(one.id, one.fold, *(convert.file_state(file) for file in (one.image, one.mask) if file)) for one in samples]
     meaning = [coding.kind, sorted(coding.meaning.items()), ignore]
-    digest = cache.digest([VERSION, size, fit, own.obey_exif, own.bits, meaning, rows])
+    digest = convert.digest([VERSION, size, fit, own.obey_exif, own.bits, meaning, rows])
     if path.exists():
         if _facts(path).get("digest") != digest:
             raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
@@ -92,7 +92,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     if not (facts := _facts(path)):
         print(f"{path}: holds no hidden images; one that kernels/prepare.py made would tell how to read them here")
         return folder
-    place = cache.cache_folder(folder) / "hidden"
+    place = convert.cache_folder(folder) / "hidden"
     if not (new := place / competition.file).exists():
         samples = layouts.find_samples(home, competition.source.ids, for_test=True).test
         sizes, _ = _inspect(samples, competition.source.obey_exif)

@@ -52,7 +52,7 @@ def main() -> None:
         if settings.competition.name == "demo":
             demo.ensure_demo(args.input)
         split = arrays.load_train(settings.competition, args.input)
-        index = arrays.build_index(split, settings.competition, args.input)
+        index = arrays.build_index(split, settings.competition)
         rows = np.resize(np.arange(len(split.ids)), args.images)
 
         def epoch(name: str) -> None:

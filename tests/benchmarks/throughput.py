@@ -48,7 +48,7 @@ def main() -> None:
         place = Path(folder)
         demo.ensure_demo(place)
         split = arrays.load_train(settings.competition, place)
-        index = arrays.build_index(split, settings.competition, place)
+        index = arrays.build_index(split, settings.competition)
         rows = np.resize(np.arange(len(split.ids)), args.pictures)
         print(f"{chosen}; {settings.model.architecture} on {settings.model.encoder}, batch {settings.batch_size}")
         contestants = {
