@@ -487,7 +487,7 @@ def test_the_index_is_kept_and_made_again_for_other_questions(folder, monkeypatc
     split = arrays.load_train(own, folder)
     first = arrays.build_index(split, own)
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, "_index", None)
+        patch.setattr(arrays, "_scan", None)
         again = arrays.build_index(arrays.load_train(own, folder), own)
     for field in vars(first):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))

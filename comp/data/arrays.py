@@ -121,18 +121,18 @@ def build_index(split: Split, competition: Competition) -> Index:
     Raises Refused where a label is neither a class nor ignored, naming the sample.
     """
     if split.cache is None:
-        return _index(split, competition)
+        return _scan(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
     stored = split.cache.with_name(f"{split.cache.name}.index-{convert.digest(asked, split.ids.tobytes())}.npz")
     with suppress(Refused):
         return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
-    found = _index(split, competition)
+    found = _scan(split, competition)
     with suppress(OSError), atomic_write(stored) as beside:  # a full disk costs the cache, not the result
         np.savez(beside, **vars(found))
     return found
 
 
-def _index(split: Split, competition: Competition) -> Index:
+def _scan(split: Split, competition: Competition) -> Index:
     samples, pixels = len(split.images), prod(split.images.shape[1:3])
     classes, ignore = len(competition.classes), competition.arrays.ignored
     labels = sorted({*range(classes)} if ignore is None else {*range(classes), ignore})
@@ -159,7 +159,7 @@ def _index(split: Split, competition: Competition) -> Index:
     # Hashing and numpy release the interpreter's lock, so threads share the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(look, range(0, samples, step)), start=1):
-            if done % 64 == 0:
+            if done % 64 == 0:  # each walks all of the mapping
                 release_pages(split.images)
                 release_pages(split.masks)
     if ignore is not None:

@@ -31,7 +31,7 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network on import
     import albumentations
 
-    pipeline = albumentations.Compose([_one(albumentations, i, t) for i, t in enumerate(transforms)])
+    pipeline = albumentations.Compose([_build_one(albumentations, i, t) for i, t in enumerate(transforms)])
     # Every transform shares these two generators; seeding them again is what makes a sample's
     # randomness its own, and costs a third of albumentations' set_random_seed.
     generator, python = np.random.default_rng(), random.Random()
@@ -45,13 +45,13 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
         except Exception as error:  # albumentations and OpenCV raise what they like
             raise Refused(f"augment.transforms: {' '.join(str(error).split())[:300]}") from None
         if moved["image"].dtype != np.uint8:
-            raise Refused("augment.transforms: one of them makes float pictures; the model itself normalises")
+            raise Refused("augment.transforms: one of them makes float images; the model itself normalises")
         return moved["image"], moved["mask"]
 
     return transform
 
 
-def _one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
+def _build_one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
     arguments = dict(transform)
     name = arguments.pop("name", None)
     key = f"augment.transforms.{position}"
@@ -83,7 +83,7 @@ def mix_batch(
     set of labels or None, and the share that the first set has in the loss.
 
     CutMix (Yun et al. 2019, arXiv:1905.04899) pastes boxes with their labels, so it needs no second
-    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole pictures.
+    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images.
     """
     if generator.random() < augment.cutmix:
         images, labels = images.clone(), labels.clone()
@@ -102,7 +102,7 @@ def _paste(
     images: Tensor, labels: Tensor, from_images: Tensor, from_labels: Tensor, generator: np.random.Generator
 ) -> None:
     height, width = labels.shape[1:]
-    side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the picture
+    side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the image
     h, w = max(1, round(height * side)), max(1, round(width * side))
     y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
     other = torch.from_numpy(generator.permutation(len(images))).to(images.device)

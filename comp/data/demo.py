@@ -27,9 +27,8 @@ def ensure_demo(folder: Path) -> Path:
     folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
-    if not path.is_file() and not (folder.is_dir() and os.access(folder, os.W_OK)):
-        path = cache_folder(folder) / NAME
+    writable = folder.is_dir() and os.access(folder, os.W_OK)
+    path = (folder if writable else cache_folder(folder)) / NAME
     if not path.is_file():
         with atomic_write(path) as beside:
             np.savez(beside, **draw_demo())  # not compressed, so that it can be mapped
@@ -49,14 +48,11 @@ def draw_demo() -> dict[str, np.ndarray]:
     )
     images[copies], masks[copies] = images[originals], masks[originals]
     masks[outliers] = _draw_silly_mask()
-    return {
-        "train_images": images[:TRAIN],
-        "train_masks": masks[:TRAIN],
-        "train_ids": np.array([f"train-{number:03d}" for number in range(TRAIN)]),
-        "test_images": images[TRAIN:],
-        "test_masks": masks[TRAIN:],
-        "test_ids": np.array([f"test-{number:03d}" for number in range(TEST)]),
-    }
+    arrays = {}
+    for part, rows in {"train": slice(TRAIN), "test": slice(TRAIN, None)}.items():
+        arrays[f"{part}_images"], arrays[f"{part}_masks"] = images[rows], masks[rows]
+        arrays[f"{part}_ids"] = np.array([f"{part}-{number:03d}" for number in range(len(images[rows]))])
+    return arrays
 
 
 def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -38,8 +38,10 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
 
     # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
     kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))
-    kept = kept[np.argsort(_strata(index.counts[kept]), kind="stable")]
-    groups, strata = _groups(index, split.groups, kept), _strata(index.counts[kept])
+    strata = _strata(index.counts[kept])
+    order = np.argsort(strata, kind="stable")
+    kept, strata = kept[order], strata[order]
+    groups = _groups(index, split.groups, kept)
     independent = len(np.unique(groups))
     if independent < count:
         fits = f"; set folds.count={independent}" if independent > 1 else ""
