@@ -272,7 +272,7 @@ def _check_together(config: Config) -> None:
         )
     if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
         raise Refused(
-            f'competition.submission.rows: "image" is one mask for each image, and there are {len(classes) - 1} classes '
+            f'competition.submission.rows: "image" is one mask for an image, and there are {len(classes) - 1} classes '
             'beside the background; "image_class" writes a row for each'
         )
     weights = config.loss.class_weights

@@ -94,7 +94,7 @@ def test_the_first_difference_names_its_key():
         ("loss.class_weights=2", "or 'batch', or less than or equal to 1, or an object, not 2"),
         ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
         ('competition.classes=["a", "b", "a"]', "competition.classes: 'a' is there 2 times"),
-        ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask for each image'),
+        ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask for an image'),
         (
             "augment.transforms=[{name='Rotate', fill_mask=255}]",
             "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit",

@@ -50,7 +50,9 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     masks = [sample.mask for sample in samples if sample.mask]
     coding = mask_coding.detect_coding(masks, competition.classes, ignore, own.labels)
     print(f"{source}: {len(layout.train):,} training and {len(layout.test):,} test images; {coding.text}")
-    rows = [(one.id, one.fold, *(convert.file_state(file) for file in (one.image, one.mask) if file)) for one in samples]
+    rows = [
+        (one.id, one.fold, *(convert.file_state(file) for file in (one.image, one.mask) if file)) for one in samples
+    ]
     meaning = [coding.kind, sorted(coding.meaning.items()), ignore]
     digest = convert.digest([VERSION, size, fit, own.obey_exif, own.bits, meaning, rows])
     if path.exists():
