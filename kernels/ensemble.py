@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.model import metrics
     from comp.prepare import build
     from comp.report import tables
-    from comp.submission import csv_file
+    from comp.submission.check import check_submission
 
     if "LOCAL_RANK" in os.environ:
         raise cli.Refused("one process makes the submission; start it without torchrun")
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     sample = arrays.find_sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
-        csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
+        check_submission(path, competition, test.ids, test.shapes, sample)
         return 0
 
     print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {machine}")

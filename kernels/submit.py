@@ -17,7 +17,8 @@ from typing import Any
 from comp import cli, files
 from comp import config as configs
 from comp.kaggle import api
-from comp.submission import csv_file, ledger
+from comp.submission import ledger
+from comp.submission.check import check_against_input
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     competition = configs.load_config(name).competition
     if not competition.kaggle:
         raise cli.Refused(f'{competition.name}: its TOML names no competition on Kaggle; set kaggle = "<slug>"')
-    rows = csv_file.check_against_input(args.file, competition, args.input)
+    rows = check_against_input(args.file, competition, args.input)
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")

@@ -30,8 +30,9 @@ from comp.data import arrays, augment, batches, folds
 from comp.errors import Refused
 from comp.kaggle import packing
 from comp.model import losses, segmenter
-from comp.submission import csv_file as submissions
 from comp.submission import runlength
+from comp.submission.check import check_submission
+from comp.submission.write import open_writer
 from comp.train import checkpoint, runs, schedule
 
 MEMORY = 3 << 30  # bytes that an input may cost
@@ -292,7 +293,7 @@ LAYOUTS = [
 def use_csv(chance):
     layout = one_of(chance, LAYOUTS)
     competition = config.Competition(name="own", classes=("a", "b", "c"), submission=config.Submission(**layout))
-    with submissions.open_writer("own.csv", competition) as write:
+    with open_writer("own.csv", competition) as write:
         write(["a", "b"], np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 3)
     lines = Path("own.csv").read_text().splitlines()
     Path("sample.csv").write_text("\n".join(lines))
@@ -318,7 +319,7 @@ def use_csv(chance):
     given = {"ids": ["a", "b"]} if chance.random() < 0.8 else {}
     sizes = {"sizes": (3, 4)} if chance.random() < 0.8 else {}
     sample = {"sample": "sample.csv"} if file == "sample.csv" or chance.random() < 0.3 else {}
-    found = submissions.check_submission("own.csv", competition, **given, **sizes, **sample)
+    found = check_submission("own.csv", competition, **given, **sizes, **sample)
     assert found > 0
 
 

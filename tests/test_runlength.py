@@ -79,13 +79,13 @@ def test_decodes_the_empty_token():
         ("4 1 2 1", "run 2, '2 1', does not start after the one before it"),
         ("4 1 4 1", "does not start after"),
         ("1 3 3 2", "run 2, '3 2', overlaps the one before it"),
-        ("5 3", "run 1, '5 3', ends outside the picture of 6 pixels"),
-        ("7 1", "outside the picture of 6 pixels"),
+        ("5 3", "run 1, '5 3', ends outside the image of 6 pixels"),
+        ("7 1", "outside the image of 6 pixels"),
         ("1 2.0", "'2.0' is not a pixel's number"),
         ("nan", "'nan' is not a pixel's number"),
         ("1 x", "'x' is not a pixel's number"),
         ("1 99999999999999999999", "is not a pixel's number"),
-        ("9223372036854775807 9223372036854775807", "outside the picture"),
+        ("9223372036854775807 9223372036854775807", "outside the image"),
         ("1 " + "9" * 5000, "is not a pixel's number"),
     ],
 )
@@ -95,7 +95,7 @@ def test_refuses(text, problem):
     assert len(str(refused.value)) < 200
 
 
-def test_runs_of_an_unknown_picture_cannot_end_anywhere():
+def test_runs_of_an_unknown_image_cannot_end_anywhere():
     with pytest.raises(Refused, match="outside"):
         runlength.parse_runs("9223372036854775807 9223372036854775807")
 

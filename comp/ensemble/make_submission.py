@@ -18,7 +18,8 @@ from comp.data.arrays import Index, Split
 from comp.device import Device
 from comp.ensemble.blend import Blend, label_images
 from comp.model import metrics, predict, segmenter
-from comp.submission import csv_file
+from comp.submission.check import check_submission
+from comp.submission.write import open_writer
 from comp.train.runs import Fold
 
 
@@ -95,7 +96,7 @@ def write_submission(
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
     """
     confusions = []
-    with csv_file.open_writer(path, competition) as write:
+    with open_writer(path, competition) as write:
         for rows, probabilities in blended:
             labels = label_images(probabilities, blend.classes)
             if test.masks is not None:
@@ -108,7 +109,7 @@ def write_submission(
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 resized = (predict.resize_to_original(one, size, competition.arrays.fit) for one, size in own)
                 write(test.ids[rows], [label_images(one[None], blend.classes)[0] for one in resized])
-    count = csv_file.check_submission(path, competition, test.ids, test.shapes, sample)
+    count = check_submission(path, competition, test.ids, test.shapes, sample)
     scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric) if confusions else None
     return count, scores
 

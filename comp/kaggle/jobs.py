@@ -18,7 +18,7 @@ from comp.config import Competition
 from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
-from comp.submission import csv_file
+from comp.submission.check import check_against_input
 from comp.train import overview
 from comp.train.runs import METRICS, Fold, fold_files, has_begun
 
@@ -157,7 +157,7 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None) -> None
         raise Refused(f"{job.name}: its output holds no submission.csv")
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    rows = csv_file.check_against_input(made, job.competition, job.input)
+    rows = check_against_input(made, job.competition, job.input)
     _copy(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")

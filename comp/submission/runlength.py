@@ -14,8 +14,8 @@ from comp.errors import Refused
 
 Order = Literal["column", "row"]
 
-UNKNOWN = 1 << 60  # the area of a picture whose size is not known
-CHUNK = 1 << 20  # pixels encoded at a time: their temporary arrays stay in the cache
+UNKNOWN = 1 << 60  # pixels of an image whose size is not known
+CHUNK = 1 << 19  # pixels encoded at a time: their temporary arrays stay in the cache
 
 
 def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
@@ -23,34 +23,24 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
 
     Starts count from 1, ascending; the text of an empty mask is "".
     """
-    count, height, width = masks.shape
-    if order == "row":  # one long column
-        masks, height, width = masks.reshape(count, height * width, 1), height * width, 1
-    texts = [""] * count
-    step = max(1, min(CHUNK // max(1, height * width), count))
-    edges = np.empty(step * (height + 1) * width + 8, bool)  # one for all steps: new memory is slow at first touch
-    for first in range(0, count, step):
-        numbers, text = _encode(masks[first : first + step].astype(bool, copy=False), edges)
-        for number, line in zip(numbers, text.split("\n"), strict=False):  # text ends with a line break
-            texts[first + number] = line
-    return texts
+    step = max(1, CHUNK // max(1, masks[:1].size))
+    return [text for first in range(0, len(masks), step) for text in _encode(masks[first : first + step], order)]
 
 
 def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", empty: str = "") -> np.ndarray:
     """The mask, bool (H, W), of one run-length text. Raises Refused as `parse_runs` does."""
-    height, width = shape
-    starts, lengths = parse_runs("" if text == empty else text, height * width)
-    edges = np.stack([starts - 1, starts - 1 + lengths], axis=1).ravel()
-    stretches = np.diff(edges, prepend=0, append=height * width)
-    flat = np.repeat(np.arange(len(stretches)) % 2 == 1, stretches)
-    return flat.reshape(height, width) if order == "row" else flat.reshape(width, height).T.copy()
+    flat = np.zeros(shape[0] * shape[1], bool)
+    starts, lengths = parse_runs("" if text == empty else text, flat.size)
+    for start, length in zip((starts - 1).tolist(), lengths.tolist(), strict=True):
+        flat[start : start + length] = True
+    return flat.reshape(shape, order="C" if order == "row" else "F")
 
 
 def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (from 1) and lengths, int64, of one text; `pixels` is the picture's area, if it is known.
+    """Starts (from 1) and lengths, int64, of one text; `pixels` is the image's area, if it is known.
 
-    Raises Refused for what is no whole number, an odd number of values, a start or length below 1, starts
-    that do not ascend, an overlap, and a run that ends outside the picture.
+    Raises Refused for what is not a whole number, an odd number of values, a start or length below 1, starts
+    that do not ascend, an overlap, and a run that ends outside the image.
     """
     words = text.split()
     try:
@@ -61,13 +51,12 @@ def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
     starts, lengths = values[::2], values[1::2]
-    never = np.zeros(len(starts[:1]), bool)
     for wrong, problem in (
         (starts < 1, "starts before pixel 1, the first"),
         (lengths < 1, "is shorter than one pixel"),
-        (lengths > pixels + 1 - starts, f"ends outside the picture of {pixels} pixels"),
-        (np.append(never, starts[1:] <= starts[:-1]), "does not start after the one before it"),
-        (np.append(never, starts[1:] < (starts + lengths)[:-1]), "overlaps the one before it"),
+        (lengths > pixels + 1 - starts, f"ends outside the image of {pixels} pixels"),
+        (np.diff(starts, prepend=0) < 1, "does not start after the one before it"),
+        (starts < np.append(0, starts + lengths)[:-1], "overlaps the one before it"),
     ):
         if wrong.any():
             run = int(wrong.argmax())
@@ -75,40 +64,31 @@ def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray
     return starts, lengths
 
 
-def _encode(masks: np.ndarray, edges: np.ndarray) -> tuple[list[int], str]:
-    """Numbers of the masks (N, H, W) that are not empty, and a line of column-major runs for each.
+def _encode(masks: np.ndarray, order: Order) -> list[str]:
+    """`encode_runs` for few enough masks (N, H, W) to be encoded at once."""
+    import cv2  # here, so that checking a file does not wait for it
 
-    `edges` is memory to work in.
-    """
-    count, height, width = masks.shape
-    # A pixel is an edge if it differs from the one before it, which for the top of a column is the bottom
-    # of the column to its left. One more row holds the edge behind the last pixel. Comparing in place and
-    # sorting the few edges by column costs half of transposing the masks.
-    size = count * (height + 1) * width
-    edges[size : size + 8] = False
-    edge = edges[:size].reshape(count, height + 1, width)
-    np.not_equal(masks[:, 1:], masks[:, :-1], out=edge[:, 1:height])
-    np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edge[:, 0, 1:])
-    edge[:, 0, 0] = masks[:, 0, 0]
-    edge[:, height] = False
-    edge[:, height, -1] = masks[:, -1, -1]
-    found = _nonzero(edges[: -(-size // 8) * 8])
-    if not len(found):
-        return [], ""
-    if size <= np.iinfo(np.uint32).max:
+    flat = np.ascontiguousarray(masks.astype(bool, copy=False))
+    if order == "column":  # cv2 transposes several times as fast as numpy
+        flat = np.stack([cv2.transpose(mask) for mask in flat.view(np.uint8)]).view(bool)
+    flat = flat.reshape(len(masks), -1)
+    # A pixel is an edge if it differs from the one before it; behind the last pixel may be one more edge.
+    size = flat.shape[1] + 1
+    edges = np.zeros((len(flat) * size + 7) // 8 * 8, bool)
+    edge = edges[: len(flat) * size].reshape(len(flat), size)
+    edge[:, 0], edge[:, -1] = flat[:, 0], flat[:, -1]
+    np.not_equal(flat[:, 1:], flat[:, :-1], out=edge[:, 1:-1])
+    found = _nonzero(edges)
+    if edges.size <= np.iinfo(np.uint32).max:
         found = found.astype(np.uint32)  # half the memory to move, and quicker to divide
-    line, column = _divmod(found, width)
-    number, line = _divmod(line, height + 1)
-    place = column * found.dtype.type(height) + line
-    if width > 1:
-        # Lines ascend already, so a stable sort by column is enough, and keys of 16 bits are radix-sorted.
-        by_column = (number * found.dtype.type(width) + column).astype(np.min_scalar_type(count * width))
-        place = place.take(np.argsort(by_column, kind="stable"))
-    starts, ends, number = place[::2], place[1::2], number[::2]
-    digits = np.stack(_digits(starts + place.dtype.type(1)) + _digits(ends - starts), axis=1)
-    last = np.flatnonzero(np.append(number[1:] != number[:-1], True))
-    digits.view(np.uint8)[last, -1] = ord("\n")
-    return number[last].tolist(), digits.tobytes().translate(None, b"\0").decode("ascii")
+    number, place = _divmod(found, size)
+    starts, ends = place[::2], place[1::2]
+    digits = np.stack(_digits(starts + starts.dtype.type(1)) + _digits(ends - starts), axis=1)
+    # The space behind a mask's last run becomes a line break, and masks without a run get an empty line.
+    runs = np.bincount(number[::2], minlength=len(masks))
+    digits.view(np.uint8)[np.cumsum(runs)[runs > 0] - 1, -1] = ord("\n")
+    lines = iter(digits.tobytes().translate(None, b"\0").decode("ascii").split("\n"))
+    return [next(lines) if any_run else "" for any_run in runs]
 
 
 def _nonzero(edges: np.ndarray) -> np.ndarray:

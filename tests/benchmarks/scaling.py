@@ -106,7 +106,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
     from comp.ensemble.blend import label_images
     from comp.ensemble.make_submission import predict_blend
     from comp.model import segmenter as networks
-    from comp.submission import csv_file
+    from comp.submission.write import open_writer
     from comp.train import runs
 
     settings, chosen = tiny(classes), device.choose_device("cpu")
@@ -121,7 +121,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         test = arrays.load_test(settings.competition, Path(folder))
         started = time.perf_counter()
         blended = predict_blend([made], [1.0], test, None, settings.predict.batch_size, chosen)
-        with csv_file.open_writer(Path(folder) / "s.csv", settings.competition) as write:
+        with open_writer(Path(folder) / "s.csv", settings.competition) as write:
             for batch, probabilities in blended:
                 write(test.ids[batch], label_images(probabilities, [1.0] * classes))
         return {"seconds": time.perf_counter() - started, "peak": peak()}

@@ -26,7 +26,9 @@ import torch
 
 from comp import files
 from comp.config import Competition
-from comp.submission import csv_file, runlength
+from comp.submission import runlength
+from comp.submission.check import check_submission
+from comp.submission.write import open_writer
 
 REPEATS = 5
 MARS = (10_022, 64, 128)
@@ -76,10 +78,7 @@ def checked(folder: Path) -> None:
     path, array = folder / "mars.csv", np.random.default_rng(0).integers(0, 5, MARS, np.uint8)
     before = peak()
     write(path, array)
-    times = [
-        seconds(lambda: csv_file.check_submission(path, competition(5), range(MARS[0]), MARS[1:]))
-        for _ in range(REPEATS)
-    ]
+    times = [seconds(lambda: check_submission(path, competition(5), range(MARS[0]), MARS[1:])) for _ in range(REPEATS)]
     wall, cpu = np.median(times, axis=0)
     print(f"\n{path.stat().st_size / 1e6:.0f} MB checked in {wall:.2f} s ({cpu:.2f} s cpu); ", end="")
     print(f"written and checked within {peak() - before:.0f} MB more of memory\n")
@@ -136,7 +135,7 @@ def competition(classes: int) -> Competition:
 
 
 def write(path: Path, labels: np.ndarray) -> None:
-    with csv_file.open_writer(path, competition(5)) as append:
+    with open_writer(path, competition(5)) as append:
         for first in range(0, len(labels), 64):
             append(range(first, min(first + 64, len(labels))), labels[first : first + 64])
 

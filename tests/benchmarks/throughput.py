@@ -31,7 +31,7 @@ from comp.data.training_data import TrainingData
 from comp.ensemble.blend import label_images
 from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter
-from comp.submission import csv_file
+from comp.submission.write import open_writer
 from comp.train import fit, runs, schedule
 
 
@@ -196,7 +196,7 @@ def disk_to_csv(
     test = arrays.Split(split.images[rows], None, np.arange(len(rows)).astype(str), None, None)
     started = time.perf_counter()
     classes = len(settings.competition.classes)
-    with csv_file.open_writer(place / "s.csv", settings.competition) as write:
+    with open_writer(place / "s.csv", settings.competition) as write:
         made = [[runs.Fold(path.parent, 0, {})]]
         for batch, probabilities in predict_blend(made, [1.0], test, "d4", settings.predict.batch_size, chosen):
             write(test.ids[batch], label_images(probabilities, [1.0] * classes))

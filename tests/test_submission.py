@@ -9,7 +9,10 @@ from hypothesis.extra import numpy as arrays
 
 from comp.config import Competition, Submission
 from comp.errors import Refused
-from comp.submission import csv_file, runlength
+from comp.submission import check as checking
+from comp.submission import runlength
+from comp.submission.check import check_submission
+from comp.submission.write import open_writer
 
 # Printable text, quotes, commas and line feeds too. How a lone carriage return is written differs with
 # the version of Python.
@@ -22,7 +25,7 @@ def competition(classes=3, **layout):
 
 
 def write(path, competition, ids, labels):
-    with csv_file.open_writer(path, competition) as append:
+    with open_writer(path, competition) as append:
         append(ids, labels)
     return path
 
@@ -44,7 +47,7 @@ def test_pixels_equal_pandas_to_the_byte(tmp_path_factory, data, classes, ids):
     assert ours.read_bytes() == (folder / "pandas.csv").read_bytes()
 
 
-def test_large_pictures_of_an_odd_number_of_pixels(tmp_path):
+def test_large_images_of_an_odd_number_of_pixels(tmp_path):
     labels = np.random.default_rng(0).integers(0, 256, (2, 251, 203), np.uint8)
     labels[1] %= 10
     rows = write(tmp_path / "s.csv", competition(255), ["a", "b"], labels).read_text().splitlines()
@@ -80,16 +83,16 @@ def test_what_is_written_passes_the_check(tmp_path_factory, data, ids, format, c
     layout = competition(13, format=format, rows="image_class", class_column=class_column, class_label="name")
     labels = data.draw(arrays.arrays(np.uint8, (len(ids), 2, 3), elements=st.integers(0, 12)))
     path = write(tmp_path_factory.mktemp("both") / "s.csv", layout, ids, labels)
-    rows = csv_file.check_submission(path, layout, ids, (2, 3))
+    rows = check_submission(path, layout, ids, (2, 3))
     assert rows == len(ids) * (1 if format == "pixels" else 12)
-    assert csv_file.check_submission(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
+    assert check_submission(path, layout, ids[::-1], [(2, 3)] * len(ids), sample=path) == rows
 
 
 def test_batches_follow_one_another(tmp_path):
     labels = np.random.default_rng(0).integers(0, 3, (7, 4, 5), np.uint8)
     for layout in (competition(), competition(format="rle", rows="image_class")):
         whole = write(tmp_path / "whole.csv", layout, range(7), labels).read_bytes()
-        with csv_file.open_writer(tmp_path / "parts.csv", layout) as append:
+        with open_writer(tmp_path / "parts.csv", layout) as append:
             append([0, 1, 2], labels[:3])
             append([], labels[:0])
             append(iter([3, 4, 5, 6]), list(labels[3:]))
@@ -126,24 +129,24 @@ def test_run_length_layouts(tmp_path, layout, rows):
     assert rows_of(path) == rows
 
 
-def test_pictures_of_different_sizes(tmp_path):
+def test_images_of_different_sizes(tmp_path):
     layout = competition(2, format="rle")
-    pictures = [np.ones((2, 3), np.uint8), np.zeros((1, 1), np.uint8), np.ones((50, 40), np.uint8)]
-    path = write(tmp_path / "s.csv", layout, ["a", "b", "c"], pictures)
+    images = [np.ones((2, 3), np.uint8), np.zeros((1, 1), np.uint8), np.ones((50, 40), np.uint8)]
+    path = write(tmp_path / "s.csv", layout, ["a", "b", "c"], images)
     assert rows_of(path)[1:] == [["a", "1 6"], ["b", ""], ["c", "1 2000"]]
-    sizes = np.array([picture.shape for picture in pictures])
-    assert csv_file.check_submission(path, layout, ["a", "b", "c"], sizes) == 3
-    with pytest.raises(Refused, match=r"row 3 \('c'\): run 1, '1 2000', ends outside the picture of 6 pixels"):
-        csv_file.check_submission(path, layout, ["c", "b", "a"], sizes)
+    sizes = np.array([image.shape for image in images])
+    assert check_submission(path, layout, ["a", "b", "c"], sizes) == 3
+    with pytest.raises(Refused, match=r"row 3 \('c'\): run 1, '1 2000', ends outside the image of 6 pixels"):
+        check_submission(path, layout, ["c", "b", "a"], sizes)
 
 
 def test_nothing_appears_of_a_file_that_was_not_finished(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), csv_file.open_writer(path, competition()) as append:
+    with pytest.raises(KeyboardInterrupt), open_writer(path, competition()) as append:
         append([1], LABELS)
         raise KeyboardInterrupt
-    with pytest.raises(Refused, match="no picture"), csv_file.open_writer(path, competition()):
+    with pytest.raises(Refused, match="no image"), open_writer(path, competition()):
         pass
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.csv"]
@@ -164,7 +167,7 @@ def test_labels_that_are_no_uint8_are_an_error(tmp_path, format, labels):
 
 
 @pytest.mark.parametrize("format", ["pixels", "rle"])
-def test_as_many_ids_as_pictures(tmp_path, format):
+def test_as_many_ids_as_images(tmp_path, format):
     for ids in (["a", "b"], []):
         with pytest.raises(ValueError, match=r"shorter|longer"):
             write(tmp_path / "s.csv", competition(format=format), ids, LABELS)
@@ -176,7 +179,7 @@ def test_as_many_ids_as_pictures(tmp_path, format):
 def check(tmp_path, text, layout, **known):
     path = tmp_path / "s.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return csv_file.check_submission(path, layout, **known)
+    return check_submission(path, layout, **known)
 
 
 PIXELS = competition(3)
@@ -233,8 +236,11 @@ def test_accepts(tmp_path, layout, text):
         (PIXELS, "id,0,1,2\na,0,1;2\n", "2 labels; the header has 3"),  # as long as a good row
         (PIXELS, "id,0,1,2\na\n", "row 1: not all columns are there: 'a'"),
         (PIXELS, b"id,0,1,2\n\xff,0,1,2\n", "row 1: not UTF-8"),
-        (PIXELS, b"\xff,0,1,2\n", "the header is no CSV"),
-        (PIXELS, 'id,0,1,2\n"a,0,1,2\nb,0,1,2\n', "no such id"),
+        (PIXELS, b"\xff,0,1,2\n", "the header: not UTF-8"),
+        (PIXELS, 'id,0,1,2\na,"0,1",2\n', "row 1: 3 columns; the header has 4"),
+        (PIXELS, 'id,0,1,2\na,"0,1",2,0\n', "4 labels; the header has 3"),
+        (RUNS, 'id,rle_mask\na,"1 1,3 1"\n', "more fields than columns"),
+        (PIXELS, 'id,0,1,2\n"a,0,1,2\nb,0,1,2\n', "row 1: unexpected end of data"),
         (ELEVEN, "id,0,1,2\na,0,1,11\n", "column '2' is '11'; whole numbers from 0 to 10 fit"),
         (ELEVEN, "id,0,1,2\na,0,10\n", "2 labels; the header has 3"),
         (RUNS, "id,rle\na,\n", "column 2 is 'rle'; competition test has 'rle_mask' there"),
@@ -243,7 +249,7 @@ def test_accepts(tmp_path, layout, text):
         (RUNS, "id,rle_mask\na,1 0\n", "shorter than one pixel"),
         (RUNS, "id,rle_mask\na,3 1 1 1\n", "does not start after"),
         (RUNS, "id,rle_mask\na,1 2 2 1\n", "overlaps"),
-        (RUNS, "id,rle_mask\na,2 3\n", "ends outside the picture of 3 pixels"),
+        (RUNS, "id,rle_mask\na,2 3\n", "ends outside the image of 3 pixels"),
         (RUNS, "id,rle_mask\na,-\n", "'-' is not a pixel's number"),
         (RUNS, "id,rle_mask\na,1 1,1\n", "more fields than columns"),
         (RUNS, "id,rle_mask\na,1 1\rb,\n", "row 1: a carriage return within the row: 'a,1 1"),
@@ -279,9 +285,12 @@ def test_the_sample_decides(tmp_path):
 
 
 def test_a_file_without_line_breaks_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_file, "LONGEST_ROW", 1000)
-    for text in ("id,rle_mask\na," + "1 1 " * 1000, 'id,rle_mask\n"a\n' + "b,1 1\n" * 1000):
-        with pytest.raises(Refused, match="a row longer than"):
+    monkeypatch.setattr(checking, "LONGEST_ROW", 1000)
+    for text, problem in (
+        ("id,rle_mask\na," + "1 1 " * 1000, "row 1: longer than"),
+        ('id,rle_mask\n"a\n' + "b,1 1\n" * 1000, "row 1: field larger than"),
+    ):
+        with pytest.raises(Refused, match=problem):
             check(tmp_path, text, RUNS)
 
 

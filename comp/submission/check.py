@@ -1,0 +1,152 @@
+"""Submission files read back, and refused where Kaggle would refuse them."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comp.config import Competition
+from comp.data import arrays
+from comp.errors import Refused
+from comp.submission import layout, runlength
+from comp.submission.layout import Key
+
+LONGEST_ROW = 1 << 24  # bytes; a file without line breaks must not fill the memory
+
+
+def check_submission(
+    path: str | Path,
+    competition: Competition,
+    ids: Iterable[Any] = (),
+    sizes: np.ndarray | tuple[int, int] | None = None,
+    sample: str | Path | None = None,
+) -> int:
+    """Read a submission back and refuse what Kaggle would; return how many rows it has.
+
+    `ids` are the test ids, `sizes` their (N, 2) heights and widths or one (height, width); what is not
+    given is not checked. With `sample`, the competition's sample_submission.csv, header and ids must be
+    the sample's. The order of rows is free. Memory holds one row, and the ids. Raises Refused, naming
+    the row (the first below the header is row 1), its id and the column.
+    """
+    columns, ids = layout.key_columns(competition), list(ids)
+    pixels = np.broadcast_to(runlength.UNKNOWN if sizes is None else np.prod(sizes, axis=-1), len(ids)).tolist()
+    pairs = zip(ids, pixels, strict=True)
+    areas = {key: area for image_id, area in pairs for key in layout.row_keys(competition, image_id)}
+    rows = _read_rows(Path(path), len(columns))
+    header = next(rows)
+    if sample is None:
+        known = ids and sizes is not None
+        expected = layout.make_header(competition, pixels[0] if known else len(header) - 1)
+        source = f"competition {competition.name}"
+    else:
+        sample_rows = _read_rows(Path(sample), len(columns))
+        expected, source = next(sample_rows), Path(sample).name
+        areas = {tuple(key): areas.get(tuple(key), runlength.UNKNOWN) for *key, _ in sample_rows}
+    _check_header(path, header, expected, source)
+    seen: set[Key] = set()
+    for row, (*fields, value) in enumerate(rows, 1):
+        key = tuple(fields)
+        try:
+            if "" in key:
+                raise Refused(f"{columns[key.index('')]} is blank")
+            if key in seen:
+                raise Refused("a second row of this id")
+            if areas and key not in areas:
+                raise Refused(f"no such id in {source}; there they look like {_show(*next(iter(areas)))}")
+            seen.add(key)
+            if competition.submission.format == "pixels":
+                _check_labels(value, len(header) - 1, len(competition.classes))
+            else:
+                _check_runs(value, competition.submission.empty, areas.get(key, runlength.UNKNOWN))
+        except Refused as problem:
+            raise Refused(f"{path}: row {row} ({_show(*key)}): {problem}") from None
+    if missing := [key for key in areas if key not in seen]:
+        raise Refused(f"{path}: {len(missing)} of {len(areas)} rows are missing, the first is {_show(*missing[0])}")
+    if not seen:
+        raise Refused(f"{path}: no rows below the header")
+    return len(seen)
+
+
+def check_against_input(path: Path, competition: Competition, folder: Path) -> int:
+    """`check_submission` against the test images of the input `folder`, unless only a dataset on Kaggle has them."""
+    sample = arrays.find_sample_submission(competition, folder)
+    if competition.datasets and not (folder / competition.file).exists():
+        return check_submission(path, competition, sample=sample)
+    test = arrays.load_test(competition, folder)
+    return check_submission(path, competition, test.ids, test.shapes, sample)
+
+
+def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
+    """Yield the fields of the header, then of each row its first `keys` fields and the rest as it stands.
+
+    Lines are split at commas; where one has a quote, the csv module reads the row. Raises Refused.
+    """
+    csv.field_size_limit(LONGEST_ROW)
+    row = columns = 0
+    try:
+        with open(path, "rb") as file:
+            lines = iter(lambda: file.readline(LONGEST_ROW), b"")
+            for line in lines:
+                text = line.decode().rstrip("\r\n")
+                if not text:
+                    continue
+                if len(line) == LONGEST_ROW:
+                    raise csv.Error(f"longer than {LONGEST_ROW >> 20} MiB: {_show(text)}")
+                if '"' in text:
+                    fields = next(csv.reader(map(bytes.decode, chain([line], lines)), strict=True))
+                    if row and len(fields) != columns:
+                        raise csv.Error(f"{len(fields)} columns; the header has {columns}")
+                elif "\r" in text:
+                    raise csv.Error(f"a carriage return within the row: {_show(text)}")
+                else:
+                    fields = text.split(",", keys if row else -1)
+                if row and len(fields) <= keys:
+                    raise csv.Error(f"not all columns are there: {_show(text)}")
+                columns = columns or len(fields)
+                yield [*fields[:keys], ",".join(fields[keys:])] if row else fields
+                row += 1
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        problem = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise Refused(f"{path}: {f'row {row}' if row else 'the header'}: {problem}") from None
+    if not row:
+        raise Refused(f"{path}: empty")
+
+
+def _check_header(path: str | Path, header: list[str], expected: list[str], source: str) -> None:
+    for number, (name, right) in enumerate(zip(header, expected, strict=False), 1):
+        if name != right:
+            raise Refused(f"{path}: column {number} is {_show(name)}; {source} has {right!r} there")
+    if len(header) != len(expected):
+        raise Refused(f"{path}: {len(header)} columns; {source} has {len(expected)}")
+
+
+def _check_labels(text: str, count: int, classes: int) -> None:
+    alternate = len(text) == 2 * count - 1 and text[1::2] == "," * (count - 1)
+    if alternate and not text[::2].strip("0123456789"[:classes]):
+        return  # far quicker than what follows
+    labels, known = text.split(","), {str(label) for label in range(classes)}
+    if len(labels) != count:
+        raise Refused(f"{len(labels)} labels; the header has {count}")
+    for column, label in enumerate(labels):
+        if label not in known:
+            problem = f"is {_show(label)}" if label else "is blank"
+            raise Refused(f"column '{column}' {problem}; whole numbers from 0 to {classes - 1} fit")
+
+
+def _check_runs(text: str, empty: str, pixels: int) -> None:
+    if "," in text:
+        raise Refused(f"more fields than columns, behind {_show(text.partition(',')[0])}")
+    if text == empty:
+        return
+    if not text:
+        raise Refused(f"no value; an empty mask is written {empty!r}")
+    runlength.parse_runs(text, pixels)
+
+
+def _show(*fields: str) -> str:
+    return repr(", ".join(fields)[:80])

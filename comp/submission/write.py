@@ -1,0 +1,85 @@
+"""Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes.
+
+A format is a function that gives the text of a batch. `layout` says which rows there are.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comp import files
+from comp.config import Competition
+from comp.errors import Refused
+from comp.submission import layout, runlength
+
+Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
+
+
+@contextmanager
+def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
+    """Yield `write(ids, labels)`, which appends a batch; the file appears when the block ends, whole.
+
+    `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle".
+    Memory stays that of one batch. Raises Refused for pixel rows of different sizes and for no row.
+    """
+    format_rows = {"pixels": _pixel_rows, "rle": _run_rows}[competition.submission.format]
+    shape: tuple[int, ...] = ()
+
+    def write(ids: Iterable[Any], labels: np.ndarray | Sequence[np.ndarray]) -> None:
+        nonlocal shape
+        if not isinstance(labels, np.ndarray):
+            for image_id, image in zip(ids, labels, strict=True):
+                write([image_id], np.asarray(image)[np.newaxis])
+            return
+        # safe: probabilities or wider integers, given by mistake, are a TypeError and not cut off
+        labels, ids = labels.astype(np.uint8, casting="safe", copy=False), list(ids)
+        if not ids and not len(labels):
+            return
+        if not shape:
+            shape = labels.shape[1:]
+            file.write(_csv_text([layout.make_header(competition, math.prod(shape))]))
+        elif labels.shape[1:] != shape and competition.submission.format == "pixels":
+            raise Refused(f"{str(ids[0])!r}: {labels.shape[1:]} pixels, after {shape}; pixel rows are of one size")
+        file.writelines(format_rows(competition, ids, labels))
+
+    with files.atomic_write(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
+        yield write
+        if not shape:
+            raise Refused(f"{path}: there is no image to write")
+
+
+def _pixel_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
+    for image_id, image in zip(ids, labels, strict=True):
+        texts = _pixel_texts(10 if image.max() < 10 else 256)
+        yield _csv_text([(image_id, "")]).removesuffix(b",\n")  # of one field alone, an empty id would be quoted
+        yield texts[image].tobytes().translate(None, b"\0")
+        yield b"\n"
+
+
+@cache
+def _pixel_texts(labels: int) -> np.ndarray:
+    """A comma and the number for each label below `labels`: S2 (10,) or S4 (256,), padded with NUL."""
+    return np.array([f",{label}".encode() for label in range(labels)])
+
+
+def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
+    submission = competition.submission
+    classes = range(1, 2 if submission.rows == "image" else len(competition.classes))
+    texts = [runlength.encode_runs(labels == label, submission.order) for label in classes]
+    for image_id, *per_class in zip(ids, *texts, strict=True):
+        keys = layout.row_keys(competition, image_id)
+        yield _csv_text((*key, text or submission.empty) for key, text in zip(keys, per_class, strict=True))
+
+
+def _csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as pandas writes them: quoted where they must be, ended by a line feed."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
