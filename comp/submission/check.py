@@ -126,16 +126,17 @@ def _check_header(path: str | Path, header: list[str], expected: list[str], sour
 
 
 def _check_labels(text: str, count: int, classes: int) -> None:
-    alternate = len(text) == 2 * count - 1 and text[1::2] == "," * (count - 1)
-    if alternate and not text[::2].strip("0123456789"[:classes]):
+    data = text.encode()
+    alternate = len(data) == 2 * count - 1 and data[1::2] == b"," * (count - 1)
+    if alternate and not data[::2].translate(None, b"0123456789"[:classes]):
         return  # far quicker than what follows
-    labels, known = text.split(","), {str(label) for label in range(classes)}
+    labels = text.split(",")
     if len(labels) != count:
         raise Refused(f"{len(labels)} labels; the header has {count}")
-    for column, label in enumerate(labels):
-        if label not in known:
-            problem = f"is {_show(label)}" if label else "is blank"
-            raise Refused(f"column '{column}' {problem}; whole numbers from 0 to {classes - 1} fit")
+    if wrong := set(labels).difference(map(str, range(classes))):
+        column, label = next((column, label) for column, label in enumerate(labels) if label in wrong)
+        problem = f"is {_show(label)}" if label else "is blank"
+        raise Refused(f"column '{column}' {problem}; whole numbers from 0 to {classes - 1} fit")
 
 
 def _check_runs(text: str, empty: str, pixels: int) -> None:

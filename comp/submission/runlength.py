@@ -51,15 +51,15 @@ def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
     starts, lengths = values[::2], values[1::2]
-    for wrong, problem in (
+    for broken, problem in (
         (starts < 1, "starts before pixel 1, the first"),
         (lengths < 1, "is shorter than one pixel"),
         (lengths > pixels + 1 - starts, f"ends outside the image of {pixels} pixels"),
         (np.diff(starts, prepend=0) < 1, "does not start after the one before it"),
         (starts < np.append(0, starts + lengths)[:-1], "overlaps the one before it"),
     ):
-        if wrong.any():
-            run = int(wrong.argmax())
+        if broken.any():
+            run = int(broken.argmax())
             raise Refused(f"run {run + 1}, '{starts[run]} {lengths[run]}', {problem}")
     return starts, lengths
 

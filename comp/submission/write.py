@@ -57,16 +57,17 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
 
 def _pixel_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
     for image_id, image in zip(ids, labels, strict=True):
-        texts = _pixel_texts(10 if image.max() < 10 else 256)
+        texts = _pixel_texts(10 if image.max() < 10 else 256).take(image).tobytes()
         yield _csv_text([(image_id, "")]).removesuffix(b",\n")  # of one field alone, an empty id would be quoted
-        yield texts[image].tobytes().translate(None, b"\0")
+        yield texts.translate(None, b"\0")
         yield b"\n"
 
 
 @cache
 def _pixel_texts(labels: int) -> np.ndarray:
-    """A comma and the number for each label below `labels`: S2 (10,) or S4 (256,), padded with NUL."""
-    return np.array([f",{label}".encode() for label in range(labels)])
+    """For each label below `labels`, a comma and the number, padded with NUL: uint16 (10,) or uint32 (256,)."""
+    texts = np.array([f",{label}".encode() for label in range(labels)])
+    return texts.view(f"u{texts.itemsize}")  # integers are taken quicker than strings
 
 
 def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
