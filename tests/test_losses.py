@@ -60,14 +60,14 @@ def test_boundary_is_cross_entropy_near_the_edges_of_labels(void):
         near |= (labels != label) & (labels != VOID) & maximum_filter(labels == label, (1, 7, 7))
     assert 0.1 < near.mean() < 0.5
     logits = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(0))
-    picture, row, column = near.nonzero()
-    entropy = -log_softmax(logits.numpy(), 1)[picture, labels[near], row, column]
+    image, row, column = near.nonzero()
+    entropy = -log_softmax(logits.numpy(), 1)[image, labels[near], row, column]
     expected = np.average(entropy, weights=np.array([1, 3, 0.5])[labels[near]])
     loss = build("boundary", classes=3, ignore=VOID if void else None, class_weights={"b": 3.0, "c": 0.5})
     assert loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected, 1e-5)
 
 
-def test_boundary_of_a_picture_without_an_edge_is_0():
+def test_boundary_of_an_image_without_an_edge_is_0():
     logits, _ = batch()
     assert build("boundary")(logits, torch.ones(3, 8, 6, dtype=torch.uint8)) == 0
 
@@ -272,27 +272,15 @@ def test_two_label_sets_of_one_batch_can_be_mixed():
 @pytest.mark.parametrize(("choice", "power"), [("inverse", -1), ("sqrt", -0.5), (0.25, -0.25)])
 def test_computed_weights_follow_the_frequency_and_a_pixel_weighs_1_on_average(choice, power):
     counts = np.array([9000, 900, 0, 100])
-    weights = losses.class_weights(choice, tuple("abcd"), counts).double().numpy()
+    weights = losses.weigh_classes(choice, tuple("abcd"), counts).double().numpy()
     assert weights[2] == 0
     assert weights[3] / weights[0] == pytest.approx((100 / 9000) ** power)
     assert (counts * weights).sum() / counts.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "boundary", "focal"])
-def test_batch_weights_follow_each_batch(name):
-    loss = build(name, ignore=VOID, class_weights="batch", counts=[1, 2, 3, 4])
-    for seed in (0, 1):
-        logits, labels = batch(seed, absent=2, void=True)
-        weights = {c: float((labels == k).sum()) ** -0.5 for k, c in enumerate("abcd") if (labels == k).any()}
-        assert len(set(weights.values())) > 1
-        torch.testing.assert_close(
-            loss(logits, labels), build(name, ignore=VOID, class_weights=weights)(logits, labels)
-        )
-
-
 def test_weights_by_name_are_taken_as_given():
-    assert losses.class_weights({"c": 5.0}, tuple("abcd"), np.ones(4)).tolist() == [1, 1, 5, 1]
-    assert losses.class_weights("none", tuple("ab"), np.ones(2)).tolist() == [1, 1]
+    assert losses.weigh_classes({"c": 5.0}, tuple("abcd"), np.ones(4)).tolist() == [1, 1, 5, 1]
+    assert losses.weigh_classes("none", tuple("ab"), np.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +293,7 @@ def test_weights_by_name_are_taken_as_given():
 )
 def test_weights_that_make_no_loss_are_refused(choice, counts, said):
     with pytest.raises(Refused, match=said):
-        losses.class_weights(choice, ("a", "b"), np.array(counts))
+        losses.weigh_classes(choice, ("a", "b"), np.array(counts))
 
 
 def test_lovasz_keeps_its_precision_over_many_pixels():

@@ -31,27 +31,18 @@ def build_loss(
     and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
     cross_entropy, boundary and focal: the others count every class alike already. Raises Refused.
     """
-    weights = class_weights(loss.class_weights, classes, counts)
-    known = {
-        "cross_entropy": lambda z, y: cross_entropy(z, y, weigh(y), loss.label_smoothing),
-        "boundary": lambda z, y: cross_entropy(z, near_edges(y), weigh(y), loss.label_smoothing),
-        "focal": lambda z, y: focal(z, y, weigh(y), loss.gamma),
+    weights = weigh_classes(loss.class_weights, classes, counts)
+    weights_on = cache(weights.to)  # a copy a device, not one a step
+    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "cross_entropy": lambda z, y: cross_entropy(z, y, weights_on(y.device), loss.label_smoothing),
+        "boundary": lambda z, y: cross_entropy(z, near_edges(y), weights_on(y.device), loss.label_smoothing),
+        "focal": lambda z, y: focal(z, y, weights_on(y.device), loss.gamma),
         "dice": dice,
         "bce_dice": bce_dice,
         "jaccard": jaccard,
         "lovasz": lovasz,
     }
     terms = [(factor, known[name]) for name, factor in loss.terms.items()]
-
-    @cache
-    def on(device: torch.device) -> Tensor:
-        return weights.to(device)
-
-    def weigh(labels: Tensor) -> Tensor:
-        if loss.class_weights != "batch":
-            return on(labels.device)
-        pixels = _one_hot(labels, len(classes)).sum((0, 2, 3))
-        return torch.where(pixels > 0, pixels.float().rsqrt(), 0.0)
 
     def compute(logits: Tensor, labels: Tensor) -> Tensor:
         # Half precision overflows in sums over pixels; autocast must not bring it back.
@@ -64,13 +55,12 @@ def build_loss(
     return compute
 
 
-def class_weights(choice: str | float | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
+def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
     """Weight of each class, float32 (C,), from pixel counts (C,) or by name.
 
     A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the
     mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
     no label names it, a weight could act only through label smoothing, towards a class never seen.
-    "batch" weighs by the root, too, but by each batch's own frequencies, so here every class weighs 1.
     By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
     """
     if isinstance(choice, Mapping):
@@ -81,12 +71,12 @@ def class_weights(choice: str | float | Mapping[str, float], classes: tuple[str,
         if not weights.any():
             raise Refused("loss.class_weights: all are 0; at least one class must count")
         return torch.tensor(weights, dtype=torch.float32)
-    if choice in ("none", "batch"):
+    if choice == "none":
         return torch.ones(len(classes))
     if not counts.any():
         raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")
     frequency = counts / counts.sum()
-    power = {"inverse": 1.0, "sqrt": 0.5}.get(choice, choice)
+    power = {"inverse": 1.0, "sqrt": 0.5}[choice] if isinstance(choice, str) else choice
     weights = np.power(frequency, -power, out=np.zeros(len(classes)), where=counts > 0)
     return torch.tensor(weights / (frequency @ weights), dtype=torch.float32)
 
@@ -125,7 +115,7 @@ def dice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - soft intersection over union of the batch, mean over the classes its labels hold."""
+    """1 - soft intersection over union of the whole batch, mean over the classes its labels hold."""
     common, total, present = _overlap(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
     return _ratio(((1 - _ratio(common, total - common)) * present).sum(), present.sum())
 
