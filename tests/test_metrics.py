@@ -31,7 +31,7 @@ def pair(seed=0, classes=5, n=6, right=0.6):
 
 
 def count(truth, prediction, classes=3):
-    """Confusions (N, C, C) of pictures given as rows of labels."""
+    """Confusions (N, C, C) of images given as rows of labels."""
     as_images = [np.array(rows, np.uint8)[:, None] for rows in (truth, prediction)]
     return metrics.count_confusion(*as_images, classes)
 

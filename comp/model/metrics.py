@@ -61,7 +61,7 @@ def dice(confusions: np.ndarray) -> np.ndarray:
 def score(confusions: np.ndarray, metric: config.Metric) -> float:
     """The competition's score of confusions (N, C, C), from 0 to 1.
 
-    "global" counts all samples as one picture; "per_image" scores each and takes the mean. There a
+    "global" counts all samples as one image; "per_image" scores each and takes the mean. There a
     class that is in neither truth nor prediction counts as 1 for Dice, as competitions have it, and
     is left out for IoU.
 
@@ -93,7 +93,7 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
     class's part of all pixels.
     """
 
-    def of(**fields: str) -> float:
+    def score_with(**fields: Any) -> float:
         return score(confusions, config.Metric(**fields))
 
     pooled = confusions.sum(0)
@@ -108,13 +108,13 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
     return {
         "score": score(confusions, metric),
         "metric": describe_metric(metric),
-        "mean_iou": of(),
-        "mean_iou_without_0": of(background="drop_class"),
-        "mean_iou_truth_without_0": of(background="drop_truth"),
-        "mean_iou_per_image": of(average="per_image"),
-        "dice": of(name="dice"),
-        "dice_per_image": of(name="dice", average="per_image"),
-        "pixel_accuracy": of(name="pixel_accuracy"),
+        "mean_iou": score_with(),
+        "mean_iou_without_0": score_with(background="drop_class"),
+        "mean_iou_truth_without_0": score_with(background="drop_truth"),
+        "mean_iou_per_image": score_with(average="per_image"),
+        "dice": score_with(name="dice"),
+        "dice_per_image": score_with(name="dice", average="per_image"),
+        "pixel_accuracy": score_with(name="pixel_accuracy"),
         "classes": {
             name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
             for c, name in enumerate(classes)
@@ -124,13 +124,9 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
 
 def describe_metric(metric: config.Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
-    average = {"global": "", "per_image": " per image"}[metric.average]
-    background = {
-        "keep": "",
-        "drop_class": " without class 0",
-        "drop_truth": " where the truth is not class 0",
-    }[metric.background]
-    return NAMES[metric.name] + average + background
+    average = " per image" if metric.average == "per_image" else ""
+    background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
+    return NAMES[metric.name] + average + background.get(metric.background, "")
 
 
 def _margins(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

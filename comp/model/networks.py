@@ -4,10 +4,13 @@ Each takes (N, channels, H, W), H and W multiples of 32, and gives logits (N, cl
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+WIDTHS = (32, 64, 128, 256)
 
 
 def _conv_bn_relu(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
@@ -20,8 +23,8 @@ class DoubleConv(nn.Module):
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__()
-        twice = _conv_bn_relu(inward, outward), _conv_bn_relu(outward, outward)
-        self.body = nn.Sequential(*twice, nn.Dropout2d(dropout))
+        first, second = _conv_bn_relu(inward, outward), _conv_bn_relu(outward, outward)
+        self.body = nn.Sequential(first, second, nn.Dropout2d(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
@@ -39,7 +42,7 @@ class Residual(DoubleConv):
 
 
 class SqueezeExcite(DoubleConv):
-    """Two convolutions whose channels are weighed by the whole picture (Hu et al. 2017, arXiv:1709.01507)."""
+    """Two convolutions whose channels are weighted by the whole image (Hu et al. 2017, arXiv:1709.01507)."""
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__(inward, outward, dropout)
@@ -52,15 +55,10 @@ BLOCKS = {"double": DoubleConv, "residual": Residual, "squeeze_excite": SqueezeE
 
 
 class PlainUnet(nn.Module):
-    """A U-Net without an encoder's name: `widths` from the top to the bottom, `block` at each of them."""
+    """A U-Net without a pretrained encoder: `widths` from the top to the bottom, `block` at each of them."""
 
     def __init__(
-        self,
-        channels: int,
-        classes: int,
-        widths: Sequence[int] = (32, 64, 128, 256),
-        block: str = "double",
-        dropout: float = 0.0,
+        self, channels: int, classes: int, widths: Sequence[int] = WIDTHS, block: str = "double", dropout: float = 0.0
     ):
         super().__init__()
         if block not in BLOCKS:
@@ -70,26 +68,22 @@ class PlainUnet(nn.Module):
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
         self.up = nn.ModuleList(kind(2 * high, high, dropout) for _, high in pairs)
-        self.head = nn.Conv2d(widths[0], classes, 1)
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the head sees: (N, widths[0], H, W)."""
-        kept = []
-        for i, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if i else x)
-            kept.append(x)
-        for enlarge, block, beside in zip(self.enlarge, self.up, kept[-2::-1], strict=True):
-            x = block(torch.cat([enlarge(x), beside], 1))
-        return x
+        self.head: nn.Module = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        skips = []
+        for i, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2) if i else x)
+            skips.append(x)
+        for enlarge, block, skip in zip(self.enlarge, self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([enlarge(x), skip], 1))
+        return self.head(x)
 
 
 class DualUnet(nn.Module):
     """Two U-Nets side by side, of double and of squeeze-excite blocks, joined before one head."""
 
-    def __init__(self, channels: int, classes: int, widths: Sequence[int] = (32, 64, 128, 256), dropout: float = 0.0):
+    def __init__(self, channels: int, classes: int, widths: Sequence[int] = WIDTHS, dropout: float = 0.0):
         super().__init__()
         self.one = PlainUnet(channels, classes, widths, "double", dropout)
         self.other = PlainUnet(channels, classes, widths, "squeeze_excite", dropout)
@@ -107,12 +101,7 @@ class Deconvolution(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        classes: int,
-        widths: Sequence[int] = (32, 64, 128, 256, 512),
-        kernel: int = 3,
-        pool: bool = False,
+        self, channels: int, classes: int, widths: Sequence[int] = (*WIDTHS, 512), kernel: int = 3, pool: bool = False
     ):
         super().__init__()
         down: list[nn.Module] = []
@@ -125,7 +114,7 @@ class Deconvolution(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # each is built with a bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.up(self.down(x)))
@@ -143,7 +132,7 @@ def _deconvolutions(widths: list[int]) -> nn.Sequential:
 class EncoderDeconvolution(nn.Module):
     """Any of segmentation-models-pytorch's encoders under transposed convolutions, without skip connections."""
 
-    def __init__(self, encoder: nn.Module, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
+    def __init__(self, encoder: Any, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
         super().__init__()
         if len(widths) != len(encoder.out_channels) - 1:
             raise ValueError(f"widths: one for each time that the encoder halves, {len(encoder.out_channels) - 1}")

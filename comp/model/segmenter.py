@@ -22,17 +22,8 @@ from comp.distributed import is_lost_peer
 from comp.errors import Refused, did_you_mean
 from comp.model import networks
 
-# What the library itself says to an architecture.
-SETTLED = (
-    "in_channels",
-    "channels",
-    "classes",
-    "encoder",
-    "encoder_name",
-    "encoder_weights",
-    "activation",
-    "aux_params",
-)
+# Arguments of architectures that are not a recipe's to choose.
+SETTLED = "in_channels channels classes encoder encoder_name encoder_weights activation aux_params".split()
 
 
 class Segmenter(nn.Module):
@@ -98,20 +89,22 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
 
     local = model.encoder_weights.endswith(".safetensors")
     hub = None if local or model.encoder_weights == "none" else model.encoder_weights
-    net = _create(smp, model, hub, channels, classes)
-    if not hasattr(net, "encoder") and (local or hub or model.freeze_encoder):
+    net = _create_network(smp, model, hub, channels, classes)
+    encoder: Any = getattr(net, "encoder", None)
+    if encoder is None and (local or hub or model.freeze_encoder):
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
-    note = f"{model.encoder} from scratch" if hasattr(net, "encoder") else "from scratch"
+    note = f"{model.encoder} from scratch" if encoder else "from scratch"
     if local:
         path = Path(model.encoder_weights)
-        note = _load_encoder(net.encoder, path if path.is_file() else next(files.find_below_input(path.name), path))
+        note = _load_encoder(encoder, path if path.is_file() else next(files.find_below_input(path.name), path))
     elif hub:
         note = f"{model.encoder} with {hub} weights"
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
-    stride = net.encoder.output_stride if hasattr(net, "encoder") else 2 ** len(model.options.get("widths", ()))
+    stride = encoder.output_stride if encoder else 2 ** len(model.options.get("widths", ()))
     segmenter = Segmenter(net, mean, std, max(32, stride), model.freeze_encoder)
-    return segmenter.to(memory_format=torch.channels_last), note
+    segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return segmenter, note
 
 
 def measure_normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
@@ -131,7 +124,7 @@ def measure_normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096
     return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
 
 
-def _create(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
+def _create_network(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
     kind = known.get(model.architecture.lower())
     if kind is None:
@@ -181,50 +174,44 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
     import timm
 
     given, wanted = files.read_tensors(path)[0], encoder.state_dict()
-    # timm's encoders sit one level deeper ("model."), and some of their stages are one level flatter, than in a file.
-    renamed = {}
+    fitting, unused = {}, []
     for key, value in given.items():
-        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}")
-        renamed[next((name for name in names if name in wanted), key)] = value
-    fitting = {}
-    for key, value in renamed.items():
-        if key in wanted:
-            if value.ndim == wanted[key].ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
-                value = timm.models.adapt_input_conv(wanted[key].shape[1], value)
-            if value.shape == wanted[key].shape:
-                fitting[key] = value
+        # timm's encoders sit one level deeper, and some of their stages are one level flatter, than in a file.
+        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}", key)
+        name = next((name for name in names if name in wanted), None)
+        shape = wanted[name].shape if name else None
+        if shape and len(shape) == value.ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
+            value = timm.models.adapt_input_conv(shape[1], value)
+        if name and value.shape == shape:
+            fitting[name] = value
+        else:
+            unused.append(key)
     missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
-    left = [key for key in renamed if key not in fitting]
     if len(missing) > len(wanted) / 2:
         raise Refused(
             f"{path}: fits {len(fitting)} of the encoder's {len(wanted)} tensors; "
             f"it has {next(iter(given), 'nothing')!r}, the encoder wants {next(iter(wanted))!r}"
         )
     encoder.load_state_dict(fitting, strict=False)
-    return (
-        f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
-        + (f"; from scratch: {_some(missing)}" if missing else "")
-        + (f"; unused: {_some(left)}" if left else "")
-    )
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    note = f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
+    for what, keys in (("from scratch", missing), ("unused", unused)):
+        if keys:
+            note += f"; {what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return note
 
 
 def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:
     """The mean and deviation that the encoder was trained with, for any number of channels."""
     import timm
 
-    mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
     name = encoder.removeprefix("tu-").removeprefix("timm-")
+    about = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
     if hub:
-        parameters = smp.encoders.get_preprocessing_params(encoder, hub)
-        mean, std = parameters["mean"], parameters["std"]
-    elif timm.is_model(name):
-        mean, std = timm.get_pretrained_cfg(name).mean, timm.get_pretrained_cfg(name).std
-    pair = torch.tensor(mean) * 255, torch.tensor(std) * 255
-    return pair if channels == 3 else tuple(values.mean().expand(channels) for values in pair)
+        about = smp.encoders.get_preprocessing_params(encoder, hub)
+    elif known := timm.get_pretrained_cfg(name):
+        about = known.to_dict()
+    mean, std = torch.tensor(about["mean"]) * 255, torch.tensor(about["std"]) * 255
+    return (mean, std) if channels == 3 else (mean.mean().expand(channels), std.mean().expand(channels))
 
 
 def save_model(model: Segmenter, path: Path, config: Config) -> None:
@@ -242,22 +229,16 @@ class Loaded:
     config: Config
 
 
-def load_model(path: Path, device: Device, like: Loaded | None = None) -> Loaded:
-    """Rebuild a model from its file alone. Raises Refused.
-
-    `like`, a model that is not needed any more, gives its network where the configuration is the same.
-    """
+def load_model(path: Path, device: Device) -> Loaded:
+    """Rebuild a model from its file alone. Raises Refused."""
     tensors, metadata = files.read_tensors(path)
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
     try:
         config = configs.validate_config(json.loads(metadata["config"]))
-        if like is not None and like.config == config:
-            model = like.model
-        else:
-            without = config.model.model_copy(update={"encoder_weights": "none"})
-            mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
-            model, _ = build_segmenter(without, len(mean), len(config.competition.classes), mean, std)
+        without = config.model.model_copy(update={"encoder_weights": "none"})
+        mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
+        model, _ = build_segmenter(without, len(mean), len(config.competition.classes), mean, std)
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()
