@@ -418,7 +418,7 @@ def use_model(chance):
     )
     segmenter.save_model(_network(), Path("model.safetensors"), loaded)
     odd_safetensors(chance, Path("model.safetensors"))
-    model = segmenter.load_model(Path("model.safetensors"), CPU).model
+    model = segmenter.load_model(Path("model.safetensors"), CPU)[0]
     assert model(torch.zeros(1, model.mean.numel(), 32, 32, dtype=torch.uint8)).shape[2:] == (32, 32)
 
 

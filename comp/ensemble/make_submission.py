@@ -62,9 +62,9 @@ def predict_blend(
     models: list[tuple[segmenter.Segmenter, Predict, float]] = []
     for folds, weight in zip(runs, weights, strict=True):
         for fold in folds:
-            loaded = segmenter.load_model(fold.model, device)
-            own = loaded.config.predict
-            models.append((loaded.model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
+            model, config = segmenter.load_model(fold.model, device)
+            own = config.predict
+            models.append((model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
     (first, settings, share), *others = models
 
     @torch.inference_mode()

@@ -5,7 +5,6 @@ The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, en
 
 import inspect
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +220,11 @@ def save_model(model: Segmenter, path: Path, config: Config) -> None:
     files.write_tensors(path, {key: value.contiguous() for key, value in model.state_dict().items()}, metadata)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model rebuilt from its file, in evaluation mode, with the configuration it was trained by."""
+def load_model(path: Path, device: Device) -> tuple[Segmenter, Config]:
+    """Rebuild a model, in evaluation mode, and the configuration that it was trained with from its file alone.
 
-    model: Segmenter
-    config: Config
-
-
-def load_model(path: Path, device: Device) -> Loaded:
-    """Rebuild a model from its file alone. Raises Refused."""
+    Raises Refused.
+    """
     tensors, metadata = files.read_tensors(path)
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
@@ -243,4 +237,4 @@ def load_model(path: Path, device: Device) -> Loaded:
     except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None
-    return Loaded(model.place(device).eval(), config)
+    return model.place(device).eval(), config

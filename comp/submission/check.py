@@ -21,7 +21,7 @@ def check_submission(
     path: str | Path,
     competition: Competition,
     ids: Iterable[Any] = (),
-    sizes: np.ndarray | tuple[int, int] | None = None,
+    sizes: np.ndarray | tuple[int, ...] | None = None,
     sample: str | Path | None = None,
 ) -> int:
     """Read a submission back and refuse what Kaggle would; return how many rows it has.

@@ -180,7 +180,7 @@ def fit(
         save()
         if distributed.agree(0.0, stop.is_set())[1]:
             raise Interrupted
-    return segmenter.load_model(folder / runs.MODEL, machine.device).model, state
+    return segmenter.load_model(folder / runs.MODEL, machine.device)[0], state
 
 
 def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:

@@ -138,7 +138,7 @@ def _draw(
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose_cases(scores)
-    rows = sheets.case_rows(split, valid[at], predicted(at), labels, [scores[i] for i in at], unscored)
+    rows = sheets.case_rows(split, valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], unscored)
     sheets.draw_sheet(rows, classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
@@ -151,4 +151,6 @@ def _draw(
             [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
             for place, row in enumerate(train[:3])
         ]
-        sheets.draw_sheet(sheets.sample_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)
+        sheets.draw_sheet(
+            sheets.sample_rows(split, train[:3].tolist(), draws), classes, folder / "samples.png", unscored
+        )
