@@ -1,1 +1,1 @@
-"""npz in: arrays, checked and mapped; folds; augmentation; batches."""
+"""npz files to checked arrays, folds, augmented batches; the demo's drawn data."""

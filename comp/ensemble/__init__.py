@@ -1,1 +1,1 @@
-"""Folds and runs blended into labels."""
+"""Folds and runs blended, the test set predicted, the submission made."""

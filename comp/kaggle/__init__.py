@@ -1,1 +1,1 @@
-"""The same command on Kaggle: the pack, the sandbox, the client, the jobs."""
+"""The same command on Kaggle: one packed script, the offline sandbox, the client, the jobs."""

@@ -1,1 +1,1 @@
-"""Networks by name, losses, metrics, prediction."""
+"""Networks by name, losses, metrics, prediction in tiles and with test-time augmentation."""

@@ -1,1 +1,1 @@
-"""A fold from arrays to its files: the loop, one step, the schedule, checkpoints, the run on disk."""
+"""One fold from arrays to its files: the loop, the step, the schedule, checkpoints, a run on disk."""
