@@ -1,11 +1,10 @@
 """Files that appear whole or not at all."""
 
-import csv
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,12 +39,6 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
-
-
-def write_csv(path: str | Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows, the header first, as CSV with line feeds, whole or not at all."""
-    with atomic_write(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -236,7 +236,7 @@ def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, mon
         real(path, parts, optimizer, facts | {"scaler": {"scale": 65536.0, "growth_interval": 2000}})
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", of_a_gpu)
-    monkeypatch.setattr(files, "write_csv", lambda *_: 1 / 0)  # killed at the end of the first epoch
+    monkeypatch.setattr(files, "write_text", lambda *_: 1 / 0)  # killed at the end of the first epoch
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, "epochs=2")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -214,7 +215,8 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
         flush=True,
     )
     if not distributed.rank():
-        files.write_csv(folder / runs.HISTORY, [row, *([past[key] for key in row] for past in state.history)])
+        history = pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n")
+        files.write_text(folder / runs.HISTORY, history)
     if diverged:
         raise Refused(
             f"training diverged in epoch {state.epoch + 1}: most losses are NaN or infinite; "
