@@ -78,9 +78,6 @@ class Source(Section):
     size: tuple[Positive, Positive] = (256, 256)  # height, width
     ids: Literal["stem", "name"] = "stem"  # the id of an image: its file's name without suffix, or with it
     obey_exif: bool = True  # turn images upright as EXIF says; false: masks were drawn on the images as stored
-    bits: Annotated[int, Field(ge=8, le=32)] = (
-        16  # that grey images deeper than 8 use, 12 say of 16; the highest 8 stay
-    )
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
     labels: dict[str, str] = {}
 

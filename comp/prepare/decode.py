@@ -4,74 +4,59 @@ Images become 8-bit RGB whatever they were (palette, grey, 16-bit, CMYK, RGBA): 
 transparency dropped, turned upright as EXIF says.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from comp.config import Fit, Source
+from comp.config import Fit
 from comp.data.arrays import Size, fitted_size
 from comp.errors import Refused
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-ORIENTATION = 274  # EXIF's tag: 1 is upright, from SIDEWAYS on height and width are swapped
-SIDEWAYS = 5
+SIDEWAYS = 5  # EXIF orientations from here on swap height and width
+DEPTH = 16  # bits of grey images deeper than 8, unless all of a set use fewer
+LOOKED_AT = 64  # of those images, to find out
 
 
-@dataclass(frozen=True)
-class Header:
-    """What an image file says of itself, before its pixels are read."""
-
-    size: Size  # as stored
-    orientation: int
-    format: str  # "JPEG"
-    mode: str  # "RGB"
-    named: str  # the format that its suffix means
-
-    @property
-    def upright(self) -> Size:
-        """The size as the image is seen."""
-        return self.size[::-1] if self.orientation >= SIDEWAYS else self.size
+def read_header(path: Path, obey_exif: bool = False) -> tuple[Size, int, bool]:
+    """The size as the image is read, EXIF's orientation (1: upright), and whether it is deep: grey, over 8 bits."""
+    image = open_image(path, pixels=False)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    size = image.size if obey_exif and orientation >= SIDEWAYS else image.size[::-1]
+    return size, orientation, image.mode.startswith("I")
 
 
-def read_header(path: Path) -> Header:
-    """Read a file's header. Raises Refused."""
-    Image.init()  # fills the table of suffixes
-    with _opened(path) as image:
-        named = Image.EXTENSION.get(path.suffix.lower(), "")
-        orientation = image.getexif().get(ORIENTATION, 1)
-        return Header(image.size[::-1], orientation, str(image.format), image.mode, named)
-
-
-def open_image(path: Path) -> Image.Image:
-    """The first frame of a file, as it is. Raises Refused."""
-    with _opened(path) as image:
-        image.load()
-    return image
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path, pixels: bool = True) -> Image.Image:
+    """The first frame of a file, as it is, or only its header. Raises Refused."""
     try:
         with Image.open(path) as image:
-            yield image
+            image.getexif()  # of some formats it is behind the pixels
+            if pixels:
+                image.load()
+            return image
     except UNREADABLE as error:
         raise Refused(f"{path}: cannot be read as an image: {error}") from None
 
 
-def read_image(path: Path, source: Source) -> Image.Image:
-    """Read an image as 8-bit RGB, as `source` says. Raises Refused."""
+def find_depth(deep: Sequence[Path]) -> int:
+    """How many bits these images really use, 12 say of 16: those of the largest value in LOOKED_AT of them."""
+    some = deep[:: -(-len(deep) // LOOKED_AT) or 1]
+    largest = [int(np.asarray(open_image(path)).max()) for path in some]
+    return max(8, max(largest).bit_length()) if largest else DEPTH
+
+
+def read_image(path: Path, obey_exif: bool = True, bits: int = DEPTH) -> Image.Image:
+    """Read an image as 8-bit RGB; of a deep one the highest 8 of `bits` bits are kept. Raises Refused."""
     image = open_image(path)
-    if source.obey_exif:
+    if obey_exif:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise Refused(f"{path}: holds fractions; 8- or 16-bit images would fit")
     if image.mode.startswith("I"):
         # PIL would clip 16-bit grey to 255 instead of scaling it.
-        values = np.asarray(image).astype(np.int64) >> (source.bits - 8)
+        values = np.asarray(image).astype(np.int64) >> (bits - 8)
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")

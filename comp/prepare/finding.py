@@ -1,13 +1,12 @@
 """What `layouts`, `build` and `audit` report as odd."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One odd thing about one sample or file."""
 
-    id: str
+    id: str  # of a test sample "test/…"
     finding: str  # its kind
     detail: str
-    group: str = ""  # the first sample of those that belong together, "test/…" for a test sample
+    group: str = ""  # the first sample of those that belong together

@@ -8,10 +8,11 @@ image, with or without "_mask" behind it. Files that belong nowhere are named, n
 
 import os
 import re
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare.finding import Finding
 
@@ -30,6 +31,7 @@ class Sample:
     image: Path
     mask: Path | None
     fold: int = 1  # 0 if a given split validates on it
+    size: Size = (0, 0)  # of the image as it is read; `build` finds it
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Layout:
 
 
 def find_samples(source: Path, ids: str = "stem", for_test: bool = False) -> Layout:
-    """Find the samples below `source`, ordered by stem. Raises Refused, naming what is missing or ambiguous.
+    """Find the samples below `source`, ordered by stem. Raises Refused where the wanted split is not there.
 
-    `ids`: "stem" or, with the suffix, "name". `for_test`: test images must be there, and training ones need not.
+    `ids`: "stem" or, with the suffix, "name". `for_test`: the test images are wanted, else the training images.
     """
     if not source.is_dir():
         raise Refused(f"{source}: no such folder")
@@ -52,95 +54,63 @@ def find_samples(source: Path, ids: str = "stem", for_test: bool = False) -> Lay
     if len(lists) > 1:
         years = ", ".join(path.parts[-3] for path in lists)
         raise Refused(f"{source}: holds several VOC years ({years}); name one of them as --source")
-    layout = _voc(lists[0]) if lists else _folders(source)
-    if for_test and not layout.test:
-        raise Refused(f"{source}: no test images; they lie in test/ or test_images/, or stand in VOC's test list")
-    if not for_test and not layout.train:
-        there = sorted({f"{path.parent.relative_to(source)}/" for path in _files(source) if _is_image(path)})
+    layout = _read_voc(lists[0]) if lists else _read_folders(source)
+    if not (layout.test if for_test else layout.train):
+        there = {f"{one.detail}/" for one in layout.odd if one.finding in ("folder not used", "no mask")}
         raise Refused(
-            f"{source}: no image there has a mask (images lie in {', '.join(there[:6]) or 'no folder'}); what fits: "
-            "images/ and masks/ with equal stems (test_images/ beside them), images/ and annotations/trimaps/, "
-            "or VOC's JPEGImages, SegmentationClass and ImageSets"
+            f"{source}: no {'test images' if for_test else 'image with a mask'} (images lie in "
+            f"{', '.join(sorted(there)[:6]) or 'no folder'}); what fits: images/ and masks/ with equal stems "
+            "(test_images/ beside them), or annotations/trimaps/; or VOC's JPEGImages, SegmentationClass and ImageSets"
         )
+    train, test = sorted(layout.train), sorted(layout.test)
     if ids == "name":
-        train, test = ([replace(one, id=one.image.name) for one in part] for part in (layout.train, layout.test))
-        return Layout(train, test, layout.odd)
-    return layout
+        train, test = ([replace(one, id=one.image.name) for one in split] for split in (train, test))
+    return Layout(train, test, layout.odd)
 
 
-def _voc(lists: Path) -> Layout:
+def _read_voc(lists: Path) -> Layout:
     root = lists.parent.parent
-    images: dict[str, Path] = {}
-    masks: dict[str, Path] = {}
-    odd = []
-    for folder, found in (("JPEGImages", images), ("SegmentationClass", masks)):
-        for path in sorted(root.glob(f"{folder}/*")):
-            if _is_image(path):
-                found[path.stem] = path
-            else:
-                odd.append(Finding(path.name, "not an image", folder))
+    images, masks = (
+        {path.stem: path for path in (root / folder).glob("*") if _is_image(path)}
+        for folder in ("JPEGImages", "SegmentationClass")
+    )
     train: dict[str, Sample] = {}
     test: dict[str, Sample] = {}
     for name, fold in (("train", 1), ("val", 0), ("trainval", 1), ("test", 1)):
-        for stem in _read_list(lists / f"{name}.txt"):
-            if stem not in images:
-                raise Refused(f"{lists / name}.txt: names {stem}, but {root / 'JPEGImages'} has no such image")
-            if name != "test" and stem not in masks:
-                raise Refused(f"{lists / name}.txt: names {stem}, but {root / 'SegmentationClass'} has no such mask")
-            if name == "test" and stem in train:
-                raise Refused(f"{lists}: {stem} is in the test list and in a training list")
-            (test if name == "test" else train).setdefault(stem, Sample(stem, images[stem], masks.get(stem), fold))
-    unlisted = sorted((images.keys() | masks.keys()) - train.keys() - test.keys())
-    odd += [Finding(stem, "not listed", "in no list of ImageSets/Segmentation") for stem in unlisted]
-    return Layout(sorted(train.values()), sorted(test.values()), odd)
+        path, split = lists / f"{name}.txt", test if name == "test" else train
+        for stem in path.read_text().split() if path.exists() else []:
+            if stem not in images or (name != "test" and stem not in masks):
+                folder = root / ("SegmentationClass" if stem in images else "JPEGImages")
+                raise Refused(f"{path}: names {stem}, but {folder} has no such image")
+            split.setdefault(stem, Sample(stem, images[stem], masks.get(stem), fold))
+    return Layout([*train.values()], [*test.values()], [])
 
 
-def _read_list(path: Path) -> list[str]:
-    # Some VOC lists carry a second column (-1, 0, 1); the stem is the first.
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
-
-
-def _folders(source: Path) -> Layout:
-    images: dict[str, dict[str, Path]] = {"train": {}, "test": {}}
-    masks: dict[str, dict[str, Path]] = {"train": {}, "test": {}}
-    odd, val = [], set()
-    for path in sorted(_files(source)):
+def _read_folders(source: Path) -> Layout:
+    found: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
+    layout, val = Layout([], [], []), set()
+    for path in sorted(Path(place, name) for place, _, names in os.walk(source, followlinks=True) for name in names):
         folder = path.relative_to(source).parent.as_posix()
         words = set(re.split("[/_]", folder.lower()))
         if not _is_image(path) or not words & (MASK_FOLDERS | IMAGE_FOLDERS):
-            odd.append(Finding(path.name, "folder not used" if _is_image(path) else "not an image", folder))
+            layout.odd.append(Finding(path.name, "folder not used" if _is_image(path) else "not an image", folder))
             continue
-        of_split = (masks if words & MASK_FOLDERS else images)["test" if "test" in words else "train"]
-        if (twin := of_split.setdefault(path.stem, path)) != path:
+        of_kind = found["test" if "test" in words else "train", "masks" if words & MASK_FOLDERS else "images"]
+        if (twin := of_kind.setdefault(path.stem, path)) != path:
             raise Refused(f"{path}: has the same stem as {twin}; ids are stems, so one of them must be renamed")
         if words & VAL_FOLDERS:
             val.add(path.stem)
 
-    found: dict[str, list[Sample]] = {"train": [], "test": []}
-    for split, samples in found.items():
-        for stem, path in images[split].items():
-            of_image = [masks[split].pop(name) for name in (stem, f"{stem}_mask") if name in masks[split]]
-            if len(of_image) > 1:
-                raise Refused(f"{of_image[0]} and {of_image[1]}: two masks of the image {stem}")
-            if of_image or split == "test":
-                samples.append(Sample(stem, path, of_image[0] if of_image else None, int(stem not in val)))
+    for split, samples in (("train", layout.train), ("test", layout.test)):
+        masks = found[split, "masks"]
+        for stem, path in found[split, "images"].items():
+            mask = masks.pop(stem, None) or masks.pop(f"{stem}_mask", None)
+            if mask or split == "test":
+                samples.append(Sample(stem, path, mask, int(stem not in val)))
             else:
-                odd.append(Finding(stem, "no mask", path.relative_to(source).as_posix()))
-        alone = masks[split].values()
-        odd += [Finding(path.stem, "no image", path.relative_to(source).as_posix()) for path in alone]
-    return Layout(sorted(found["train"]), sorted(found["test"]), odd)
-
-
-def _files(source: Path) -> Iterator[Path]:
-    """Every file below a folder, those behind links to folders, too; a folder that is met again is passed over."""
-    seen = set()
-    for place, folders, names in os.walk(source, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-        else:
-            seen.add(real)
-            yield from (Path(place, name) for name in names)
+                layout.odd.append(Finding(stem, "no mask", path.relative_to(source).parent.as_posix()))
+        layout.odd.extend(Finding(stem, "no image", path.parent.name) for stem, path in masks.items())
+    return layout
 
 
 def _is_image(path: Path) -> bool:

@@ -1,10 +1,11 @@
 """What the values or colours in a competition's mask files mean, and masks as label arrays.
 
-Known without a word are class numbers 0, 1, 2, …, with the ignored one among them; for two classes
-0 and 255, 0 and 65535, and a trimap's 1, 2, 3; and PASCAL VOC's colours. `source.labels` says any
-other coding. Codes are read exactly: a mask that holds one without a meaning is refused.
+Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, 0 and
+65535, and a trimap's 1, 2, 3; and PASCAL VOC's colours. `source.labels` says any other coding. Codes are
+read exactly: a mask that holds one without a meaning is refused.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,26 +13,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from comp.errors import Refused, did_you_mean
 from comp.prepare import decode
+from comp.report.tables import shorten
 
 SAMPLE = 64  # masks that are looked at to find the coding; all others are held to what these say
 LARGEST = 65535  # value of a mask
 
 Kind = Literal["values", "colours"]
-Meaning = dict[int, int]  # label by code; a value is its own code, a colour's is 0xRRGGBB
+LENGTHS = {"values": LARGEST + 1, "colours": 1 << 24}  # of the table of labels by code
 
 
 @dataclass(frozen=True)
 class Coding:
-    """What the codes in a competition's masks mean."""
+    """What the codes in a competition's masks mean. A value is its own code, a colour's is 0xRRGGBB."""
 
     kind: Kind
-    meaning: Meaning
+    table: np.ndarray  # int16 (LENGTHS[kind],): label by code; -1: none
     text: str  # in words, for the log
-    table: np.ndarray  # int16 (65536,) or (2**24,): label by code; -1: none
 
 
 def detect_coding(
@@ -42,22 +42,28 @@ def detect_coding(
     `given` maps codes ("3", or "#3c1098" for a colour) to class names or "ignore"; empty: found from
     the files. Raises Refused, listing the codes found, where they are of no known coding.
     """
+    names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
-        return _coding(*_given(given, classes, ignore), classes, ignore, "as the competition says")
-    some = masks[:: -(-len(masks) // SAMPLE)]
-    kind: Kind = "colours" if _hold_colours(some) else "values"
-    counts: Counter[int] = Counter()
-    for path in some:
-        codes, times = np.unique(_read_codes(path, kind), return_counts=True)
-        counts.update(dict(zip(codes.tolist(), times.tolist(), strict=True)))
-    if found := _find(kind, {*counts}, len(classes), ignore):
-        return _coding(kind, found[0], classes, ignore, found[1])
-    shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
-    void = "; if 255 is void, arrays.ignore = 255" if ignore is None and kind == "values" and 255 in counts else ""
-    raise Refused(
-        f"{masks[0].parent}: the masks hold {len(counts)} {kind} for {len(classes)} classes; say which is which, "
-        f'a class name or "ignore", in source.labels = {{{shown}}}{void}'
-    )
+        kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"
+        meaning = _read_given(given, kind, {name: label for label, name in names.items()})
+    else:
+        some = masks[:: -(-len(masks) // SAMPLE)]
+        kind = "colours" if _hold_colours(some) else "values"
+        counts: Counter[int] = Counter()
+        for path in some:
+            counts.update(dict(zip(*np.unique(_read_codes(path, kind), return_counts=True), strict=True)))
+        meaning = _guess_meaning({*counts}, kind, len(classes), ignore)
+        if not counts.keys() <= meaning.keys():
+            shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
+            void = "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""
+            raise Refused(
+                f"{masks[0].parent}: the masks hold {len(counts)} {kind} for {len(classes)} classes; say which is "
+                f'which, a class name or "ignore", in source.labels = {{{shown}}}{void}'
+            )
+    table = np.full(LENGTHS[kind], -1, np.int16)
+    table[[*meaning]] = [*meaning.values()]
+    text = ", ".join(f"{_name(code, kind)} {names[label]}" for code, label in meaning.items())
+    return Coding(kind, table, shorten(f"mask {kind}: {text}", 400))
 
 
 def read_mask(path: Path, coding: Coding) -> np.ndarray:
@@ -70,89 +76,63 @@ def read_mask(path: Path, coding: Coding) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _find(kind: Kind, codes: set[int], classes: int, ignore: int | None) -> tuple[Meaning, str] | None:
-    void = set() if ignore is None else {ignore}
-    if kind == "colours":
-        voc = {voc_colour(k): k for k in range(classes)} | {voc_colour(255): k for k in void}
-        return (voc, "VOC's colours") if codes <= voc.keys() else None
-    if classes == 2 and codes in ({0, 255}, {0, LARGEST}):
-        return {0: 0, max(codes): 1}, f"0 and {max(codes)}"
-    if classes == 2 and codes == {1, 2, 3} and ignore is not None:
-        return {1: 1, 2: 0, 3: ignore}, "a trimap"
-    numbers = {*range(classes)} | void
-    return ({code: code for code in numbers}, "class numbers") if codes <= numbers else None
-
-
-def _given(given: Mapping[str, str], classes: tuple[str, ...], ignore: int | None) -> tuple[Kind, Meaning]:
-    kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"
-    meaning: Meaning = {}
-    label_of = {name: k for k, name in enumerate(classes)} | ({} if ignore is None else {"ignore": ignore})
-    for code, name in given.items():
-        try:
-            value = int(code[1:], 16) if code.startswith("#") else int(code) * (0x010101 if kind == "colours" else 1)
-        except ValueError:
-            value = -1
-        if not 0 <= value <= (0xFFFFFF if kind == "colours" else LARGEST):
-            raise Refused(f"source.labels: {code!r} is neither a value 0–{LARGEST} nor a colour such as '#3c1098'")
-        if name == "ignore" and ignore is None:
-            raise Refused(f"source.labels.{code}: is to be ignored, but arrays.ignore is not set (255 would fit)")
-        if name not in label_of:
-            raise Refused(f"source.labels.{code}: no class {name!r}{did_you_mean(name, [*classes, 'ignore'])}")
-        meaning[value] = label_of[name]
-    return kind, meaning
-
-
 def voc_colour(index: int) -> int:
     """PASCAL VOC's colour of a class (255: void), as 0xRRGGBB: the index's bits dealt to the channels in turn."""
     return sum(((index >> (3 * j + k)) & 1) << (7 - j) << (16 - 8 * k) for j in range(3) for k in range(3))
 
 
-def _coding(kind: Kind, meaning: Meaning, classes: tuple[str, ...], ignore: int | None, why: str) -> Coding:
-    numbers = all(code == label for code, label in meaning.items())
-    told = {code: label for code, label in meaning.items() if not numbers or label == ignore}
-    names = [f"{_name(code, kind)} {'ignored' if k == ignore else classes[k]}" for code, k in told.items()]
-    table = np.full(LARGEST + 1 if kind == "values" else 2**24, -1, np.int16)
-    table[[*meaning]] = [*meaning.values()]
-    return Coding(kind, meaning, ", ".join([f"mask {kind}, {why}", *names]), table)
+def _guess_meaning(codes: set[int], kind: Kind, classes: int, ignore: int | None) -> dict[int, int]:
+    """The label by code of the known coding that fits best."""
+    labels = [*range(classes), *([] if ignore is None else [ignore])]
+    if kind == "colours":
+        return {voc_colour(label): label for label in labels}
+    if classes == 2 and codes in ({0, 255}, {0, LARGEST}):
+        return {0: 0, max(codes): 1}
+    if classes == 2 and codes == {1, 2, 3} and ignore is not None:
+        return {1: 1, 2: 0, 3: ignore}  # a trimap
+    return {label: label for label in labels}
+
+
+def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) -> dict[int, int]:
+    meaning: dict[int, int] = {}
+    pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
+    for code, name in given.items():
+        if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
+            raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours such as '#3c1098'")
+        if name not in labels:
+            void = "; arrays.ignore is not set (255 would fit)" if name == "ignore" else did_you_mean(name, [*labels])
+            raise Refused(f"source.labels.{code}: no class {name!r}{void}")
+        meaning[value] = labels[name]
+    return meaning
 
 
 def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
-    colour_of: dict[int, list[int]] = {}
+    meant = set()
     for path in paths:
         image = decode.open_image(path)
         if image.mode == "P":
-            palette = image.getpalette("RGB") or []
-            for value in np.unique(np.asarray(image)).tolist():
-                colour = palette[3 * value : 3 * value + 3]
-                if colour_of.setdefault(value, colour) != colour:
-                    return True
-        elif _is_coloured(image):
+            palette = bytes(image.getpalette("RGB") or [])
+            meant |= {(value, palette[3 * value : 3 * value + 3]) for value in np.unique(np.asarray(image)).tolist()}
+        elif np.ptp(np.asarray(image.convert("RGB")), axis=-1).any():
             return True
-    return False
-
-
-def _is_coloured(image: Image.Image) -> bool:
-    rgb = np.asarray(image.convert("RGB"))
-    return bool((rgb != rgb[..., :1]).any())
+    return len(meant) > len({value for value, _ in meant})
 
 
 def _read_codes(path: Path, kind: Kind) -> np.ndarray:
     """int32 (H, W)."""
     image = decode.open_image(path)
+    if kind == "values" and (image.mode in ("P", "L", "F") or image.mode.startswith("I")):
+        values = np.asarray(image)
+        if not ((values >= 0) & (values <= LARGEST) & (values == np.round(values))).all():
+            raise Refused(f"{path}: holds fractions, NaN or values beyond {LARGEST}; 0 to {LARGEST} would fit")
+        return values.astype(np.int32)
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
     if kind == "colours":
-        rgb = np.asarray(image.convert("RGB")).astype(np.int32)
         return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-    if image.mode not in ("P", "L", "F") and not image.mode.startswith("I"):
-        if _is_coloured(image):
-            raise Refused(f"{path}: is coloured, but the other masks hold grey values")
-        image = image.convert("RGB").convert("L")
-    values = np.asarray(image)
-    if values.dtype.kind == "f" and not (values == np.round(values)).all():
-        raise Refused(f"{path}: holds fractions or NaN; whole numbers from 0 to {LARGEST} would fit")
-    if values.min() < 0 or values.max() > LARGEST:
-        raise Refused(f"{path}: holds values from {values.min()} to {values.max()}; 0 to {LARGEST} would fit")
-    return values.astype(np.int32)
+    if np.ptp(rgb, axis=-1).any():
+        raise Refused(f"{path}: is coloured, but the other masks hold grey values")
+    return rgb[..., 0]
 
 
 def _name(code: int, kind: Kind) -> str:
