@@ -175,7 +175,7 @@ def test_table_list_and_sheet(tmp_path):
     with Image.open(tmp_path / "audit/audit.png") as sheet:
         factor = 260 // 36
         at = slice(44, 44 + 24 * factor, factor), slice(6, 6 + 36 * factor, factor)
-        assert (np.asarray(sheet)[at] == veiled).all()
+        assert (np.asarray(sheet.convert("RGB"))[at] == veiled).all()
 
 
 def test_prepare_from_the_command_line(tmp_path):

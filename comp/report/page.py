@@ -39,8 +39,8 @@ class Section:
 
 def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section]) -> Path:
     """Write a page of its sections, atomically."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html")
+    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Template(source, autoescape=True, trim_blocks=True)
     write_text(path, template.render(title=title, subtitle=subtitle, sections=sections, to_html=to_html))
     return path
 
@@ -48,12 +48,10 @@ def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section
 def read_figures(folder: Path) -> list[dict[str, Any]]:
     """The figures in a folder, in the page's order, as the template embeds them."""
     figures = []
-    for path, heading in ((folder / name, heading) for name, heading in FIGURES.items()):
-        if path.exists():
+    for name, heading in FIGURES.items():
+        if (path := folder / name).exists():
             with Image.open(path) as image:
-                size = {"width": image.width, "height": image.height}
-                dpi = image.info.get("dpi", (100, 100))[0]
+                width = round(image.width * 100 / image.info.get("dpi", (100, 100))[0])  # CSS pixels
             data = base64.b64encode(path.read_bytes()).decode()
-            shown = round(size["width"] * 100 / dpi)  # CSS pixels
-            figures.append({"heading": heading, "name": path.stem, "data": data, "shown": shown, **size})
+            figures.append({"heading": heading, "name": path.stem, "data": data, "width": width})
     return figures

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_rgb
@@ -19,7 +18,6 @@ WIDEST = 1600  # pixels: of a sheet, whose images are smaller where they are man
 GAP = 6  # pixels between images
 LINE = 22  # pixels of a line of text
 DPI = 100
-IGNORED = (255, 255, 255)
 # A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
 FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -29,25 +27,21 @@ Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
 
 
 def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
-    """Indices and labels of the three worst, three median cases and the best, in that order.
+    """Indices and labels of the three worst, three median cases and the best, in that order, or of fewer.
 
-    Fewer where there are fewer. A score that is not finite, as of an image without a class to score,
-    is chosen only where all are.
+    A NaN, the score of an image without a class to score, is chosen only where all are.
     """
-    scores = np.asarray(scores, dtype=float)
-    order = np.argsort(scores, kind="stable")
-    if np.isfinite(scores).any():
-        order = order[np.isfinite(scores[order])]
-    n, middle = len(order), len(order) // 2
-    labels = dict.fromkeys((middle - 1, middle + 1), "median") | dict.fromkeys((1, 2), "worst")
-    labels |= {middle: "median", n - 1: "best", 0: "worst"}  # of few cases these come first
-    positions = sorted(p for p in labels if 0 <= p < n)
-    return [int(order[p]) for p in positions], [labels[p] for p in positions]
+    n = int(np.isfinite(scores).sum()) or len(scores)
+    order, middle = np.argsort(scores, kind="stable"), n // 2  # NaN comes last
+    places = sorted({0, 1, 2, middle - 1, middle, middle + 1, n - 1} & {*range(n)})
+    worst = max(1, min(3, middle))
+    labels = ["worst" if place < worst else "best" if place == n - 1 else "median" for place in places]
+    return [int(order[place]) for place in places], labels
 
 
 def case_rows(
     split: TrainSplit,
-    rows: Sequence[int],
+    rows: Iterable[int],
     predictions: Iterable[np.ndarray],
     labels: Sequence[str],
     scores: Sequence[float],
@@ -61,18 +55,17 @@ def case_rows(
     for row, prediction, label, score in zip(rows, predictions, labels, scores, strict=True):
         image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & ~np.isin(truth, [*unscored])
-        rgb = overlay(image, None)
-        bright = max(np.percentile(rgb, 99), 1)  # a dark image stays legible when it is dimmed
-        grey = np.minimum(rgb.mean(-1, keepdims=True) * (90 / bright), 90)
+        grey = overlay(image, None).mean(-1, keepdims=True)
+        grey = np.minimum(grey / max(np.percentile(grey, 99), 1), 1) * 90  # dimmed, but a dark image stays legible
         wrong = np.where(differ[..., None], overlay(None, prediction, unscored), grey).astype(np.uint8)
-        cells = {"image": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
         name = shorten(f"{label}: {split.ids[row]}", 60)
-        caption = f"{name} · {format_number(score)} · {100 * differ.mean():.1f} % of the pixels differ"
+        caption = f"{name} · {format_number(score)} · {differ.mean():.1%} of the pixels differ"
+        cells = {"image": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
         yield caption, cells | {"where they differ": (wrong, None)}
 
 
-def filmstrip_rows(split: TrainSplit, rows: Sequence[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
-    """What the same few images were predicted as while training went on, and at last their truth.
+def filmstrip_rows(split: TrainSplit, rows: Iterable[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
+    """Images, what was predicted of them as training went on, and their truth.
 
     frames: a heading such as "epoch 4" to that moment's predictions, uint8 (n, H, W), in the order of time.
     """
@@ -81,29 +74,27 @@ def filmstrip_rows(split: TrainSplit, rows: Sequence[int], frames: dict[str, np.
         yield split.ids[row], {"image": (split.images[row], None)} | film | {"truth": (None, split.masks[row])}
 
 
-def sample_rows(split: TrainSplit, rows: Sequence[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
-    """Augmented samples beside their originals, under the colours of their masks.
-
-    draws: for each of the rows its augmented images with their masks, of any size.
-    """
+def sample_rows(split: TrainSplit, rows: Iterable[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
+    """Images and, for each, its augmented samples of any size, under the colours of their masks."""
     for row, drawn in zip(rows, draws, strict=True):
         image, mask = split.images[row], split.masks[row]
         cells = {f"augmented {k}": draw for k, draw in enumerate(drawn, 1)}
         yield split.ids[row], {"original": (image, None), "with its mask": (image, mask)} | cells
 
 
-def class_colours(n: int) -> np.ndarray:
-    """Colours of the classes 0 … n-1 as uint8 (n, 3), n at most 255, all distinct; fewer are a prefix of more."""
-    k = np.arange(255 - len(FIRST))
+def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
+    """Colours of the labels 0 … n-1 as uint8 (n, 3), all distinct but for `unscored` and 255, which are white."""
+    k = np.arange(256 - len(FIRST))
     # Steps of the golden ratio spread any number of hues evenly; four levels, from dark to pale, tell close hues apart.
     hues = np.stack([k * 0.618034 % 1, 0.9 - 0.15 * (k % 4), 0.55 + 0.13 * (k % 4)], axis=1)
     colours = np.vstack([[to_rgb(colour) for colour in FIRST], hsv_to_rgb(hues)])
+    colours[[*unscored, 255]] = 1
     return (colours[:n] * 255).round().astype(np.uint8)
 
 
 def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
     """A cell as uint8 (H, W, 3). Label 0 keeps the image; without an image it has a colour, too."""
-    colours = _colour_table(unscored)
+    colours = class_colours(unscored=unscored)
     if image is None:
         return colours[mask]
     # The first three channels, or the first.
@@ -122,40 +113,32 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
     fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
-    legend = [(shorten(name, 28), colour) for name, colour in zip(classes, _colour_table(unscored) / 255, strict=False)]
-    legend += [("not scored", "white")] if unscored else []
-    across = max(1, total // (8 * max(len(name) for name, _ in legend) + 40))
+    names = [shorten(name, 28) for name in classes] + ["not scored"]
+    colours = [*class_colours(len(classes), unscored) / 255, "white"]
+    legend = [
+        Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in zip(names, colours, strict=True)
+    ]
+    if not unscored:
+        legend.pop()
+    across = max(1, total // (8 * max(map(len, names)) + 40))
     row_height = 2 * LINE + height + 2 * GAP
     tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))
     figure = Figure(figsize=(total / DPI, tall / DPI), dpi=DPI)
-
     for r, (caption, cells) in enumerate(fitted):
         top = tall - r * row_height  # pixels, counted from below as matplotlib does
-        style: dict[str, Any] = {"va": "center", "fontsize": 10}
-        figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), **style)
+        figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), va="center")
         for k, (heading, cell) in enumerate(cells.items()):
             x = GAP + k * (width + GAP)
             heading = shorten(heading, max(width // 8, 8))
-            figure.text(x / total, (top - 1.5 * LINE) / tall, heading, color=FAINT, **style)
+            figure.text(x / total, (top - 1.5 * LINE) / tall, heading, color=FAINT, va="center")
             figure.figimage(cell, x, top - 2 * LINE - len(cell))
-    boxes = [Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in legend]
-    tight = {"handlelength": 1, "handleheight": 1, "handletextpad": 0.5, "columnspacing": 1, "borderaxespad": 0}
-    figure.legend(handles=boxes, loc="lower left", ncols=across, fontsize=10, **tight)
+    figure.legend(handles=legend, ncols=across, fontsize=10, handlelength=1, handleheight=1, borderaxespad=0)
     save_figure(figure, path)
-
-
-def _colour_table(unscored: Collection[int]) -> np.ndarray:
-    """The colour of each label, uint8 (256, 3); 255, too, is drawn as not scored."""
-    table = np.vstack([class_colours(255), np.zeros((1, 3), np.uint8)])
-    table[[*unscored, 255]] = IGNORED
-    return table
 
 
 def _fitted(cell: Cell, side: int, unscored: Collection[int]) -> np.ndarray:
     """uint8 (h, w, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
-    shown = overlay(*cell, unscored)
-    height, width = shown.shape[:2]
-    if factor := side // max(height, width):
-        return shown.repeat(factor, 0).repeat(factor, 1)
-    size = (max(1, width * side // max(height, width)), max(1, height * side // max(height, width)))
-    return np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.BOX))
+    shown = Image.fromarray(overlay(*cell, unscored))
+    scale = side / max(shown.size)
+    scale = max(int(scale), min(scale, 1))
+    return np.asarray(shown.resize([max(1, round(n * scale)) for n in shown.size], Image.Resampling.BOX))

@@ -1,8 +1,7 @@
 """Small tables as pandas frames, shown as text or HTML: numbers flush right, a dash for what is missing."""
 
 import math
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -18,9 +17,8 @@ HEADLINES = {
     "dice_per_image": "Dice/image",
     "pixel_accuracy": "accuracy",
 }
-CLASS_COLUMNS = {"share": "share", "iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall"}
 # Columns with a format of their own; all other floats have four digits.
-FORMATS = {"epochs": "{:.0f}", "seconds": "{:.0f}", "images/s": "{:.1f}", "M parameters": "{:.2f}"}
+FORMATS = {"share": "{:.2%}", "epochs": "{:.0f}", "seconds": "{:.0f}", "images/s": "{:.1f}", "M parameters": "{:.2f}"}
 STYLE: dict[str, Any] = {
     "float_format": "{:.4f}".format,
     "formatters": {column: form.format for column, form in FORMATS.items()},
@@ -33,19 +31,14 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
-
-
 def shorten(text: str, most: int = 40) -> str:
     """Text of at most `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def to_text(frame: pd.DataFrame, index: bool = True) -> str:
-    """A frame as aligned lines, its index, if shown, flush left below the index's name."""
-    return frame.rename_axis(index=None, columns=frame.index.name).to_string(index=index, col_space=8, **STYLE)
+def to_text(frame: pd.DataFrame) -> str:
+    """A frame as aligned lines, its index flush left below the index's name."""
+    return frame.rename_axis(index=None, columns=frame.index.name).to_string(col_space=8, **STYLE)
 
 
 def to_html(frame: pd.DataFrame) -> str:
@@ -53,33 +46,27 @@ def to_html(frame: pd.DataFrame) -> str:
     return frame.rename_axis(index=None, columns=frame.index.name).to_html(border=0, justify="right", **STYLE)
 
 
-def score_table(scores: Mapping[str, Any]) -> str:
-    """One fold's scores, as `metrics.scores` gives them, as text: a line per class, then the headlines."""
-    headlines = to_text(headline_frame([scores]), index=False)
-    return f"{to_text(class_frame(scores))}\n\nscore: {scores['metric']}\n{headlines}"
-
-
 def class_frame(scores: Mapping[str, Any]) -> pd.DataFrame:
-    """The scores by class, a class a row."""
-    frame = pd.DataFrame(scores["classes"]).T.astype(float).rename(columns=CLASS_COLUMNS, index=shorten)
-    shares = frame["share"].fillna(0).map("{:.2%}".format)
-    return frame[[*CLASS_COLUMNS.values()]].assign(share=shares).rename_axis("class")
+    """The scores by class, as `metrics.scores` gives them, a class a row."""
+    frame = pd.DataFrame(scores["classes"]).T.astype(float)[["share", "iou", "dice", "precision", "recall"]]
+    return frame.fillna({"share": 0}).rename(columns={"iou": "IoU", "dice": "Dice"}, index=shorten).rename_axis("class")
 
 
-def headline_frame(folds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The headlines of several folds' scores, a fold a row."""
-    return pd.DataFrame([*folds], columns=[*HEADLINES], dtype=float).rename(columns=HEADLINES)
-
-
-def folds_frame(folds: Mapping[int, Mapping[str, Any]]) -> pd.DataFrame:
-    """The folds' headlines by fold number; below two or more their mean and their sample standard deviation."""
-    frame = headline_frame([*folds.values()]).set_axis([*folds])
+def folds_frame(folds: Mapping[Any, Mapping[str, Any]]) -> pd.DataFrame:
+    """The folds' headlines, a fold a row; below two or more their mean and their sample standard deviation."""
+    frame = pd.DataFrame([*folds.values()], [*folds], [*HEADLINES], dtype=float).rename(columns=HEADLINES)
     if len(folds) > 1:
         frame = pd.concat([frame, frame.agg(["mean", "std"]).rename({"std": "± std"})])
     return frame.rename_axis("fold")
 
 
+def score_table(scores: Mapping[str, Any]) -> str:
+    """One fold's scores as text: a line per class, then the headlines."""
+    headlines = folds_frame({"all": scores}).rename_axis("class")
+    return f"{to_text(class_frame(scores))}\n\nscore: {scores['metric']}\n{to_text(headlines)}"
+
+
 def folds_table(folds: Mapping[int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
     """`folds_frame` as text, and below it `pooled`: the scores of all folds' confusions together."""
-    frame = pd.concat([folds_frame(folds), headline_frame([pooled]).set_axis(["pooled"])])
-    return f"score: {pooled['metric']}\n{to_text(frame.rename_axis('fold'))}"
+    frame = pd.concat([folds_frame(folds), folds_frame({"pooled": pooled})])
+    return f"score: {pooled['metric']}\n{to_text(frame)}"
