@@ -20,8 +20,9 @@ from comp import cli
 
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
-    parser.add_argument("--recipes", nargs="+", help="names that ship, or .toml files")
-    parser.add_argument("--vary", nargs="+", metavar=("KEY", "VALUE"), help="one setting, and the values to try")
+    variants = parser.add_mutually_exclusive_group(required=True)
+    variants.add_argument("--recipes", nargs="+", help="names that ship, or .toml files")
+    variants.add_argument("--vary", nargs="+", metavar=("KEY", "VALUE"), help="one setting, and the values to try")
     parser.add_argument("--fold", default="0", help="fold numbers such as 0,1, or all (default: 0)")
     parser.add_argument("--time-budget", type=cli.duration, help="such as 5m, for each variant and fold")
     parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU)")
@@ -35,7 +36,6 @@ def main(args: argparse.Namespace) -> int:
     from comp.data import augment, batches
     from comp.data.training_data import load_training_data
     from comp.model import segmenter
-    from comp.report.tables import format_duration
     from comp.train import comparison, runs
     from comp.train.train_fold import train_fold
 
@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> int:
     competition = next(iter(variants.values())).competition
     chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
-    place = args.runs / competition.name
-    folder = place / f"compare-{comparison_name(args)}"
+    folder = comparison_folder(args, competition)
+    place = folder.parent
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
@@ -56,42 +56,34 @@ def main(args: argparse.Namespace) -> int:
 
     done: dict[str, list[runs.Fold]] = {}
     notes: list[str] = []
-    failed: list[cli.Refused] = []
-
-    def note(line: str) -> None:
-        notes.append(line)
-        print(line)
-
+    failed: list[str] = []
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
             before = runs.is_finished(runs.fold_folder(place / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
-            machine = device.Machine(chosen, workers, deadline)
             try:
-                fold = train_fold(data[name], number, place / name, machine)
+                fold = train_fold(data[name], number, place / name, device.Machine(chosen, workers, deadline))
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
-                # Anew, since its traceback holds a network and its memory.
-                failed.append(cli.Refused(f"{name}, fold {number}: {refused}"))
-                note(str(failed[-1]))
+                failed.append(f"{name}, fold {number}: {refused}")
+                print(failed[-1])
                 continue
             if before:
-                spent = format_duration(fold.metrics["seconds"])
-                note(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
+                spent = f"{fold.metrics['seconds']:.0f} s"
+                notes.append(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
+                print(notes[-1])
             done.setdefault(name, []).append(fold)
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
-            table = comparison.write_comparison(folder, variants, done, cli.command(), notes)
+            table = comparison.write_comparison(folder, variants, done, cli.command(), notes + failed)
     if done and not distributed.rank():
         print(f"\n{table}\n\n{folder}")
     if failed:
-        raise failed[0]
+        raise cli.Refused(failed[0])
     return 0
 
 
 def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     """The runs to compare, by name, each with its configuration. Raises Refused."""
-    if bool(args.recipes) == bool(args.vary):
-        raise cli.Refused("name --recipes to compare, or --vary KEY VALUE VALUE")
     if args.recipes:
         asked = [(Path(recipe).stem, recipe, args.overrides) for recipe in args.recipes]
     else:
@@ -102,18 +94,17 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     variants = {}
     for name, recipe, overrides in asked:
         try:
-            config = cli.configs.load_config(args.competition, recipe, overrides)
+            variants[name] = cli.configs.load_config(args.competition, recipe, overrides)
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
-        variants[config.recipe if args.recipes else name] = config
-    if len(variants) < 2 or len(variants) < len(asked):
+    if len(variants) < max(2, len(asked)):
         raise cli.Refused(f"{', '.join(name for name, *_ in asked)}: name two runs or more, each once")
     return variants
 
 
-def comparison_name(args: argparse.Namespace) -> str:
+def comparison_folder(args: argparse.Namespace, competition: "cli.configs.Competition") -> Path:
     given = args.run or (args.vary[0] if args.vary else "-".join(Path(recipe).stem for recipe in args.recipes))
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", given)[:80]
+    return args.runs / competition.name / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '_', given)[:80]}"
 
 
 def jobs(args: argparse.Namespace) -> list:
@@ -123,18 +114,18 @@ def jobs(args: argparse.Namespace) -> list:
 
     variants = configurations(args)
     config = next(iter(variants.values()))
-    place, name = args.runs / config.competition.name, f"compare-{comparison_name(args)}"
+    folder = comparison_folder(args, config.competition)
     numbers = cli.fold_numbers(args.fold, config.folds.count)
+    folds = [runs.fold_folder(folder.parent / run, number) for run in variants for number in numbers]
     return [
         Job(
             entry=Path(__file__),
             arguments=cli.arguments_but("--workers"),
-            name=f"{config.competition.name}-{name}",
+            name=f"{config.competition.name}-{folder.name}",
             competition=config.competition,
             input=args.input,
             runs=args.runs,
-            leaves=[runs.fold_folder(place / run, number) / runs.METRICS for run in variants for number in numbers]
-            + [place / name / "report.html"],
+            leaves=[*(fold / runs.METRICS for fold in folds), folder / "report.html"],
             weights=[one.model.encoder_weights for one in variants.values()],
         )
     ]

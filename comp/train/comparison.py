@@ -12,15 +12,9 @@ from comp.report import figures, tables
 from comp.report.page import Section, read_figures, write_page
 from comp.train.runs import Fold
 
-# What the table shows of a fold's metrics: the means over a run's folds.
-COLUMNS = {
-    "score": "score",
-    "mean_iou": "mean IoU",
-    "epochs": "epochs",
-    "seconds": "seconds",
-    "images_per_second": "images/s",
-    "parameters": "M parameters",
-}
+# Of a fold's metrics, whose means over a run's folds the table shows.
+COLUMNS = {"score": "score", "mean_iou": "mean IoU", "epochs": "epochs", "seconds": "seconds"}
+COLUMNS |= {"images_per_second": "images/s", "parameters": "M parameters"}
 
 
 def write_comparison(
