@@ -105,7 +105,7 @@ def test_the_report_holds_every_section_and_the_figures(run):
         times = 3 if heading in ("Curves", "Confusion") else 2
         assert text.count(f"<h3>{heading}</h3>") == times
     facts = json.loads((run / "fold-0" / "metrics.json").read_text())
-    assert f"{facts['score']:.4f}" in text and "early stop" in text and "0:02:31" in text
+    assert f"{facts['score']:.4f}" in text and "early stop" in text and "0:01:16" in text
     assert "--fold all" in text and "&#34;encoder&#34;: &#34;resnet18&#34;" in text
     assert path == run / "report.html" and not list(run.glob(".*report*"))
 

@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from comp.files import atomic_write
 from comp.model import metrics
@@ -37,8 +36,8 @@ def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, sto
     losses.plot(epoch, history["train_loss"], ".-", color=TRAIN, label="train")
     losses.plot(epoch, history["valid_loss"], ".-", color=VALID, label="validation")
     highest = history["lr"].max()
-    rate: dict[str, Any] = {"label": f"learning rate, up to {highest:.1e}", "color": FAINT, "linewidth": 0.8}
-    losses.plot(epoch, 0.97 * history["lr"] / highest, transform=losses.get_xaxis_transform(), **rate)
+    rate: dict[str, Any] = {"label": f"learning rate, up to {highest:.1e}", "color": FAINT, "linewidth": 1}
+    losses.plot(epoch, 0.97 * history["lr"] / highest, ":", transform=losses.get_xaxis_transform(), **rate)
     scores.plot(epoch, history["score"], ".-", color=VALID)
     best = history["score"][epoch == best_epoch].max()
     scores.plot(best_epoch, best, "o", color=BEST, label=f"best: {format_number(best)} in epoch {best_epoch}")
@@ -109,5 +108,5 @@ def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure
     for axes, (y, x) in zip(panels, labels, strict=True):
         axes.set(xlabel=x, ylabel=y)
         axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=x != "minutes", min_n_ticks=1))
+        axes.locator_params(axis="x", nbins=8, integer=x != "minutes", min_n_ticks=1)
     return figure, panels

@@ -28,7 +28,6 @@ class Section:
     """A heading and what stands below it, in this order."""
 
     heading: str
-    facts: Mapping[str, str] = field(default_factory=dict)  # names and values, shown large
     table: pd.DataFrame | None = None
     text: str = ""  # preformatted
     wrap: bool = True  # whether long lines of the text are wrapped; a table's are not

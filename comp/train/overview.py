@@ -10,7 +10,6 @@ from comp.errors import Refused
 from comp.model import metrics
 from comp.report import figures, tables
 from comp.report.page import Section, read_figures, write_page
-from comp.report.tables import format_number
 from comp.train.runs import find_folds, read_config
 
 
@@ -27,25 +26,18 @@ def write_run_page(run_folder: Path) -> Path:
         confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
         by_class = tables.class_frame(metrics.scores(confusion[None], competition.classes, competition.metric))
         by_fold = tables.folds_frame(every)
-        mean = format_number(by_fold["score"].iloc[0])
         for number, one in every.items():
             by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
             by_fold.loc[number, "ended by"] = one["ended"]
             by_fold.loc[number, "time"] = str(timedelta(seconds=round(one["seconds"])))
+            by_fold.loc[number, "images/s"] = one["images_per_second"]
         if len(folds) > 1:
-            mean = f"{by_fold.loc['mean', 'score']:.4f} ± {by_fold.loc['± std', 'score']:.4f}"
             ious = pd.concat([tables.class_frame(one)["IoU"] for one in every.values()], axis=1)
             by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
-        device, speed, metric = (folds[0].metrics[key] for key in ("device", "images_per_second", "metric"))
-        facts = {
-            f"score, mean of {len(folds)} of {config.folds.count} folds": mean,
-            f"encoder {model.encoder}, weights {Path(model.encoder_weights).name}": model.architecture,
-            "training, all folds": str(timedelta(seconds=round(sum(one["seconds"] for one in every.values())))),
-            f"images/s on {device}": format_number(speed, 0),
-        }
+        metric, device = folds[0].metrics["metric"], folds[0].metrics["device"]
     except KeyError as error:
         raise Refused(f"{run_folder}: a fold's metrics.json lacks {error}; train it again") from None
-    sections = [Section("Result", facts=facts, table=by_fold), Section("Classes, all folds as one", table=by_class)]
+    sections = [Section("Result", table=by_fold), Section("Classes, all folds as one", table=by_class)]
     if len(folds) > 1:
         histories = {f"fold {fold.number}": fold.history() for fold in folds}
         figures.compare_curves(histories, run_folder / "curves.png", f"{competition.name}, all folds")
@@ -62,7 +54,12 @@ def write_run_page(run_folder: Path) -> Path:
     values = {"every value of the configuration": config.model_dump_json(indent=2)}
     sections.append(Section("Command and configuration", text=ran, details=values))
     title = f"{competition.title or competition.name}: {run_folder.name}"
-    subtitle = f"recipe {config.recipe}, scored by {metric} on out-of-fold predictions"
+    subtitle = (
+        f"recipe {config.recipe}, {model.architecture} on {model.encoder}, weights {Path(model.encoder_weights).name}"
+    )
+    subtitle += (
+        f"; {len(folds)} of {config.folds.count} folds on {device}, scored by {metric} on out-of-fold predictions"
+    )
     if config.predict.tta != "none":
         subtitle += f" with {config.predict.tta} test-time augmentation; the curves are without"
     return write_page(run_folder / "report.html", title, subtitle, sections)
