@@ -44,11 +44,10 @@ def main(args: argparse.Namespace) -> int:
     chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
     folder = comparison_folder(args, competition)
-    place = folder.parent
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
-        runs.check_configuration(place / name, config)
+        runs.check_configuration(folder.parent / name, config)
         images = data[name].split.images
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
@@ -57,25 +56,26 @@ def main(args: argparse.Namespace) -> int:
     done: dict[str, list[runs.Fold]] = {}
     notes: list[str] = []
     failed: list[str] = []
+    table = ""
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
         for number in cli.fold_numbers(args.fold, config.folds.count):
-            before = runs.is_finished(runs.fold_folder(place / name, number))
+            before = runs.is_finished(runs.fold_folder(folder.parent / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
-                fold = train_fold(data[name], number, place / name, device.Machine(chosen, workers, deadline))
+                fold = train_fold(data[name], number, folder.parent / name, device.Machine(chosen, workers, deadline))
             except cli.Refused as refused:  # training diverged, say; the others' scores are wanted all the same
                 failed.append(f"{name}, fold {number}: {refused}")
                 print(failed[-1])
                 continue
-            if before:
-                spent = f"{fold.metrics['seconds']:.0f} s"
-                notes.append(f"{name}, fold {number}: finished before, in {spent}, whatever the time budget is now")
-                print(notes[-1])
             done.setdefault(name, []).append(fold)
+            if before:
+                seconds = f"{fold.metrics['seconds']:.0f} s"
+                notes.append(f"{name}, fold {number}: finished before, in {seconds}, whatever the time budget is now")
+                print(notes[-1])
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
             table = comparison.write_comparison(folder, variants, done, cli.command(), notes + failed)
-    if done and not distributed.rank():
+    if table:
         print(f"\n{table}\n\n{folder}")
     if failed:
         raise cli.Refused(failed[0])
@@ -84,17 +84,17 @@ def main(args: argparse.Namespace) -> int:
 
 def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     """The runs to compare, by name, each with its configuration. Raises Refused."""
+    asked: list[tuple[str, str | None, list[str]]]  # name, recipe, overrides of its own
     if args.recipes:
-        asked = [(Path(recipe).stem, recipe, args.overrides) for recipe in args.recipes]
+        asked = [(Path(recipe).stem, recipe, []) for recipe in args.recipes]
     else:
         key, *values = args.vary
         start = f"{cli.config(args).recipe}-{key.rpartition('.')[2]}-"
-        names = [start + re.sub(r"[^A-Za-z0-9.]+", "_", value) for value in values]
-        asked = [(name, args.recipe, [*args.overrides, f"{key}={v}"]) for name, v in zip(names, values, strict=True)]
+        asked = [(start + re.sub(r"[^A-Za-z0-9.]+", "_", v), args.recipe, [f"{key}={v}"]) for v in values]
     variants = {}
-    for name, recipe, overrides in asked:
+    for name, recipe, varied in asked:
         try:
-            variants[name] = cli.configs.load_config(args.competition, recipe, overrides)
+            variants[name] = cli.configs.load_config(args.competition, recipe, [*args.overrides, *varied])
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
     if len(variants) < max(2, len(asked)):

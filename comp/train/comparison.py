@@ -12,10 +12,6 @@ from comp.report import figures, tables
 from comp.report.page import Section, read_figures, write_page
 from comp.train.runs import Fold
 
-# Of a fold's metrics, whose means over a run's folds the table shows.
-COLUMNS = {"score": "score", "mean_iou": "mean IoU", "epochs": "epochs", "seconds": "seconds"}
-COLUMNS |= {"images_per_second": "images/s", "parameters": "M parameters"}
-
 
 def write_comparison(
     folder: Path, variants: Mapping[str, Config], done: Mapping[str, Sequence[Fold]], command: str, notes: Sequence[str]
@@ -29,10 +25,11 @@ def write_comparison(
     numbers = sorted({fold.number for folds in done.values() for fold in folds})
     metric = f"{metrics.describe_metric(competition.metric)}, fold {', '.join(map(str, numbers))}"
     by_run = pd.DataFrame([{"run": run} | fold.metrics for run, folds in done.items() for fold in folds]).groupby("run")
-    frame = by_run[[*COLUMNS]].mean().rename(columns=COLUMNS)
+    columns = {"mean_iou": "mean IoU", "images_per_second": "images/s", "parameters": "M parameters"}
+    frame = by_run[["score", "mean_iou", "epochs", "seconds", "images_per_second", "parameters"]].mean()
+    frame = frame.rename(columns=columns).sort_values("score", ascending=False)
     frame.insert(1, "spread", by_run["score"].std())
     frame["M parameters"] /= 1e6
-    frame = frame.sort_values("score", ascending=False)
     files.write_text(folder / "table.csv", frame.to_csv(lineterminator="\n"))
     histories = {name: folds[0].history() for name, folds in done.items()}
     figures.compare_curves(histories, folder / "curves.png", f"score on fold {numbers[0]}")
