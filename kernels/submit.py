@@ -86,9 +86,9 @@ def submit(args: argparse.Namespace, book: Path) -> None:
 def settle(book: Path, row: dict[str, Any], patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
     score = api.wait_score(row["competition"], int(row["ref"]), patience)
-    ledger.record_submission(book, row | {"status": score.status, "public": score.public, "private": score.private})
-    if score.status == "ERROR":
-        raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score.error}")
+    ledger.record_submission(book, row | score)
+    if score["status"] == "ERROR":
+        raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score['error']}")
 
 
 def made_by(file: Path) -> dict:

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 USER, TOKEN, KEY = "tester", "KGAT_0123456789abcdef0123456789abcdef", "0123456789abcdef0123456789abcdef"
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
@@ -54,7 +54,6 @@ class Fault:
     late: bool  # the call is carried out first, and only its answer is lost
     message: str
     answer: dict | None  # answered in place of the real thing, with HTTP 200
-    retry_after: str
 
 
 @dataclass
@@ -123,11 +122,16 @@ class Kaggle:
         return {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "HOME": str(home), "TMPDIR": str(home), **proxy, **login}
 
     def plant(
-        self, call: str, status: int = 0, times: int = 1, late: bool = False, message: str = "",
-        answer: dict | None = None, retry_after: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        call: str,
+        status: int = 0,
+        times: int = 1,
+        late: bool = False,
+        message: str = "",
+        answer: dict | None = None,
+    ) -> None:
         """Let the next `times` calls named `call` ("PUT", "file" and "stream" for the plain ones) fail."""
-        self.faults.append(Fault(call, status, times, late, message, answer, retry_after))
+        self.faults.append(Fault(call, status, times, late, message, answer))
 
     def count(self, call: str) -> int:
         return sum(name == call for name, _ in self.calls)
@@ -136,6 +140,15 @@ class Kaggle:
         if ref not in self.kernels:
             raise Error(403, "Permission 'kernels.get' was denied")
         return self.kernels[ref][-1]
+
+    def version(self, body: dict) -> Version:
+        """The version of a kernel that a call is about, the latest where it names none."""
+        ref, label = f"{body['userName']}/{body['kernelSlug']}", body.get("versionLabel", "")
+        latest = self.latest(ref)
+        found = [version for version in self.kernels[ref] if f"v{version.number}" == label]
+        if label and not found:
+            raise Error(404, "No runs found for this kernel")
+        return found[0] if label else latest
 
     def fault(self, call: str) -> Fault | None:
         with self._lock:
@@ -209,7 +222,7 @@ class Kaggle:
         return inputs
 
     def GetKernelSessionStatus(self, body: dict) -> dict:
-        version = self.latest(f"{body['userName']}/{body['kernelSlug']}")
+        version = self.version(body)
         return {"status": version.status, **({"failureMessage": version.failure} if version.failure else {})}
 
     def GetKernel(self, body: dict) -> dict:
@@ -221,8 +234,7 @@ class Kaggle:
         return {"metadata": metadata | kind, "blob": {"source": sent["text"], "slug": body["kernelSlug"], **kind}}
 
     def ListKernelSessionOutput(self, body: dict) -> dict:
-        ref = f"{body['userName']}/{body['kernelSlug']}"
-        version = self.latest(ref)
+        ref, version = f"{body['userName']}/{body['kernelSlug']}", self.version(body)
         start, size = int(body.get("pageToken") or 0), min(body.get("pageSize", self.page), self.page)
         root = version.files if version.status in ENDED else None
         names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) if root else []
@@ -404,16 +416,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._with_faults("PUT", lambda: (self.server.kaggle.put(token, data, span), {}, b""))
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        address = urlsplit(self.path)
+        path = unquote(address.path)
         name = "stream" if "/logs/stream/" in path else "file"
         self.server.kaggle.calls.append((name, {"path": path}))
         if name == "stream":
-            self._with_faults(name, lambda: self._stream("/".join(path.split("/")[-2:])))
+            self._with_faults(name, lambda: self._stream(path, parse_qs(address.query)))
         else:
             self._with_faults(name, lambda: (200, {}, self.server.kaggle.file(path)))
 
-    def _stream(self, ref: str) -> tuple[int, dict, bytes] | None:
-        version = self.server.kaggle.latest(ref)
+    def _stream(self, path: str, query: dict) -> tuple[int, dict, bytes] | None:
+        *_, owner, slug = path.split("/")
+        about = {"userName": owner, "kernelSlug": slug, "versionLabel": query.get("versionLabel", [""])[0]}
+        version = self.server.kaggle.version(about)
         if version.status in ENDED:
             return 200, {"Content-Type": "application/json"}, json.dumps(version.events).encode()
         self.protocol_version = "HTTP/1.1"  # in chunks, or the client would wait for 512 bytes
@@ -450,8 +465,6 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault:
             message = fault.message or self.responses[fault.status][0]
             answer = _json(fault.status, {"code": fault.status, "message": message})
-            if fault.retry_after:
-                answer[1]["Retry-After"] = fault.retry_after
         if answer is None:  # streamed already
             return
         status, headers, data = answer

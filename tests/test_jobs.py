@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -258,17 +259,24 @@ def found(job):
     return json.loads(job.leaves[0].with_name("found.json").read_text())
 
 
+def dataset_of(contents):
+    """How a dataset's name ends, of its files by their places."""
+    listed = "".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items())
+    return hashlib.sha256(listed.encode()).hexdigest()[:6]
+
+
 @needs_namespaces
 def test_arrays_that_kaggle_lacks_travel_as_a_dataset_and_others_do_not(tmp_path, kaggle, job, capsys):
+    arrays = job().input / "tiny.npz"
     jobs.run_on_kaggle([job()])  # no competition on Kaggle
-    assert found(job()) == ["datasets/tester/comp-tiny-arrays/tiny.npz"]
-    for words in ("1", "2"):  # the same arrays do not go up again; others do, as a version
+    assert found(job()) == [f"datasets/tester/comp-tiny-arrays-{dataset_of({'tiny.npz': arrays})}/tiny.npz"]
+    for words in ("1", "2"):  # the same arrays do not go up again; others are another dataset
         shutil.rmtree(job().runs / "tiny/listed")
         jobs.run_on_kaggle([job(words)])
-        assert len(kaggle.datasets["tester/comp-tiny-arrays"].versions) == int(words)
+        assert len(kaggle.datasets) == int(words)
+        assert found(job()) == [f"datasets/tester/comp-tiny-arrays-{dataset_of({'tiny.npz': arrays})}/tiny.npz"]
         lay_out(tmp_path / words, train_groups=draw(24, 0)[1][:, 0, 0].astype(str))
-        shutil.copy(tmp_path / words / "input/tiny.npz", job().input / "tiny.npz")
-    assert "dataset tester/comp-tiny-arrays: a new version, 1 files" in capsys.readouterr().out
+        shutil.copy(tmp_path / words / "input/tiny.npz", arrays)
 
 
 @needs_namespaces
@@ -277,7 +285,8 @@ def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_pa
     own = job(competition=ON_KAGGLE)
     jobs.run_on_kaggle([own])
     competition = "competitions/tiny-on-kaggle"
-    assert found(own) == [f"{competition}/sample_submission.csv", "datasets/tester/comp-tiny-arrays/tiny.npz"]
+    dataset = f"datasets/tester/comp-tiny-arrays-{dataset_of({'tiny.npz': own.input / 'tiny.npz'})}"
+    assert found(own) == [f"{competition}/sample_submission.csv", f"{dataset}/tiny.npz"]
     shutil.rmtree(own.runs)
     shutil.copy(own.input / "tiny.npz", tmp_path / "data")
     jobs.run_on_kaggle([own])
@@ -289,11 +298,11 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
     (tmp_path / "b3.safetensors").write_bytes(b"weights")
     words = [f"model.encoder_weights={tmp_path}/b3.safetensors"]
     jobs.run_in_sandbox([job(overrides=words)])
-    assert found(job())[-1] == "datasets/me/weights/b3.safetensors"
+    assert found(job())[-1] == "datasets/me/tiny-weights/b3.safetensors"
     shutil.rmtree(job().runs)
     jobs.run_on_kaggle([job(overrides=words)])
-    digest = files.sha256(tmp_path / "b3.safetensors")[:6]
-    assert found(job())[-1] == f"datasets/tester/comp-tiny-b3-{digest}/b3.safetensors"
+    digest = dataset_of({"b3.safetensors": tmp_path / "b3.safetensors"})
+    assert found(job())[-1] == f"datasets/tester/comp-tiny-weights-{digest}/b3.safetensors"
     (tmp_path / "other").mkdir()
     (tmp_path / "other/b3.safetensors").write_bytes(b"others")
     with pytest.raises(Refused, match="files of one name would be one"):
@@ -311,10 +320,11 @@ def test_folds_trained_here_travel_as_a_dataset(trained, kaggle, job):
     place = "runs/tiny/recipe/fold-0"
     names = [f"{place}/{name}" for name in ("metrics.json", "model.safetensors", "oof.npz")]
     jobs.run_in_sandbox([job(folds=folds)])
-    assert found(job())[1:] == [f"notebooks/me/tiny-listed-fold-0/{name}" for name in names]
+    assert found(job())[1:] == [f"datasets/me/tiny-listed-fold-0-folds/{name}" for name in names]
     shutil.rmtree(job().runs)
     jobs.run_on_kaggle([job(folds=folds)])
-    assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds/{name}" for name in names]
+    digest = dataset_of({f"{place}/{file.name}": file for file in runs.fold_files(folds[0].folder)})
+    assert found(job())[1:] == [f"datasets/tester/comp-tiny-listed-fold-0-folds-{digest}/{name}" for name in names]
 
 
 @needs_namespaces
@@ -322,7 +332,8 @@ def test_a_model_of_all_images_travels_without_what_is_out_of_fold(trained, tmp_
     full = tmp_path / "runs/tiny/recipe/full"
     shutil.copytree(trained[0] / "runs/tiny/recipe/fold-0", full, ignore=shutil.ignore_patterns("oof.npz"))
     jobs.run_on_kaggle([job(folds=[runs.read_fold(full)])])
-    place = "datasets/tester/comp-tiny-listed-fold-0-folds/runs/tiny/recipe/full"
+    digest = dataset_of({f"runs/tiny/recipe/full/{file.name}": file for file in runs.fold_files(full)})
+    place = f"datasets/tester/comp-tiny-listed-fold-0-folds-{digest}/runs/tiny/recipe/full"
     assert found(job())[1:] == [f"{place}/metrics.json", f"{place}/model.safetensors"]
 
 
@@ -388,6 +399,6 @@ def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_the_real_pack_is_small_and_the_same_each_time():
-    one = packing.write_script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
-    assert one == packing.write_script(packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"]))
+    one = packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"])
+    assert one == packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"])
     assert len(one.encode()) < 400_000

@@ -56,7 +56,7 @@ def test_a_pack_runs_and_leaves_its_files(run, tmp_path, capfd):
         "Path('submission.csv').write_text('id\\n')\n"
     )
     (working := tmp_path / "working").mkdir()
-    result = run(packing.write_script(packing.pack(entry, ["--competition", "demo"])), working=working)
+    result = run(packing.pack(entry, ["--competition", "demo"]), working=working)
     assert result.status == 0, result.log
     assert (working / "runs/demo/metrics.json").read_text().isdigit()
     assert sorted(os.listdir(working)) == ["runs", "submission.csv"]
@@ -182,20 +182,11 @@ def test_a_failing_script_shows_why(run):
 
 
 @needs_namespaces
-def test_limits(run, monkeypatch):
-    assert (sandbox.TIME_LIMIT, sandbox.WORKING_LIMIT) == (12 * 3600, 20e9)
-    monkeypatch.setattr(sandbox, "TIME_LIMIT", 1.5)
-    slow = run("import time\nprint('begun')\ntime.sleep(60)")
-    assert slow.status == 137 and slow.seconds < 30
-    assert "begun" in slow.log and "stopped at the time limit" in slow.log
-    monkeypatch.undo()
+def test_a_script_that_leaves_too_much(run, monkeypatch):
+    assert sandbox.WORKING_LIMIT == 20e9
     monkeypatch.setattr(sandbox, "WORKING_LIMIT", 2000)
-    large = run("open('a', 'wb').write(bytes(3000))\nimport time\ntime.sleep(60)")
+    large = run("open('a', 'wb').write(bytes(3000))")
     assert large.status == 137 and "3.00kB in the working folder, which may hold 2.00kB" in large.log
-    quick = run("open('a', 'wb').write(bytes(3000))")
-    assert quick.status == 137
-    with pytest.raises(Refused, match=r"the script has 1,000,001 bytes; Kaggle takes fewer than 1,000,000"):
-        run("#" * 1_000_001)
 
 
 @needs_namespaces

@@ -26,33 +26,32 @@ LOGIN = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_t
 class Declined(Refused):
     """Kaggle said no. `status`: as in HTTP; 0: no answer came; -1: the client itself declined."""
 
-    def __init__(self, line: str, status: int, pause: float = 0.0):
+    def __init__(self, line: str, status: int):
         super().__init__(line)
         self.status = status
-        self.pause = pause  # seconds that Kaggle asks to wait
-        self.in_doubt = status == 0 or status >= 500  # a change may have arrived all the same
+        self.in_doubt = status == 0 or status >= 500  # a change may have arrived
 
 
-def call_client(method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, **arguments: Any) -> Any:
-    """Call a method of KaggleApi, or "get_kernel"; after HTTP 429, 5xx and lost connections again, with growing pauses.
+def call_client(
+    method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, again: tuple = (), **arguments: Any
+) -> Any:
+    """Call a method of KaggleApi, or "get_kernel"; returns JSON values. Raises Declined.
 
-    Before a change whose answer got lost is asked for again, `arrived` finds out whether it was made. It returns
-    what then stands in for the answer, or None where it was not. Returns JSON values. Raises Declined.
+    HTTP 429, 5xx and those of `again`, and lost connections are tried again with growing pauses. Before a change
+    whose answer got lost is asked for again, `arrived` finds out whether it was made: it returns what then stands
+    in for the answer, or None.
     """
     for attempt in itertools.count(1):
-        logged_in = _api.cache_info().currsize
         try:
             with _declining(), contextlib.redirect_stdout(io.StringIO()):
                 return _plain(getattr(_api(), method)(**arguments))
         except Declined as error:
-            # A login that ran out is forgotten by now.
-            if not (error.in_doubt or error.status == 429 or (error.status == 401 and logged_in)):
+            if not (error.in_doubt or error.status in (429, *again)):
                 raise
-            if attempt < tries:
-                pause = max(error.pause, min(2.0**attempt, 300.0))
-                if pause >= 4:
-                    print(f"{error}; asking again in {pause:.0f} s", flush=True)
-                time.sleep(pause)
+            pause = min(2.0**attempt, 300.0)
+            if pause >= 4:
+                print(f"{error}; asking again in {pause:.0f} s", flush=True)
+            time.sleep(pause)
             if error.in_doubt and (found := arrived()) is not None:
                 return found
             if attempt == tries:
@@ -60,11 +59,10 @@ def call_client(method: str, arrived: Callable[[], Any] = lambda: None, tries: i
 
 
 def read_log(ref: str) -> Iterator[str]:
-    """Lines of the log of a kernel's latest run from its first, as they come while it runs. Raises Declined."""
-    secrets = credentials.find_credentials()
+    """Lines of the log of a kernel's run from its first, as they come while it runs. Raises Declined."""
     with _declining():
         for event in _api().kernels_logs_stream(ref):
-            yield from credentials.redact(event.get("data") or "", secrets).splitlines()
+            yield from credentials.redact(event.get("data") or "").splitlines()
 
 
 @functools.cache
@@ -97,8 +95,8 @@ def _limit_waiting() -> None:
     class HttpClient(kaggle_http_client.KaggleHttpClient):
         def _init_session(self) -> None:
             super()._init_session()
-            for scheme in ("http://", "https://"):
-                self._session.mount(scheme, Adapter())
+            self._session.mount("http://", Adapter())
+            self._session.mount("https://", Adapter())
 
     kaggle_client.KaggleHttpClient = HttpClient
     from kaggle.api import kaggle_api_extended  # which logs in
@@ -123,33 +121,29 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _declining() -> Iterator[None]:
-    """Turn whatever the client raises into Declined, one line that says what to do."""
+    """Turn whatever the client raises into Declined."""
     try:
         yield
     except (Exception, SystemExit) as error:
         import requests
         import urllib3
 
-        # The client puts words of its own around some HTTP errors; the status lies beneath.
         chain: list[Any] = [error]
         while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
             chain.append(link)
+        # The client puts words of its own around some HTTP errors; the status lies beneath.
         responses = [link.response for link in chain if getattr(link, "response", None) is not None]
-        response = responses[0] if responses else None
         unanswered = (requests.RequestException, urllib3.exceptions.HTTPError, json.JSONDecodeError)
         message = credentials.redact(" ".join(str(error).split()) or type(error).__name__)
-        pause = 0.0
-        if response is not None:
-            status, line = response.status_code, f"Kaggle answered HTTP {response.status_code}: {message}"
-            with contextlib.suppress(ValueError):  # it may be a date
-                pause = min(float(response.headers.get("Retry-After", 0)), 600.0)
+        status, line = -1, f"Kaggle's client: {message}"
+        if responses:
+            status = responses[0].status_code
+            line = f"Kaggle answered HTTP {status}: {message}"
         elif any(isinstance(link, unanswered) for link in chain):
             status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
-        else:
-            status, line = -1, f"Kaggle's client: {message}"
         if status == 429:
             line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
         if status == 401 or isinstance(error, SystemExit):  # there is nothing to log in with
             forget()  # the token may be renewed meanwhile
             status, line = 401, f"{credentials.explain_refusal()} {LOGIN}"
-        raise Declined(line, status, pause) from None
+        raise Declined(line, status) from None

@@ -1,6 +1,6 @@
 """A packed script run here as Kaggle would run it.
 
-    status = run_script(write_script(pack(entry, arguments)), {"competitions/mars": Path("input")}, empty_folder)
+    status = run_script(pack(entry, arguments), {"competitions/mars": Path("input")}, empty_folder)
 
 A fresh process, in Linux namespaces of its own, gets /kaggle/src/script.py, the empty folder as /kaggle/working, a
 read-only /kaggle/input, an empty home, a network with nothing behind it, the system's folders and Python read-only,
@@ -14,11 +14,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +26,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from comp.errors import Refused
-from comp.kaggle import packing
 
 # What Kaggle's image holds of what a kernel may import, as observed; what these require is there, too.
 IMAGE = (
@@ -37,7 +34,7 @@ IMAGE = (
     "pytorch-lightning", "safetensors", "scikit-image", "scikit-learn", "scipy", "tensorboard", "timm", "torch",
     "torchmetrics", "torchvision", "tqdm", "transformers",
 )  # fmt: skip
-TIME_LIMIT, WORKING_LIMIT = 12 * 3600, 20e9  # Kaggle's, in seconds and bytes
+WORKING_LIMIT = 20e9  # bytes; Kaggle keeps no more
 MACHINE = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # describe hardware, not the user
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
 
@@ -56,16 +53,14 @@ env -u PWD -u OLDPWD -u SHLVL -u _ \\
 """
 
 _bytes = functools.partial(tqdm.format_sizeof, suffix="B")
+_show = functools.partial(print, end="", flush=True)
 
 
 def find_unshare() -> tuple[list[str], str]:
-    """The command that starts a process in its own namespaces; where there is none, why not.
-
-    Where the system allows user namespaces anyone may have one, elsewhere only root.
-    """
+    """The command that starts a process in its own namespaces; where there is none, why not."""
     if not shutil.which("unshare"):
         return [], "there is no unshare, of util-linux"
-    for user in (["--map-root-user"], []):
+    for user in (["--map-root-user"], []):  # without user namespaces only root may
         command = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child"]
         # Some systems allow the namespaces and then refuse every mount in them.
         tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, text=True)
@@ -74,20 +69,13 @@ def find_unshare() -> tuple[list[str], str]:
     return [], (tried.stderr.strip() or f"unshare: exit status {tried.returncode}").splitlines()[-1]
 
 
-def _show(text: str) -> None:
-    """Print what came of a script's output."""
-    with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the run goes on
-        print(text, end="", flush=True)
-
-
 def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Callable[[str], None] = _show) -> int:
-    """Run a script (its text) as a Kaggle kernel without internet; its exit status, or 137 where a limit stopped it.
+    """Run a script (its text) as a Kaggle kernel without internet; its exit status, or 137 where it left too much.
 
     `inputs` maps names below /kaggle/input ("mars", "competitions/mars/mars.npz") to files or folders; `working`
     is an empty folder, which holds at the end what Kaggle would keep. `say` gets the output as it comes. Raises
-    Refused for a script that Kaggle would not take, and where the system cannot cut the network.
+    Refused where the system cannot cut the network.
     """
-    packing.within_limit(script, "script")
     unshare, reason = find_unshare()
     if reason:
         raise Refused(f"sandbox: no namespaces on this system ({reason}), so the network cannot be cut")
@@ -101,10 +89,14 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
         enter = Path(room) / "enter.sh"
         enter.write_text(ENTER.format(mounts="\n".join(mounts), python=shlex.quote(sys.executable)), encoding="utf-8")
         say("sandbox: no network, read-only inputs, no files beside the system's and Python's\n")
-        status, stopped = _follow([*unshare, "sh", str(enter)], root, working, say)
-    if stopped:
-        say(f"sandbox: stopped at {stopped}\n")
-    say(f"sandbox: exit status {status} after {time.monotonic() - start:.1f} s; {_inventory(working)}\n")
+        status = _run([*unshare, "sh", str(enter)], root, say)
+    kept = {path: path.stat().st_size for path in sorted(working.rglob("*")) if path.is_file()}
+    size, seconds = sum(kept.values()), time.monotonic() - start
+    if size > WORKING_LIMIT:
+        say(f"sandbox: {_bytes(size)} in the working folder, which may hold {_bytes(WORKING_LIMIT)}\n")
+        status = 137
+    say(f"sandbox: exit status {status} after {seconds:.1f} s; Kaggle would keep {len(kept)} files, {_bytes(size)}\n")
+    say("".join(f"  {_bytes(size):>9}  {path.relative_to(working)}\n" for path, size in kept.items()))
     return status
 
 
@@ -157,57 +149,20 @@ def _image(folder: Path) -> set[Path]:
     return places
 
 
-def _environment() -> dict[str, str]:
-    """What a kernel finds in its environment: nothing of the user's."""
-    values = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    values |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
-    return values | {name: os.environ[name] for name in MACHINE if name in os.environ}
-
-
-def _follow(command: list[str], root: Path, working: Path, say: Callable[[str], None]) -> tuple[int, str]:
-    """Run a command to its end or to a limit; (exit status, the limit that stopped it or "")."""
+def _run(command: list[str], root: Path, say: Callable[[str], None]) -> int:
+    """Run a command to its end; its exit status, as a shell reports it."""
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+    environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
+    environment |= {name: os.environ[name] for name in MACHINE if name in os.environ}
     process = subprocess.Popen(
-        command, env=_environment(), cwd=root, start_new_session=True,
+        command, env=environment, cwd=root, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-
-    def pass_on() -> None:
+    try:
         assert process.stdout
         for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # a bar's \r ends a line, too
             say(line)
-
-    reader = threading.Thread(target=pass_on, daemon=True)
-    reader.start()
-    end, stopped = time.monotonic() + TIME_LIMIT, ""
-    try:
-        while process.returncode is None and not stopped:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
-            if (size := sum(_sizes(working).values())) > WORKING_LIMIT:
-                stopped = f"{_bytes(size)} in the working folder, which may hold {_bytes(WORKING_LIMIT)}"
-            elif process.returncode is None and time.monotonic() > end:
-                stopped = f"the time limit of {TIME_LIMIT:,.0f} s"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-        reader.join(timeout=5)
-    if stopped or status < 0:  # as a shell reports what a signal ended
-        status = 128 + (signal.SIGKILL if stopped else -status)
-    return status, stopped
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file, by its path below the folder."""
-    sizes = {}
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # files come and go while this looks
-                sizes[str(path.relative_to(folder))] = path.lstat().st_size
-    return sizes
-
-
-def _inventory(folder: Path) -> str:
-    sizes = _sizes(folder)
-    listed = "".join(f"\n  {_bytes(size):>9}  {name}" for name, size in sorted(sizes.items()))
-    return f"Kaggle would keep {len(sizes)} files, {_bytes(sum(sizes.values()))}{listed}"
+    finally:
+        process.kill()  # and with it, by --kill-child, all that it started
+    return status if status >= 0 else 128 - status

@@ -26,7 +26,7 @@ def main() -> None:
 def pack() -> None:
     """Its size, and its start: an argument that is refused before anything big is imported."""
     entry = HERE.parent.parent / "kernels" / "train_fold.py"
-    text = packing.write_script(packing.pack(entry, ["--fold", "99"]))
+    text = packing.pack(entry, ["--fold", "99"])
     imports = "import argparse, pydantic, tomllib, zipfile, runpy, pathlib"
 
     def seconds(*command: str) -> float:
