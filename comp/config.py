@@ -19,17 +19,8 @@ from comp.errors import Refused, did_you_mean
 SHIPPED = Path(__file__).parent
 
 # What may change under a run that is half done: it does not touch what training computes.
-FREE_TO_CHANGE = (
-    "competition.title",
-    "competition.kaggle",
-    "competition.code_competition",
-    "competition.datasets",
-    "competition.submission.",
-    "competition.recipe",
-    "competition.source.",
-    "competition.arrays.test_",
-    "predict.batch_size",
-)
+OF_COMPETITION = "title", "kaggle", "code_competition", "datasets", "submission.", "recipe", "source.", "arrays.test_"
+FREE_TO_CHANGE = (*(f"competition.{key}" for key in OF_COMPETITION), "predict.batch_size")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]

@@ -18,7 +18,7 @@ from comp.config import Competition
 from comp.data.arrays import TrainSplit, release_pages
 from comp.errors import Refused
 from comp.model import metrics, predict
-from comp.train.runs import Fold
+from comp.train.runs import Fold, Runs
 
 SAMPLE_VALUES = 8 << 20  # probabilities that a search looks at: enough pixels for three digits
 FACTORS = (0.5, 0.8, 1.25, 2.0)
@@ -58,7 +58,7 @@ class _Part:
             release_pages(probabilities)
 
 
-def same_folds(runs: Sequence[Sequence[Fold]], numbers: Sequence[int]) -> list[list[Fold]]:
+def same_folds(runs: Runs, numbers: Sequence[int]) -> list[list[Fold]]:
     """These folds of every run, in this order. Raises Refused for a missing one."""
     for folds in runs:
         there = [fold.number for fold in folds]
@@ -75,7 +75,7 @@ def equal_weights(runs: int, classes: int) -> Blend:
     return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
 
 
-def search_weights(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> Blend:
+def search_weights(runs: Runs, split: TrainSplit, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 
     `runs` holds the same folds of every run, `split` the training images with the truth. Weights are
@@ -153,7 +153,7 @@ def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.nd
     return best
 
 
-def _parts(runs: Sequence[Sequence[Fold]], split: TrainSplit, competition: Competition) -> list[_Part]:
+def _parts(runs: Runs, split: TrainSplit, competition: Competition) -> list[_Part]:
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     pixels = split.images.shape[1] * split.images.shape[2]
     images = sum(fold.metrics["valid_images"] for fold in runs[0])

@@ -20,12 +20,12 @@ from comp.ensemble.blend import Blend, label_images
 from comp.model import metrics, predict, segmenter
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
-from comp.train.runs import Fold
+from comp.train.runs import Runs
+
+Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilities float32 (n, C, H, W)
 
 
-def identify(
-    competition: Competition, runs: Sequence[Sequence[Fold]], blend: Blend, tta: str, test: Split, index: Index
-) -> dict[str, Any]:
+def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test: Split, index: Index) -> dict[str, Any]:
     """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
 
     `index` is the test images'.
@@ -47,14 +47,9 @@ def identify(
 
 
 def predict_blend(
-    runs: Sequence[Sequence[Fold]],
-    weights: Sequence[float],
-    test: Split,
-    tta: str | None,
-    batch_size: int,
-    device: Device,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Blend a test split: yields (rows int64 (n,), probabilities float32 (n, C, H, W)).
+    runs: Runs, weights: Sequence[float], test: Split, tta: str | None, batch_size: int, device: Device
+) -> Predictions:
+    """Blend a test split.
 
     Each model predicts as it was validated, but with test-time augmentation `tta` where that is given. A run's folds
     weigh the same. All models stay on the device.
@@ -83,12 +78,7 @@ def predict_blend(
 
 
 def write_submission(
-    path: Path,
-    blended: Iterator[tuple[np.ndarray, Tensor]],
-    blend: Blend,
-    test: Split,
-    competition: Competition,
-    sample: Path | None,
+    path: Path, blended: Predictions, blend: Blend, test: Split, competition: Competition, sample: Path | None
 ) -> tuple[int, dict[str, Any] | None]:
     """Label blended probabilities, each image at its own size, write them to `path`, and check the file.
 

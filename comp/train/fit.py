@@ -27,9 +27,10 @@ from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter
 from comp.model.segmenter import Segmenter
 from comp.train import checkpoint, runs, schedule
-from comp.train.step import Step
+from comp.train.step import Loss, Step
 
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
+Watch = Callable[[int, Segmenter], None]  # called with the number of an epoch that has ended, from 1, and its model
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
 
@@ -65,17 +66,13 @@ class State:
 
 
 def fit(
-    data: TrainingData,
-    fold: int,
-    folder: Path,
-    machine: Machine,
-    watch: Callable[[int, Segmenter], None] | None = None,
+    data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Watch | None = None
 ) -> tuple[Segmenter, State]:
     """Train a fold and choose its best epoch; return that epoch's model. Without validation it is the last epoch's.
 
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call
     goes on. The schedule is fitted into what is left until the machine's deadline, with time to spare for what comes
-    after training. `watch` is called with each epoch's number, from 1, and its model.
+    after training.
     Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
     """
     from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
@@ -238,12 +235,7 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter,
-    split: TrainSplit,
-    rows: np.ndarray,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    settings: Predict,
-    competition: Competition,
+    model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Loss, settings: Predict, competition: Competition
 ) -> tuple[float, np.ndarray]:
     """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
     classes, ignored = len(competition.classes), competition.arrays.ignored

@@ -1,6 +1,7 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ class Fold:
             return pd.read_csv(path, usecols=COLUMNS, dtype=float)
         except (OSError, ValueError) as error:
             raise Refused(f"{path}: not a training history ({error})") from None
+
+
+Runs = Sequence[Sequence[Fold]]  # the same folds of every run
 
 
 def fold_folder(run_folder: Path, number: int) -> Path:

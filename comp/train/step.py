@@ -14,6 +14,7 @@ from comp.errors import Refused
 from comp.model.segmenter import Segmenter
 from comp.train import schedule
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (n, C, H, W) and labels (n, H, W)
 # The size of a batch over all ranks; this rank's images uint8 (n, H, W, C) and labels uint8 (n, H, W).
 Batch = tuple[int, Tensor, Tensor]
 
@@ -21,7 +22,7 @@ Batch = tuple[int, Tensor, Tensor]
 class Step:
     """Moves a model's weights; holds the optimizer, the scaler, and in how many parts a batch is computed."""
 
-    def __init__(self, model: Segmenter, loss_of: Callable[[Tensor, Tensor], Tensor], config: Config):
+    def __init__(self, model: Segmenter, loss_of: Loss, config: Config):
         self.model, self.loss_of, self.device = model, loss_of, model.device
         self.augment, self.clip = config.augment, config.optimizer.clip
         self.forward = distributed.wrap_model(model, self.device.device)
