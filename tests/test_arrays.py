@@ -277,14 +277,7 @@ def test_a_truncated_file(folder):
     save(folder, train_images=good_images, train_masks=good_masks)
     data = (folder / "own.npz").read_bytes()
     (folder / "own.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(Refused, match="not a whole npz"):
-        arrays.load_train(competition(), folder)
-
-
-def test_no_room_for_the_cache(folder, monkeypatch):
-    save(folder, True, train_images=good_images, train_masks=good_masks)
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))
-    with pytest.raises(Refused, match=r"840 bytes as uint8, and .* has room for 100"):
+    with pytest.raises(Refused, match="not a readable npz"):
         arrays.load_train(competition(), folder)
 
 
@@ -379,7 +372,7 @@ def test_a_cache_cut_short_is_made_again(folder):
 def test_what_a_killed_conversion_left_is_removed(folder):
     save(folder, True, train_images=good_images, train_masks=good_masks)
     (folder / ".cache").mkdir()
-    dead, alive = (folder / ".cache" / f".{process}.own.npz.1-2.3.npy" for process in (1234, 1235))
+    dead, alive = (folder / ".cache" / f".{process}.own.npz.1-2.3.npz" for process in (1234, 1235))
     dead.touch()
     alive.touch()
     os.utime(dead, (0, time.time() - 2 * convert.ABANDONED))
@@ -391,7 +384,7 @@ def test_a_folder_that_cannot_be_written_has_its_cache_elsewhere(folder, tmp_pat
     save(folder, True, train_images=good_images, train_masks=good_masks)
     (folder / ".cache").write_text("in the way, also for root")
     np.testing.assert_array_equal(arrays.load_train(competition(), folder).masks, good_masks)
-    assert len(list((tmp_path / "temporary").rglob("own.npz.*.npy"))) == 2
+    assert len(list((tmp_path / "temporary").rglob("own.npz.*.npz"))) == 2
 
 
 def test_two_folders_do_not_share_a_cache(tmp_path, folder):

@@ -1,18 +1,17 @@
 """Any array of an npz as uint8, and the folder in which converted arrays are cached.
 
 What the file stores as uint8 is memory-mapped where it lies. Anything else (compressed, float, other
-integers) is converted once, block by block, to an npy file in the cache, and mapped from there.
+integers) is converted once, block by block, to an npz in the cache, and mapped from there.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,6 @@ import numpy as np
 
 from comp.data import npz
 from comp.errors import Refused
-from comp.files import atomic_write
 
 VERSION = 1  # raised when conversion changes, so that older caches are not used
 ABANDONED = 600  # seconds without a write, after which a half-written file is a killed process's
@@ -72,14 +70,32 @@ class Wanted:
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C) of images, (N, H, W) of masks."""
         # A broadcast zero has the shape and no memory.
-        return self.arrange(np.broadcast_to(np.uint8(0), self.member.shape)).shape
+        return self._arrange(np.broadcast_to(np.uint8(0), self.member.shape)).shape
 
     @property
     def key(self) -> str:
         """What, beside the file's state, decides the uint8 array."""
         return digest([VERSION, self.member.key, self.part, self.role, self.scale, *self.labels.items()])
 
-    def arrange(self, block: np.ndarray) -> np.ndarray:
+    def load(self, ids: np.ndarray, cache: Path) -> np.ndarray:
+        """A read-only uint8 array of `shape`, mapped from the npz, or from the cache after one conversion.
+
+        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, and for a full disk.
+        """
+        plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1 and not self.labels
+        if plain and self.member.offset is not None:
+            return self._arrange(npz.map_member(self.member).view(np.uint8))
+        file = cache / f"{file_state(self.member.path)}.{self.key}.npz"
+        with suppress(Refused):  # missing, or cut short
+            return npz.map_member(npz.read_member(file, self.role))
+        try:
+            _remove_stale(cache, self.member.path)
+            npz.write_npz(file, [(self.role, self.shape, np.uint8, self._convert(ids))])
+        except OSError as error:
+            raise Refused(f"{cache}: {error.strerror or error}, while {self} was converted to uint8") from None
+        return npz.map_member(npz.read_member(file, self.role))
+
+    def _arrange(self, block: np.ndarray) -> np.ndarray:
         """Rows of the member as images (n, H, W, C) or masks (n, H, W), which are images of one channel."""
         if self.part is not None:
             block = block[:, self.part]
@@ -94,77 +110,38 @@ class Wanted:
             raise Refused(f"{self}: {self.role} of shape {block.shape}; {fits} would fit")
         return images if self.role == "images" else images[..., 0]
 
-    def load(self, ids: np.ndarray, cache: Path) -> np.ndarray:
-        """A read-only uint8 array of `shape`, mapped from the npz, or from the cache after one conversion.
-
-        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, and for a full disk.
-        """
-        plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1 and not self.labels
-        if plain and self.member.offset is not None:
-            return self.arrange(npz.map_member(self.member).view(np.uint8))
-        file = cache / f"{file_state(self.member.path)}.{self.key}.npy"
-        with suppress(OSError, ValueError, EOFError):  # missing, or cut short
-            return self._map(file)
-        _convert(self, ids, file)
-        return self._map(file)
-
-    def _map(self, file: Path) -> np.ndarray:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-        if array.shape != self.shape or array.dtype != np.uint8:
-            raise ValueError(f"{file}: {array.dtype} of shape {array.shape}")
-        return np.asarray(array)
-
-
-def _convert(source: Wanted, ids: np.ndarray, file: Path) -> None:
-    """Stream a member into a uint8 npy file; what was made of earlier states of the npz is removed."""
-    member, folder, brightest = source.member, file.parent, 0.0
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder, member.path)
-        need, free = prod(source.shape), shutil.disk_usage(folder).free
-        if need > free:
-            raise Refused(f"{source}: {need:,} bytes as uint8, and {folder} has room for {free:,}")
-        with atomic_write(file) as beside, open(beside, "wb") as output:
-            npz.write_header(output, source.shape, np.uint8)
-            for first, rows in npz.iterate_blocks(member):
-                values = source.arrange(rows)
-                output.write(np.ascontiguousarray(_as_uint8(values, source, ids[first:])).data)
-                brightest = max(brightest, float(values.max()))
-            if source.role == "images" and member.dtype.kind == "f" and source.scale == 1 and 0 < brightest <= 1:
-                raise Refused(f"{source}: no value is above 1; set competition.arrays.scale = 255")
-    except OSError as error:
-        raise Refused(f"{folder}: {error.strerror or error}, while {member} was converted to uint8") from None
+    def _convert(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the array in uint8 blocks: images scaled and rounded, masks only if they are whole."""
+        table, fits = np.zeros(256, np.uint8), "labels are whole numbers from 0 to 255"
+        if self.role == "images":
+            fits = "images are 0 to 255 once multiplied by competition.arrays.scale"
+        if self.labels:
+            fits = f"competition.arrays.labels and ignore say {', '.join(map(str, self.labels))}"
+            table[[*self.labels]] = [*self.labels.values()]
+        brightest = 0.0
+        for first, rows in npz.iterate_blocks(self.member):
+            found = values = self._arrange(rows)
+            if self.role == "images" and (self.scale != 1 or values.dtype.kind == "f"):
+                values = np.rint(values * np.float64(self.scale))
+            with np.errstate(invalid="ignore"):
+                numbers = values.astype(np.uint8)
+            wrong = numbers != values  # a NaN is unlike any number
+            if self.labels:
+                wrong |= ~np.isin(numbers, [*self.labels])
+                numbers = table[numbers]
+            if wrong.any():
+                at = int(wrong.reshape(len(wrong), -1).any(axis=1).argmax())
+                raise Refused(f"{self}: sample {str(ids[first + at])!r} has {found[at][wrong[at]].flat[0]}; {fits}")
+            brightest = max(brightest, float(found.max()))
+            yield numbers
+        if self.role == "images" and self.member.dtype.kind == "f" and self.scale == 1 and 0 < brightest <= 1:
+            raise Refused(f"{self}: no value is above 1; set competition.arrays.scale = 255")
 
 
 def _remove_stale(cache: Path, path: Path) -> None:
     """Remove what was made of earlier states of a file, and what killed processes left half written."""
-    for file in cache.iterdir():
+    for file in cache.glob("*"):
         made = file.name.startswith(f"{path.name}.") and not file.name.startswith(f"{file_state(path)}.")
-        unfinished = file.name.startswith(".") and f".{path.name}." in file.name
-        with suppress(OSError):
-            if made or (unfinished and file.stat().st_mtime < time.time() - ABANDONED):
+        with suppress(FileNotFoundError):
+            if made or (file.name.startswith(".") and file.stat().st_mtime < time.time() - ABANDONED):
                 file.unlink()
-
-
-def _as_uint8(values: np.ndarray, source: Wanted, ids: np.ndarray) -> np.ndarray:
-    """Images scaled and rounded, masks only if they are whole; `ids` name the samples."""
-    found, fits = values, "labels are whole numbers from 0 to 255"
-    if source.role == "images":
-        fits = "images are 0 to 255 once multiplied by competition.arrays.scale"
-        if source.scale != 1:
-            values = values * np.float64(source.scale)
-        if values.dtype.kind == "f":
-            values = np.rint(values)
-    with np.errstate(invalid="ignore"):
-        becomes = values.astype(np.uint8)
-    wrong = becomes != values  # a NaN is unlike any number
-    if source.labels:
-        fits = f"competition.arrays.labels and ignore say {', '.join(map(str, source.labels))}"
-        table = np.zeros(256, np.uint8)
-        table[[*source.labels]] = [*source.labels.values()]
-        wrong |= ~np.isin(becomes, [*source.labels])
-        becomes = table[becomes]
-    if wrong.any():
-        at = int(wrong.reshape(len(wrong), -1).any(axis=1).argmax())
-        raise Refused(f"{source}: sample {str(ids[at])!r} has {found[at][wrong[at]].flat[0]}; {fits}")
-    return becomes

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 
@@ -35,11 +35,6 @@ class Member:
     def __str__(self) -> str:
         return f"{self.path}: {self.key}"
 
-    @property
-    def size(self) -> int:
-        """Bytes of the data."""
-        return prod(self.shape) * self.dtype.itemsize
-
 
 def list_keys(path: Path) -> list[str]:
     """Names of the arrays in an npz file."""
@@ -54,25 +49,28 @@ def read_member(path: Path, key: str) -> Member:
         raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
     with _refuse_damage(where), open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
         info = archive.getinfo(f"{key}.npy")
-        stored = info.compress_type == zipfile.ZIP_STORED
         with archive.open(info) as file:
             # zipfile has just read the local header, which may be longer than the central directory says.
             start = raw.tell()
-            shape, fortran, dtype = _read_header(file, where)
+            old = np.lib.format.read_magic(file) == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
             header = file.tell()
-    found = Member(path, key, shape, dtype, fortran, header, start + header if stored else None)
-    if info.file_size != header + found.size:
+    if dtype.hasobject:
+        raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
+    if dtype.names or dtype.subdtype or dtype.itemsize == 0 or min(shape, default=0) < 0:
+        raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
+    if info.file_size != header + prod(shape) * dtype.itemsize:
         raise Refused(f"{where}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
-    if stored and start + info.file_size > path.stat().st_size:
-        raise Refused(f"{where}: truncated; copy the file again")
-    return found
+    offset = start + header if info.compress_type == zipfile.ZIP_STORED else None
+    return Member(path, key, shape, dtype, fortran, header, offset)
 
 
 def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
-    order: Literal["F", "C"] = "F" if member.fortran else "C"
+    order, offset = "F" if member.fortran else "C", member.offset or 0
     with _refuse_damage(str(member)):
-        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset or 0, member.shape, order))
+        return np.asarray(np.memmap(member.path, member.dtype, "r", offset, member.shape, order))
 
 
 def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
@@ -81,27 +79,19 @@ def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
         raise Refused(f"{member}: in Fortran order; save np.ascontiguousarray of it")
     count, *sample = member.shape
     row = prod(sample) * member.dtype.itemsize
-    step = max(1, BLOCK // max(1, row))
+    step = max(1, BLOCK // row)
     with _opened(member) as file:
         file.read(member.header)
         for first in range(0, count, step):
             rows = min(step, count - first)
             data = file.read(rows * row)  # zipfile compares the checksum with the last of them
-            if len(data) != rows * row:
-                raise Refused(f"{member}: truncated; copy the file again")
-            yield first, np.frombuffer(data, np.uint8).view(member.dtype).reshape(rows, *sample)
+            yield first, np.frombuffer(data, member.dtype).reshape(rows, *sample)
 
 
 def read_array(member: Member) -> np.ndarray:
     """A small member as an array in memory."""
     with _opened(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype | type) -> None:
-    """Begin an npy file of a C-ordered array."""
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
@@ -111,33 +101,18 @@ def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, It
     """
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for key, shape, dtype, blocks in members:
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
             with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as file:
-                write_header(file, shape, dtype)
+                np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
                 for block in blocks:
                     file.write(np.ascontiguousarray(block, dtype).data.cast("B"))
 
 
 @contextmanager
 def _opened(member: Member) -> Iterator[IO[bytes]]:
-    with (
-        _refuse_damage(str(member)),
-        zipfile.ZipFile(member.path) as archive,
-        archive.open(f"{member.key}.npy") as file,
-    ):
+    name = f"{member.key}.npy"
+    with _refuse_damage(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(name) as file:
         yield file
-
-
-def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise Refused(f"{where}: npy version {version} is for structured arrays; save plain numbers or text")
-    shape, fortran, dtype = readers[version](file)
-    if dtype.hasobject:
-        raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
-    if dtype.names or dtype.subdtype or dtype.itemsize == 0 or min(shape, default=0) < 0:
-        raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
-    return shape, fortran, dtype
 
 
 @contextmanager
@@ -146,11 +121,7 @@ def _refuse_damage(where: str) -> Iterator[None]:
         yield
     except Refused:
         raise
-    except FileNotFoundError:
-        raise Refused(f"{where}: no such file") from None
-    except zipfile.BadZipFile as error:
-        raise Refused(f"{where}: not a whole npz file ({error}); copy it again") from None
     # zipfile, zlib and the npy header's parser raise nearly anything on damaged bytes.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refused(f"{where}: cannot be read: {reason}") from None
+        raise Refused(f"{where}: not a readable npz ({reason}); copy it again") from None
