@@ -196,11 +196,11 @@ def changed(index, **fields):
 
 
 CHANGES = {
-    "image": (lambda index: changed(index, image_hash=1), split_of(), {}, "'a, 7' has another image, mask"),
-    "mask": (lambda index: changed(index, mask_hash=1), split_of(), {}, "'a, 7' has another image, mask"),
-    "group": (None, split_of(groups=np.array([""] * 9 + ["g"] * 21)), {}, "'a, 9' has another image, mask or group"),
-    "id": (None, split_of(ids=np.array([f"a, {k % 29}" for k in range(30)])), {}, "'a, 29' is now 'a, 0'"),
-    "excluded": (None, split_of(), {"exclude": ["a, 12"]}, "'a, 12' is excluded now"),
+    "image": (lambda index: changed(index, image_hash=1), split_of(), {}, "'a, 7'"),
+    "mask": (lambda index: changed(index, mask_hash=1), split_of(), {}, "'a, 7'"),
+    "group": (None, split_of(groups=np.array([""] * 9 + ["g"] * 21)), {}, "'a, 9'"),
+    "id": (None, split_of(ids=np.array([f"a, {k % 29}" for k in range(30)])), {}, "'a, 0'"),
+    "excluded": (None, split_of(), {"exclude": ["a, 12"]}, "'a, 12'"),
 }
 
 
@@ -209,7 +209,9 @@ def test_saved_folds_are_refused_once_they_do_not_fit(tmp_path, change, split, k
     path, index = tmp_path / "folds.csv", index_of(mixed(30))
     folds.load_or_deal_folds(path, split_of(), index, asked())
     before = path.read_bytes()
-    with pytest.raises(Refused, match=rf"folds\.csv: sample {message}.*; delete folds\.csv to make new folds"):
+    with pytest.raises(
+        Refused, match=rf"folds\.csv: sample {message} has another id, .* now; delete folds\.csv to make new folds"
+    ):
         folds.load_or_deal_folds(path, split, change(index) if change else index, asked(**keys))
     assert path.read_bytes() == before
 
@@ -229,20 +231,27 @@ def test_saved_folds_of_fewer_or_more_samples(tmp_path, count):
     ("text", "message"),
     [
         (b"", "cannot be read"),
-        (b"id,fold\na,1\n", "row 1 is not id,fold,content"),
-        (b'id,fold,content\n"a, 0",5,00\n', "row 2: id, fold from -1 to 4, content would fit"),
-        (b'id,fold,content\n"a, 0",one,00\n', "row 2: "),
-        (b'id,fold,content\n"a, 0"\n', "row 2: "),
+        (b"id,fold\na,1\n", "cannot be read"),
+        (b'id,fold,content\n"a, 0",one,00\n', "cannot be read"),
+        (b'id,fold,content\n"a, 0"\n', "cannot be read"),
         (b"id,fold,content\n\xff,1,00\n", "cannot be read"),
-        (b"id,fold,content\na,1,00\nb,1,00,1\n", "cannot be read"),
-        (b"id,fold,content\na,1,00,1\n", "row 2: "),
-        (b"id,fold,content\n" + b"a" * 200_000 + b",1,00\n", "sample 'aaa"),
+        (b"id,fold,content\n" + b"a" * 200_000 + b",1,00\n", "1 samples, now 30"),
+        (b"id,fold,content\n" + 30 * b"a,1,00,1\n", "sample 'a, 0' has another id"),
     ],
 )
 def test_a_damaged_file_of_folds(tmp_path, text, message):
     (tmp_path / "folds.csv").write_bytes(text)
-    with pytest.raises(Refused, match=rf"folds\.csv: {message}.{{,250}}$"):
+    with pytest.raises(Refused, match=rf"folds\.csv: {message}.{{,250}}; delete folds\.csv[^\n]*$"):
         folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(), index_of(mixed(30)), asked())
+
+
+def test_a_fold_that_does_not_exist_is_refused(tmp_path):
+    path, index = tmp_path / "folds.csv", index_of(mixed(30))
+    made = folds.load_or_deal_folds(path, split_of(), index, asked())
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(f'"a, 3",{made[3]},', '"a, 3",5,'), encoding="utf-8")
+    with pytest.raises(Refused, match=r"folds\.csv: row 5: folds from -1 to 4 would fit"):
+        folds.load_or_deal_folds(path, split_of(), index, asked())
 
 
 def test_the_outliers_of_mars_are_found(tmp_path):

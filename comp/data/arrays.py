@@ -22,7 +22,7 @@ from comp.files import atomic_write, find_below_input
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LARGEST_SIDE = 65_535  # pixels of an original image
 INDEX_VERSION = 2  # raised when `build_index` changes, so that older caches are not used
-INDEX_BLOCK = 1 << 20  # bytes of images that a thread takes at a time
+INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
 
 
@@ -92,7 +92,7 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     Refused where their channels are not the training images', which is better known before training.
     """
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
-    if not {selector, selector.partition("[")[0]} & set(npz.list_keys(path)):
+    if selector.partition("[")[0] not in npz.list_keys(path):
         return False
     test = convert.Wanted(*_select(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
@@ -135,11 +135,12 @@ def build_index(split: Split, competition: Competition) -> Index:
 def _scan(split: Split, competition: Competition) -> Index:
     samples, pixels = len(split.images), prod(split.images.shape[1:3])
     classes, ignore = len(competition.classes), competition.arrays.ignored
-    labels = sorted({*range(classes)} if ignore is None else {*range(classes), ignore})
+    labels = sorted({*range(classes), *([] if ignore is None else [ignore])})
     counts = np.zeros((samples, len(labels)), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
+    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
 
-    def look(first: int) -> None:
+    def scan(first: int) -> None:
         rows = slice(first, first + step)
         image_hash[rows] = [_hash(image) for image in split.images[rows]]
         if split.masks is not None:
@@ -155,13 +156,11 @@ def _scan(split: Split, competition: Competition) -> Index:
                     f"{classes - 1}{ignored}; other values are named as competition.arrays.labels=[0,255]"
                 )
 
-    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
     # Hashing and numpy release the interpreter's lock, so threads share the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(look, range(0, samples, step)), start=1):
-            if done % 64 == 0:  # each walks all of the mapping
-                release_pages(split.images)
-                release_pages(split.masks)
+        for _ in pool.map(scan, range(0, samples, step)):
+            release_pages(split.images)
+            release_pages(split.masks)
     if ignore is not None:
         counts[:, labels.index(ignore)] = 0
     return Index(counts[:, :classes], image_hash, mask_hash, (counts > 0).sum(axis=1) <= 1)
@@ -173,20 +172,10 @@ def _hash(sample: np.ndarray) -> int:
 
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
-    arrays, path = competition.arrays, find_npz(competition.file, folder)
-    there = npz.list_keys(path)
-
-    def find_optional(field: str) -> str | None:
-        """The selector of what need not be there: None where it is empty, or the default and the file lacks it."""
-        name = f"{part}_{field}"
-        selector = getattr(arrays, name, "")
-        if not selector or (selector == Arrays.model_fields[name].default and selector not in there):
-            return None
-        return selector
-
+    path, arrays = find_npz(competition.file, folder), competition.arrays
     images = convert.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
     wanted, count = [images], images.shape[0]
-    if selector := arrays.train_masks if part == "train" else find_optional("masks"):
+    if selector := arrays.train_masks if part == "train" else _find_optional(path, arrays, "test_masks"):
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
             labels[arrays.ignore] = 255  # which `ignored` says
@@ -194,10 +183,20 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
         wanted.append(masks)
-    ids = _read_ids(path, find_optional("ids"), count)
-    groups = _read_text(path, selector, count) if (selector := find_optional("groups")) else None
-    sizes = _read_sizes(path, selector, count) if (selector := find_optional("sizes")) else None
-    folds = _read_values(path, selector, (count,), "iu", "integers") if (selector := find_optional("folds")) else None
+    ids = _read_optional(path, arrays, f"{part}_ids", "USiu", (count,))
+    if ids is None:
+        ids = np.arange(count).astype(f"U{len(str(count - 1))}")
+    unique, times = np.unique(ids, return_counts=True)
+    for id in unique[(times > 1) | (unique == "")].tolist()[:1]:
+        raise Refused(f"{path}: {part}_ids: the id {id!r} is empty or not unique")
+    sizes = _read_optional(path, arrays, f"{part}_sizes", "iu", (count, 2))
+    if sizes is not None:
+        for row in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
+            wrong = f"sample {str(ids[row])!r} is {sizes[row].tolist()}"
+            raise Refused(f"{path}: {part}_sizes: {wrong}; 1 to {LARGEST_SIDE} would fit")
+        sizes = sizes.astype(np.int32)
+    folds = _read_optional(path, arrays, f"{part}_folds", "iu", (count,))
+    groups = _read_optional(path, arrays, f"{part}_groups", "USiu", (count,))
     cache = convert.cache_folder(folder)
     pixels = [one.load(ids, cache) for one in wanted]
     return Split(
@@ -213,7 +212,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
 
 def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     """The member that a selector means, and its slice of the second axis; None for all of it."""
-    if selector in npz.list_keys(path) or "[" not in selector:
+    if "[" not in selector:
         return npz.read_member(path, selector), None
     if not (sliced := re.fullmatch(r"(.+)\[:, *([0-9]{1,9})\]", selector)):
         raise Refused(f"{path}: {selector!r}: a selector is key or key[:, 0]")
@@ -223,44 +222,29 @@ def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:
     return member, part
 
 
-def _read_values(path: Path, selector: str, shape: tuple[int, ...], kinds: str, fits: str) -> np.ndarray:
-    member, part = _select(path, selector)
-    found = member.shape if part is None else (member.shape[0], *member.shape[2:])
-    if found != shape or member.dtype.kind not in kinds:
-        raise Refused(f"{path}: {selector}: {member.dtype} of shape {found}; {fits} of shape {shape} would fit")
+def _find_optional(path: Path, arrays: Arrays, name: str) -> str:
+    """The selector of an array that need not be there: empty where it is the default and the file lacks it."""
+    selector = getattr(arrays, name, "")
+    return selector if selector != getattr(Arrays(), name, "") or selector in npz.list_keys(path) else ""
+
+
+def _read_optional(path: Path, arrays: Arrays, name: str, kinds: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A small array whose dtype is of one of numpy's `kinds`, text as str, or None where the file has none."""
+    if not (key := _find_optional(path, arrays, name)):
+        return None
+    member, is_text = npz.read_member(path, key), "U" in kinds
+    if member.shape != shape or member.dtype.kind not in kinds:
+        fits = f"{'text or integers' if is_text else 'integers'} of shape {shape} would fit"
+        raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits}")
     values = npz.read_array(member)
-    return values if part is None else values[:, part]
-
-
-def _read_text(path: Path, selector: str, count: int) -> np.ndarray:
-    """Ids or groups, str (N,), from text, bytes or integers."""
-    values = _read_values(path, selector, (count,), "USiu", "text or integers").tolist()
-    try:
-        return np.array([value.decode() if isinstance(value, bytes) else str(value) for value in values])
-    except UnicodeDecodeError:
-        raise Refused(f"{path}: {selector}: not valid text") from None
-
-
-def _read_ids(path: Path, selector: str | None, count: int) -> np.ndarray:
-    """The samples' own ids, or their numbers; str (N,)."""
-    if selector is None:
-        return np.arange(count).astype(f"U{len(str(count - 1))}")
-    ids = _read_text(path, selector, count)
-    for sample, id in enumerate(ids.tolist()):
-        if not id or not id.isprintable():
-            raise Refused(f"{path}: {selector}: sample {sample} has the id {id!r}; printable text would fit")
-    unique, times = np.unique(ids, return_counts=True)
-    for id in unique[times > 1].tolist()[:1]:
-        raise Refused(f"{path}: {selector}: the id {id!r} occurs more than once")
-    return ids
-
-
-def _read_sizes(path: Path, selector: str, count: int) -> np.ndarray:
-    """Original height and width, int32 (N, 2)."""
-    sizes = _read_values(path, selector, (count, 2), "iu", "integers")
-    for sample in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
-        raise Refused(f"{path}: {selector}: sample {sample} is {sizes[sample].tolist()}; 1 to {LARGEST_SIDE} would fit")
-    return sizes.astype(np.int32)
+    if not is_text:
+        return values
+    # Bytes that are not UTF-8 become surrogates, which are not printable.
+    texts = [v.decode(errors="surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    for sample, text in enumerate(texts):
+        if not text.isprintable():
+            raise Refused(f"{member}: sample {sample} has {text!r}; printable text would fit")
+    return np.array(texts)
 
 
 def fitted_size(original: Size, size: Size, fit: Fit) -> Size:

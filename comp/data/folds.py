@@ -26,7 +26,7 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    excluded, count = _excluded(split, index, config.competition.arrays), config.folds.count
+    excluded, count = _find_excluded(split, index, config.competition.arrays), config.folds.count
     if split.folds is not None:
         given = int(split.folds.max()) + 1
         if split.folds.min() < EXCLUDED or given != count:
@@ -38,14 +38,16 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
 
     # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
     kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))
-    strata = _strata(index.counts[kept])
+    strata = _find_strata(index.counts[kept])
     order = np.argsort(strata, kind="stable")
     kept, strata = kept[order], strata[order]
-    groups = _groups(index, split.groups, kept)
+    groups = _find_groups(index, split.groups, kept)
     independent = len(np.unique(groups))
     if independent < count:
-        fits = f"; set folds.count={independent}" if independent > 1 else ""
-        raise Refused(f"folds.count: {count} folds of {independent} independent samples (duplicates count once){fits}")
+        raise Refused(
+            f"folds.count: {count} folds of {independent} independent samples, where duplicates count once; "
+            f"folds.count={independent} would fit"
+        )
     if np.bincount(strata).max() < count:  # which scikit-learn refuses
         strata[:] = 0
     assigned = np.full(len(split.ids), EXCLUDED, np.int16)
@@ -63,26 +65,32 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     """
     import pandas as pd
 
-    contents = _hash_contents(split, index)
+    groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
+    contents = [
+        hashlib.blake2b(f"{image:016x}{mask:016x}{group}".encode(), digest_size=8).hexdigest()
+        for image, mask, group in zip(index.image_hash.tolist(), index.mask_hash.tolist(), groups, strict=True)
+    ]
     if not path.exists():
         assigned = deal_folds(split, index, config)
         with atomic_write(path) as beside:
             pd.DataFrame({"id": split.ids, "fold": assigned, "content": contents}).to_csv(beside, index=False)
         return assigned
-    saved = _read_folds(path, config.folds.count)
-    excluded = _excluded(split, index, config.competition.arrays)
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
-    now = zip(split.ids.tolist(), contents, excluded.tolist(), strict=True)
-    for (id, fold, content), (id_now, content_now, out) in zip(saved, now, strict=False):
-        if id != id_now:
-            raise Refused(f"{path}: sample {id!r:.100} is now {id_now!r}; {advice}")
-        if content != content_now:
-            raise Refused(f"{path}: sample {id!r} has another image, mask or group now; {advice}")
-        if out != (fold == EXCLUDED):
-            raise Refused(f"{path}: sample {id!r} is {'excluded' if out else 'not excluded'} now; {advice}")
+    types = {"id": str, "fold": np.int16, "content": str}
+    try:
+        saved = pd.read_csv(path, dtype=types, usecols=[*types], na_filter=False, index_col=False)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise Refused(f"{path}: cannot be read: {' '.join(str(error).split())}; {advice}") from None
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
-    return np.array([fold for _, fold, _ in saved], np.int16)
+    same = (saved["id"] == split.ids) & (saved["content"] == contents)
+    same &= (saved["fold"] == EXCLUDED) == _find_excluded(split, index, config.competition.arrays)
+    for row in np.flatnonzero(~same)[:1]:
+        changed = "has another id, image, mask, group or exclusion now"
+        raise Refused(f"{path}: sample {str(split.ids[row])!r} {changed}; {advice}")
+    for row in np.flatnonzero(~saved["fold"].between(EXCLUDED, config.folds.count - 1))[:1]:
+        raise Refused(f"{path}: row {row + 2}: folds from -1 to {config.folds.count - 1} would fit; {advice}")
+    return saved["fold"].to_numpy()
 
 
 def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple[str, ...]) -> None:
@@ -96,20 +104,9 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
             raise Refused(f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class")
 
 
-def connected(pairs: np.ndarray, count: int) -> np.ndarray:
-    """The lowest of all that are connected with each of `count` things by pairs, int64 (P, 2): int64 (count,)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
-    component = connected_components(edges, directed=False)[1]
-    return np.unique(component, return_index=True)[1][component]
-
-
-def _excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
+def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
     """Which samples the competition, or the split that came with the arrays, leaves out: bool (N,)."""
-    unknown = set(arrays.exclude).difference(split.ids.tolist())
-    if unknown:
+    if unknown := set(arrays.exclude).difference(split.ids.tolist()):
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
     excluded = np.isin(split.ids, np.array(arrays.exclude, dtype=str))
     if split.folds is not None:
@@ -123,7 +120,7 @@ def _excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
     return excluded
 
 
-def _strata(counts: np.ndarray) -> np.ndarray:
+def _find_strata(counts: np.ndarray) -> np.ndarray:
     """Each sample's rarest class as its rank, int64 (n,): 0 is the class that fewest samples contain.
 
     Of equally rare classes the lower number is first. A sample without any class comes last.
@@ -134,41 +131,21 @@ def _strata(counts: np.ndarray) -> np.ndarray:
     return np.where(ranked.any(axis=1), ranked.argmax(axis=1), counts.shape[1])
 
 
-def _groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
+def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
     """A number for each of the `kept` samples, int64 (n,); those that share something have the same one.
 
     A constant mask, such as an empty one, is no sign of kinship.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     shared = [(index.image_hash[kept], slice(None)), (index.mask_hash[kept], ~index.constant[kept])]
     if groups is not None:
         shared.append((groups[kept], groups[kept] != ""))
-    pairs = []
+    edges = coo_array((len(kept), len(kept)))
     for values, counted in shared:
         members = np.arange(len(kept))[counted]
         _, first, which = np.unique(values[members], return_index=True, return_inverse=True)
-        pairs.append(np.stack([members[first[which]], members], axis=1))
-    return connected(np.concatenate(pairs), len(kept))
-
-
-def _hash_contents(split: Split, index: Index) -> list[str]:
-    groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
-    parts = zip(index.image_hash.tolist(), index.mask_hash.tolist(), groups, strict=True)
-    return [
-        hashlib.blake2b(f"{image:016x}{mask:016x}{group}".encode(), digest_size=8).hexdigest()
-        for image, mask, group in parts
-    ]
-
-
-def _read_folds(path: Path, count: int) -> list[tuple[str, int, str]]:
-    """The rows of a fold file: id, fold from -1 to `count` - 1, content. Raises Refused."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, dtype=str, na_filter=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise Refused(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if [*table.columns] != ["id", "fold", "content"]:
-        raise Refused(f"{path}: row 1 is not id,fold,content; delete the file to make new folds")
-    for row in np.flatnonzero(~table["fold"].isin([str(fold) for fold in range(EXCLUDED, count)]))[:1]:
-        raise Refused(f"{path}: row {row + 2}: id, fold from -1 to {count - 1}, content would fit")
-    return [*zip(table["id"], table["fold"].astype(int), table["content"], strict=True)]
+        edges += coo_array((np.ones(len(members)), (members[first[which]], members)), edges.shape)
+    component = connected_components(edges, directed=False)[1]
+    return np.unique(component, return_index=True)[1][component]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
@@ -68,9 +68,9 @@ def read_member(path: Path, key: str) -> Member:
 
 def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
-    order, offset = "F" if member.fortran else "C", member.offset or 0
+    order: Literal["F", "C"] = "F" if member.fortran else "C"
     with _refuse_damage(str(member)):
-        return np.asarray(np.memmap(member.path, member.dtype, "r", offset, member.shape, order))
+        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset or 0, member.shape, order))
 
 
 def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
