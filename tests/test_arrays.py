@@ -192,7 +192,7 @@ def test_ids_groups_and_sizes(folder):
         train_groups=np.array([2, 2, 10]),
         test_images=images,
         test_ids=np.array(["ä", "b", "c"], dtype=">U4"),
-        test_sizes=np.asfortranarray(sizes),
+        test_sizes=sizes,
     )
     train, test = arrays.load_train(competition(), folder), arrays.load_test(competition(), folder)
     assert train.ids.tolist() == ["a", "b", "c"] and train.groups.tolist() == ["2", "2", "10"]
@@ -462,15 +462,13 @@ def test_hashes_are_of_content_alone(folder):
     assert arrays.build_index(zero, competition()).image_hash.tolist() == [0x18CC49CA5BEA08CA]
 
 
-@pytest.mark.parametrize(("ignore", "known"), [(None, "0 to 2"), (255, "0 to 2 and 255, which is ignored")])
-def test_a_label_that_is_no_class_is_refused(folder, ignore, known):
+@pytest.mark.parametrize("ignore", [None, 255])
+def test_a_label_that_is_no_class_is_refused(folder, ignore):
     masks = good_masks.copy()
     masks[4, 2, 3] = masks[6] = 9
     save(folder, train_images=good_images, train_masks=masks, train_ids=np.array([*"abcdefg"]))
     own = competition(ignore=ignore)
-    with pytest.raises(
-        Refused, match=rf"own\.npz: sample 'e' has label 9; there are {known}; other values are named as"
-    ):
+    with pytest.raises(Refused, match=r"own\.npz: sample 'e' has label 9; 0 to 2 would fit"):
         arrays.build_index(arrays.load_train(own, folder), own)
 
 

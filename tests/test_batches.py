@@ -84,7 +84,7 @@ def test_image_and_mask_move_together_and_only_the_seed_decides():
     ("transform", "says"),
     [
         ({"name": "HorizontalFlop"}, "augment.transforms.0.name: albumentations has no transform 'HorizontalFlop'"),
-        ({"p": 0.5}, "has no transform None"),
+        ({"p": 0.5}, "has no transform ''"),
         ({"name": "HorizontalFlip", "q": 1}, "augment.transforms.0 (HorizontalFlip): "),
         ({"name": "HorizontalFlip", "p": "often"}, "augment.transforms.0 (HorizontalFlip): "),
         ({"name": "BasicTransform"}, "augment.transforms.0"),

@@ -138,14 +138,10 @@ def test_any_compression_that_zipfile_knows_is_read(tmp_path):
     np.testing.assert_array_equal(npz.read_array(member), np.arange(9))
 
 
-def test_fortran_order_is_read_right_or_refused(tmp_path):
-    values = np.asfortranarray(np.arange(6).reshape(3, 2))
-    np.savez(tmp_path / "own.npz", a=values)
-    member = npz.read_member(tmp_path / "own.npz", "a")
-    np.testing.assert_array_equal(npz.read_array(member), values)
-    np.testing.assert_array_equal(npz.map_member(member), values)
+def test_fortran_order_is_refused(tmp_path):
+    np.savez(tmp_path / "own.npz", a=np.asfortranarray(np.arange(6).reshape(3, 2)))
     with pytest.raises(Refused, match="ascontiguousarray"):
-        next(npz.iterate_blocks(member))
+        npz.read_member(tmp_path / "own.npz", "a")
 
 
 def test_what_is_written_can_be_mapped(tmp_path):

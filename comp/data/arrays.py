@@ -150,10 +150,9 @@ def _scan(split: Split, competition: Competition) -> Index:
             counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
             for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
                 label = masks[at][~np.isin(masks[at], labels)][0]
-                ignored = "" if ignore is None else f" and {ignore}, which is ignored"
                 raise Refused(
-                    f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; there are 0 to "
-                    f"{classes - 1}{ignored}; other values are named as competition.arrays.labels=[0,255]"
+                    f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; 0 to {classes - 1} "
+                    "would fit. Name other values as competition.arrays.labels=[0,255] or competition.arrays.ignore=255"
                 )
 
     # Hashing and numpy release the interpreter's lock, so threads share the work.
@@ -174,7 +173,7 @@ def _hash(sample: np.ndarray) -> int:
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
     path, arrays = find_npz(competition.file, folder), competition.arrays
     images = convert.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
-    wanted, count = [images], images.shape[0]
+    masks, count = None, images.shape[0]
     if selector := arrays.train_masks if part == "train" else _find_optional(path, arrays, "test_masks"):
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
@@ -182,32 +181,23 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         masks = convert.Wanted(*_select(path, selector), "masks", labels=labels)
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
-        wanted.append(masks)
-    ids = _read_optional(path, arrays, f"{part}_ids", "USiu", (count,))
+    ids = _read_optional(path, arrays, f"{part}_ids", str, (count,))
     if ids is None:
         ids = np.arange(count).astype(f"U{len(str(count - 1))}")
     unique, times = np.unique(ids, return_counts=True)
     for id in unique[(times > 1) | (unique == "")].tolist()[:1]:
         raise Refused(f"{path}: {part}_ids: the id {id!r} is empty or not unique")
-    sizes = _read_optional(path, arrays, f"{part}_sizes", "iu", (count, 2))
+    groups = _read_optional(path, arrays, f"{part}_groups", str, (count,))
+    sizes = _read_optional(path, arrays, f"{part}_sizes", np.int32, (count, 2))
     if sizes is not None:
         for row in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
             wrong = f"sample {str(ids[row])!r} is {sizes[row].tolist()}"
             raise Refused(f"{path}: {part}_sizes: {wrong}; 1 to {LARGEST_SIDE} would fit")
-        sizes = sizes.astype(np.int32)
-    folds = _read_optional(path, arrays, f"{part}_folds", "iu", (count,))
-    groups = _read_optional(path, arrays, f"{part}_groups", "USiu", (count,))
+    folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
     cache = convert.cache_folder(folder)
-    pixels = [one.load(ids, cache) for one in wanted]
-    return Split(
-        images=pixels[0],
-        masks=pixels[1] if len(pixels) > 1 else None,
-        ids=ids,
-        groups=groups,
-        sizes=sizes,
-        folds=None if folds is None else folds.astype(np.int16),
-        cache=cache / f"{convert.file_state(path)}.{convert.digest([one.key for one in wanted])}",
-    )
+    prefix = cache / f"{convert.file_state(path)}.{convert.digest([images.key, masks.key if masks else ''])}"
+    loaded = masks.load(ids, cache) if masks else None
+    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix)
 
 
 def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:
@@ -228,17 +218,17 @@ def _find_optional(path: Path, arrays: Arrays, name: str) -> str:
     return selector if selector != getattr(Arrays(), name, "") or selector in npz.list_keys(path) else ""
 
 
-def _read_optional(path: Path, arrays: Arrays, name: str, kinds: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A small array whose dtype is of one of numpy's `kinds`, text as str, or None where the file has none."""
+def _read_optional(path: Path, arrays: Arrays, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A small array of integers, or of text if `dtype` is str; None where the file has none."""
     if not (key := _find_optional(path, arrays, name)):
         return None
-    member, is_text = npz.read_member(path, key), "U" in kinds
+    member = npz.read_member(path, key)
+    kinds, fits = ("USiu", "text or integers") if dtype is str else ("iu", "integers")
     if member.shape != shape or member.dtype.kind not in kinds:
-        fits = f"{'text or integers' if is_text else 'integers'} of shape {shape} would fit"
-        raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits}")
+        raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits} of shape {shape} would fit")
     values = npz.read_array(member)
-    if not is_text:
-        return values
+    if dtype is not str:
+        return values.astype(dtype)
     # Bytes that are not UTF-8 become surrogates, which are not printable.
     texts = [v.decode(errors="surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist()]
     for sample, text in enumerate(texts):

@@ -31,7 +31,19 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network on import
     import albumentations
 
-    pipeline = albumentations.Compose([_build_one(albumentations, i, t) for i, t in enumerate(transforms)])
+    def build(position: int, /, name: str = "", **arguments: Any) -> Any:
+        key, kind = f"augment.transforms.{position}", getattr(albumentations, str(name), None)
+        if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
+            hint = did_you_mean(str(name), dir(albumentations))
+            raise Refused(f"{key}.name: albumentations has no transform {name!r}{hint}")
+        try:
+            with warnings.catch_warnings(action="error"):  # it only warns of an argument that it does not know
+                return kind(**arguments)
+        except (TypeError, ValueError, Warning, NotImplementedError) as error:
+            reason = " ".join(str(error).split()).partition(" [type=")[0]
+            raise Refused(f"{key} ({name}): {reason}") from None
+
+    pipeline = albumentations.Compose([build(k, **transform) for k, transform in enumerate(transforms)])
     # Every transform shares these two generators; seeding them again is what makes a sample's
     # randomness its own, and costs a third of albumentations' set_random_seed.
     generator, python = np.random.default_rng(), random.Random()
@@ -49,29 +61,6 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
         return moved["image"], moved["mask"]
 
     return transform
-
-
-def _build_one(albumentations: Any, position: int, transform: dict[str, Any]) -> Any:
-    arguments = dict(transform)
-    name = arguments.pop("name", None)
-    key = f"augment.transforms.{position}"
-    base = albumentations.BasicTransform
-    kinds = {n: k for n, k in vars(albumentations).items() if isinstance(k, type) and issubclass(k, base)}
-    kind = kinds.get(str(name))
-    if kind is None:
-        raise Refused(f"{key}.name: albumentations has no transform {name!r}{did_you_mean(str(name), sorted(kinds))}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it only warns of an argument that it does not know
-            return kind(**arguments)
-    except (TypeError, ValueError, Warning, NotImplementedError) as error:
-        reason = " ".join(str(error).split()).partition(" [type=")[0]
-        raise Refused(f"{key} ({name}): {reason}") from None
-
-
-def mixes(augment: Augment) -> bool:
-    """Whether batches are mixed at all."""
-    return augment.cutmix > 0 or augment.mixup > 0
 
 
 def mix_batch(

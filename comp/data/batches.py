@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from comp import distributed
 from comp.config import Config
@@ -39,15 +39,14 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
     """
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
-    drawn = np.repeat(rows, whole + (generator.random(len(rows)) < times - whole))
-    drawn = generator.permutation(drawn)
+    drawn = generator.permutation(np.repeat(rows, whole + (generator.random(len(rows)) < times - whole)))
     keys = np.stack([np.full(len(drawn), epoch), np.arange(len(drawn)), drawn], axis=1)
     batches = max(1, min(-(-len(keys) // batch_size), len(keys) // min(batch_size, 2)))
     cuts = np.linspace(0, len(keys), batches + 1).round().astype(int)
     return np.split(keys, cuts[1:-1])
 
 
-class TrainBatches(Sampler[np.ndarray]):
+class TrainBatches:
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader with persistent workers serves the whole run; `epoch(k, skip)` starts epoch `k` after
@@ -56,10 +55,10 @@ class TrainBatches(Sampler[np.ndarray]):
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
-        self._batches: list[np.ndarray] = []
+        self._keys: list[np.ndarray] = []  # what the loader loads next
         self._loader = DataLoader(
             _Samples(split, config),
-            sampler=self,  # of whole batches, which the dataset reads at once
+            sampler=self._keys,  # whole batches, which the dataset reads at once
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -74,23 +73,15 @@ class TrainBatches(Sampler[np.ndarray]):
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields the size of each batch over all ranks, and what this one loads of it."""
-        whole = self._plan(epoch)[skip:]
-        if whole and (fewest := min(map(len, whole))) < distributed.world_size():
-            raise Refused(
-                f"{distributed.world_size()} processes, but a batch of {fewest} images; use fewer, or larger batches"
-            )
-        self._batches = [keys[distributed.own_share()] for keys in whole]
+        whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
+        if (fewest := min(map(len, whole), default=ranks)) < ranks:
+            raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
+        self._keys[:] = [keys[distributed.own_share()] for keys in whole]
         for keys, (images, labels) in zip(whole, self._loader, strict=True):
             yield len(keys), images, labels
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
 
 
 class _Samples(Dataset):
@@ -101,8 +92,7 @@ class _Samples(Dataset):
         self._transform = augment.build_transforms(config.augment.transforms)
 
     def __getitem__(self, keys: np.ndarray) -> tuple[Tensor, Tensor]:
-        pairs = [self._sample(*key) for key in keys.tolist()]
-        images, masks = zip(*pairs, strict=True)
+        images, masks = zip(*(self._sample(*key) for key in keys.tolist()), strict=True)
         if len({image.shape for image in images}) > 1:
             raise Refused("augment.transforms: samples of one batch have different sizes; end with a crop or resize")
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))

@@ -24,11 +24,9 @@ CELL = 16  # pixels of the noise field over which noise changes
 
 def ensure_demo(folder: Path) -> Path:
     """The path of demo.npz in `folder`, or in its cache folder if it cannot be written; made on first use."""
-    folder = Path(folder)
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    writable = folder.is_dir() and os.access(folder, os.W_OK)
-    path = (folder if writable else cache_folder(folder)) / NAME
+    path = (folder if folder.is_dir() and os.access(folder, os.W_OK) else cache_folder(folder)) / NAME
     if not path.is_file():
         with atomic_write(path) as beside:
             np.savez(beside, **draw_demo())  # not compressed, so that it can be mapped
@@ -43,16 +41,17 @@ def draw_demo() -> dict[str, np.ndarray]:
     field = gaussian_filter(rng.standard_normal((2048, 2048), np.float32), 0.35 * CELL, mode="wrap")
     field *= 0.21 / field.std()
     images, masks = map(np.stack, zip(*(_draw_scene(field, rng) for _ in range(TRAIN + TEST)), strict=True))
-    outliers, copies, originals = np.split(
-        rng.permutation(TRAIN)[: OUTLIERS + 2 * DUPLICATES], [OUTLIERS, OUTLIERS + DUPLICATES]
-    )
+    outliers, copies, originals, _ = np.split(rng.permutation(TRAIN), np.cumsum([OUTLIERS, DUPLICATES, DUPLICATES]))
     images[copies], masks[copies] = images[originals], masks[originals]
     masks[outliers] = _draw_silly_mask()
-    arrays = {}
-    for part, rows in {"train": slice(TRAIN), "test": slice(TRAIN, None)}.items():
-        arrays[f"{part}_images"], arrays[f"{part}_masks"] = images[rows], masks[rows]
-        arrays[f"{part}_ids"] = np.array([f"{part}-{number:03d}" for number in range(len(images[rows]))])
-    return arrays
+    return {
+        "train_images": images[:TRAIN],
+        "train_masks": masks[:TRAIN],
+        "train_ids": np.array([f"train-{number:03d}" for number in range(TRAIN)]),
+        "test_images": images[TRAIN:],
+        "test_masks": masks[TRAIN:],
+        "test_ids": np.array([f"test-{number:03d}" for number in range(TEST)]),
+    }
 
 
 def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

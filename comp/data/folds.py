@@ -30,15 +30,16 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     if split.folds is not None:
         given = int(split.folds.max()) + 1
         if split.folds.min() < EXCLUDED or given != count:
-            raise Refused(
-                f"the arrays bring a split into {given} folds: set folds.count={given}, "
-                'or competition.arrays.train_folds="" for folds of our own'
-            )
+            ours = 'competition.arrays.train_folds="" for folds of our own'
+            raise Refused(f"the arrays bring a split into {given} folds: set folds.count={given}, or {ours}")
         return np.where(excluded, np.int16(EXCLUDED), split.folds)
 
     # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
     kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))
-    strata = _find_strata(index.counts[kept])
+    present = index.counts[kept] > 0
+    rarest_first = present[:, np.argsort(present.sum(axis=0), kind="stable")]
+    # A sample's stratum is its rarest class, by rank; those without any class come last.
+    strata = np.column_stack([rarest_first, np.ones(len(kept), bool)]).argmax(axis=1)
     order = np.argsort(strata, kind="stable")
     kept, strata = kept[order], strata[order]
     groups = _find_groups(index, split.groups, kept)
@@ -120,19 +121,8 @@ def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
     return excluded
 
 
-def _find_strata(counts: np.ndarray) -> np.ndarray:
-    """Each sample's rarest class as its rank, int64 (n,): 0 is the class that fewest samples contain.
-
-    Of equally rare classes the lower number is first. A sample without any class comes last.
-    """
-    present = counts > 0
-    rarest_first = np.argsort(present.sum(axis=0), kind="stable")
-    ranked = present[:, rarest_first]
-    return np.where(ranked.any(axis=1), ranked.argmax(axis=1), counts.shape[1])
-
-
 def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
-    """A number for each of the `kept` samples, int64 (n,); those that share something have the same one.
+    """A number for each of the `kept` samples, int32 (n,); those that share something have the same one.
 
     A constant mask, such as an empty one, is no sign of kinship.
     """
@@ -147,5 +137,4 @@ def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> n
         members = np.arange(len(kept))[counted]
         _, first, which = np.unique(values[members], return_index=True, return_inverse=True)
         edges += coo_array((np.ones(len(members)), (members[first[which]], members)), edges.shape)
-    component = connected_components(edges, directed=False)[1]
-    return np.unique(component, return_index=True)[1][component]
+    return connected_components(edges, directed=False)[1]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 
@@ -28,7 +28,6 @@ class Member:
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    fortran: bool  # first index fastest
     header: int  # bytes before the data, inside the member
     offset: int | None  # where the data starts in the file; None: compressed
 
@@ -43,7 +42,7 @@ def list_keys(path: Path) -> list[str]:
 
 
 def read_member(path: Path, key: str) -> Member:
-    """Read one member's header. Refused: no such key, object or structured arrays, a damaged file."""
+    """Read one member's header. Refused: no such key, object or structured or Fortran arrays, a damaged file."""
     there, where = list_keys(path), f"{path}: {key}"
     if key not in there:
         raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
@@ -60,23 +59,22 @@ def read_member(path: Path, key: str) -> Member:
         raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
     if dtype.names or dtype.subdtype or dtype.itemsize == 0 or min(shape, default=0) < 0:
         raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
+    if fortran and len(shape) > 1:  # a sample would be spread over the whole file
+        raise Refused(f"{where}: in Fortran order; save np.ascontiguousarray of it")
     if info.file_size != header + prod(shape) * dtype.itemsize:
         raise Refused(f"{where}: {info.file_size - header} bytes do not hold {dtype} of shape {shape}")
     offset = start + header if info.compress_type == zipfile.ZIP_STORED else None
-    return Member(path, key, shape, dtype, fortran, header, offset)
+    return Member(path, key, shape, dtype, header, offset)
 
 
 def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
-    order: Literal["F", "C"] = "F" if member.fortran else "C"
     with _refuse_damage(str(member)):
-        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset or 0, member.shape, order))
+        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset or 0, member.shape))
 
 
 def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, rows) through the whole member, about `BLOCK` bytes at a time, checksum verified."""
-    if member.fortran and len(member.shape) > 1:
-        raise Refused(f"{member}: in Fortran order; save np.ascontiguousarray of it")
     count, *sample = member.shape
     row = prod(sample) * member.dtype.itemsize
     step = max(1, BLOCK // row)
