@@ -70,10 +70,8 @@ def find_npz(file: str, folder: Path) -> Path:
         return found
     if file == demo.NAME:
         return demo.ensure_demo(folder)
-    raise Refused(
-        f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; "
-        "put it there, or make it of images with kernels/prepare.py --source"
-    )
+    hint = "put it there, or make it of images with kernels/prepare.py --source"
+    raise Refused(f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; {hint}")
 
 
 def load_train(competition: Competition, folder: Path) -> TrainSplit:
@@ -133,27 +131,24 @@ def build_index(split: Split, competition: Competition) -> Index:
 
 
 def _scan(split: Split, competition: Competition) -> Index:
-    samples, pixels = len(split.images), prod(split.images.shape[1:3])
-    classes, ignore = len(competition.classes), competition.arrays.ignored
+    samples, classes, ignore = len(split.images), len(competition.classes), competition.arrays.ignored
     labels = sorted({*range(classes), *([] if ignore is None else [ignore])})
     counts = np.zeros((samples, len(labels)), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
     step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
 
     def scan(first: int) -> None:
-        rows = slice(first, first + step)
-        image_hash[rows] = [_hash(image) for image in split.images[rows]]
-        if split.masks is not None:
-            masks = split.masks[rows]
-            mask_hash[rows] = [_hash(mask) for mask in masks]
-            # For a few classes faster than bincount.
-            counts[rows] = [[np.count_nonzero(mask == label) for label in labels] for mask in masks]
-            for at in np.flatnonzero(counts[rows].sum(axis=1) != pixels)[:1]:
-                label = masks[at][~np.isin(masks[at], labels)][0]
-                raise Refused(
-                    f"{competition.file}: sample {str(split.ids[first + at])!r} has label {label}; 0 to {classes - 1} "
-                    "would fit. Name other values as competition.arrays.labels=[0,255] or competition.arrays.ignore=255"
-                )
+        for row in range(first, min(first + step, samples)):
+            image_hash[row] = _hash(split.images[row])
+            if split.masks is not None:
+                mask = split.masks[row]
+                mask_hash[row] = _hash(mask)
+                counts[row] = [np.count_nonzero(mask == label) for label in labels]  # for few, faster than bincount
+                if counts[row].sum() != mask.size:
+                    label = mask[~np.isin(mask, labels)][0]
+                    wrong = f"sample {str(split.ids[row])!r} has label {label}; 0 to {classes - 1} would fit"
+                    hint = "other values are named as competition.arrays.labels=[0,255] or arrays.ignore=255"
+                    raise Refused(f"{competition.file}: {wrong}; {hint}")
 
     # Hashing and numpy release the interpreter's lock, so threads share the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -189,10 +184,9 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         raise Refused(f"{path}: {part}_ids: the id {id!r} is empty or not unique")
     groups = _read_optional(path, arrays, f"{part}_groups", str, (count,))
     sizes = _read_optional(path, arrays, f"{part}_sizes", np.int32, (count, 2))
-    if sizes is not None:
-        for row in np.flatnonzero(((sizes < 1) | (sizes > LARGEST_SIDE)).any(axis=1))[:1]:
-            wrong = f"sample {str(ids[row])!r} is {sizes[row].tolist()}"
-            raise Refused(f"{path}: {part}_sizes: {wrong}; 1 to {LARGEST_SIDE} would fit")
+    if sizes is not None and len(wrong := np.flatnonzero((sizes < 1) | (sizes > LARGEST_SIDE)) // 2):
+        sample, size = str(ids[wrong[0]]), sizes[wrong[0]].tolist()
+        raise Refused(f"{path}: {part}_sizes: sample {sample!r} is {size}; 1 to {LARGEST_SIDE} would fit")
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
     cache = convert.cache_folder(folder)
     prefix = cache / f"{convert.file_state(path)}.{convert.digest([images.key, masks.key if masks else ''])}"

@@ -75,25 +75,18 @@ def mix_batch(
     set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images.
     """
     if generator.random() < augment.cutmix:
+        (height, width), sources = labels.shape[1:], (images, labels)
         images, labels = images.clone(), labels.clone()
-        sources = images.clone(), labels.clone()
         for _ in range(augment.cutmix_sources):
-            _paste(images, labels, *sources, generator)
+            side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the image
+            h, w = max(1, round(height * side)), max(1, round(width * side))
+            y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
+            other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+            for target, source in zip((images, labels), sources, strict=True):
+                target[..., y : y + h, x : x + w] = source[other, ..., y : y + h, x : x + w]
     if generator.random() < augment.mixup:
         share = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
         other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
         images = images.float()
         return torch.lerp(images[other], images, share), labels, labels[other], share
     return images, labels, None, 1.0
-
-
-def _paste(
-    images: Tensor, labels: Tensor, from_images: Tensor, from_labels: Tensor, generator: np.random.Generator
-) -> None:
-    height, width = labels.shape[1:]
-    side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the image
-    h, w = max(1, round(height * side)), max(1, round(width * side))
-    y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
-    other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
-    images[:, :, y : y + h, x : x + w] = from_images[other, :, y : y + h, x : x + w]
-    labels[:, y : y + h, x : x + w] = from_labels[other, y : y + h, x : x + w]

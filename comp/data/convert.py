@@ -80,19 +80,22 @@ class Wanted:
     def load(self, ids: np.ndarray, cache: Path) -> np.ndarray:
         """A read-only uint8 array of `shape`, mapped from the npz, or from the cache after one conversion.
 
-        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, and for a full disk.
+        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, OSError for a full disk.
         """
         plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1 and not self.labels
         if plain and self.member.offset is not None:
             return self._arrange(npz.map_member(self.member).view(np.uint8))
-        file = cache / f"{file_state(self.member.path)}.{self.key}.npz"
+        path, state = self.member.path, file_state(self.member.path)
+        file = cache / f"{state}.{self.key}.npz"
         with suppress(Refused):  # missing, or cut short
             return npz.map_member(npz.read_member(file, self.role))
-        try:
-            _remove_stale(cache, self.member.path)
-            npz.write_npz(file, [(self.role, self.shape, np.uint8, self._convert(ids))])
-        except OSError as error:
-            raise Refused(f"{cache}: {error.strerror or error}, while {self} was converted to uint8") from None
+        # Remove what was made of earlier states of the npz, and what killed processes left half written.
+        for old in cache.glob("*"):
+            stale = old.name.startswith(f"{path.name}.") and not old.name.startswith(f"{state}.")
+            with suppress(FileNotFoundError):
+                if stale or (old.name.startswith(".") and old.stat().st_mtime < time.time() - ABANDONED):
+                    old.unlink()
+        npz.write_npz(file, [(self.role, self.shape, np.uint8, self._convert(ids))])
         return npz.map_member(npz.read_member(file, self.role))
 
     def _arrange(self, block: np.ndarray) -> np.ndarray:
@@ -136,12 +139,3 @@ class Wanted:
             yield numbers
         if self.role == "images" and self.member.dtype.kind == "f" and self.scale == 1 and 0 < brightest <= 1:
             raise Refused(f"{self}: no value is above 1; set competition.arrays.scale = 255")
-
-
-def _remove_stale(cache: Path, path: Path) -> None:
-    """Remove what was made of earlier states of a file, and what killed processes left half written."""
-    for file in cache.glob("*"):
-        made = file.name.startswith(f"{path.name}.") and not file.name.startswith(f"{file_state(path)}.")
-        with suppress(FileNotFoundError):
-            if made or (file.name.startswith(".") and file.stat().st_mtime < time.time() - ABANDONED):
-                file.unlink()

@@ -45,10 +45,8 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     groups = _find_groups(index, split.groups, kept)
     independent = len(np.unique(groups))
     if independent < count:
-        raise Refused(
-            f"folds.count: {count} folds of {independent} independent samples, where duplicates count once; "
-            f"folds.count={independent} would fit"
-        )
+        fits = f"duplicates count once; {independent} would fit"
+        raise Refused(f"folds.count: {count} folds of {independent} independent samples, as {fits}")
     if np.bincount(strata).max() < count:  # which scikit-learn refuses
         strata[:] = 0
     assigned = np.full(len(split.ids), EXCLUDED, np.int16)

@@ -51,9 +51,8 @@ def read_member(path: Path, key: str) -> Member:
         with archive.open(info) as file:
             # zipfile has just read the local header, which may be longer than the central directory says.
             start = raw.tell()
-            old = np.lib.format.read_magic(file) == (1, 0)
-            read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)  # later ones are for structured arrays
             header = file.tell()
     if dtype.hasobject:
         raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
