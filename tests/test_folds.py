@@ -234,6 +234,7 @@ def test_saved_folds_of_fewer_or_more_samples(tmp_path, count):
         (b"id,fold\na,1\n", "cannot be read"),
         (b'id,fold,content\n"a, 0",one,00\n', "cannot be read"),
         (b'id,fold,content\n"a, 0"\n', "cannot be read"),
+        (b"id,fold,content\na," + b"9" * 30 + b",00\n", "cannot be read"),
         (b"id,fold,content\n\xff,1,00\n", "cannot be read"),
         (b"id,fold,content\n" + b"a" * 200_000 + b",1,00\n", "1 samples, now 30"),
         (b"id,fold,content\n" + 30 * b"a,1,00,1\n", "sample 'a, 0' has another id"),

@@ -442,17 +442,22 @@ def use_folder(chance):
     loaded = config.load_config("demo", None, ["folds.count=2"])
     folder = Path("runs/fold-0")
     folder.mkdir(parents=True, exist_ok=True)
+    dealt, hashes = Path("runs/folds.csv"), np.arange(2, dtype=np.uint64)
+    split = arrays.Split(np.zeros((2, 4, 4, 1), np.uint8), None, np.array(["a", "b"]), None, None)
+    index = arrays.Index(np.ones((2, 5), int), hashes, hashes, np.zeros(2, bool))
+    dealt.unlink(missing_ok=True)
+    folds.load_or_deal_folds(dealt, split, index, loaded)
     good = {
         "runs/config.json": loaded.model_dump_json(),
         "runs/fold-0/metrics.json": json.dumps({"fold": 0, "folds": 2, "score": 0.5}),
-        "runs/folds.csv": "id,fold,content\na,0,00\nb,1,00\n",
+        "runs/folds.csv": dealt.read_text(),
     }
     for name, text in good.items():
         Path(name).write_bytes(damage(chance, text.encode()) if chance.random() < 0.7 else text.encode())
     for use in (lambda: runs.read_fold(folder), lambda: runs.check_configuration(Path("runs"), loaded)):
         with contextlib.suppress(Refused):
             use()
-    folds._read_folds(Path("runs/folds.csv"), 2)
+    folds.load_or_deal_folds(dealt, split, index, loaded)
 
 
 WORDS = [

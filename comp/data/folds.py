@@ -75,10 +75,10 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
             pd.DataFrame({"id": split.ids, "fold": assigned, "content": contents}).to_csv(beside, index=False)
         return assigned
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
-    types = {"id": str, "fold": np.int16, "content": str}
+    types = {"id": str, "fold": np.int64, "content": str}
     try:
         saved = pd.read_csv(path, dtype=types, usecols=[*types], na_filter=False, index_col=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
         raise Refused(f"{path}: cannot be read: {' '.join(str(error).split())}; {advice}") from None
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
@@ -89,7 +89,7 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
         raise Refused(f"{path}: sample {str(split.ids[row])!r} {changed}; {advice}")
     for row in np.flatnonzero(~saved["fold"].between(EXCLUDED, config.folds.count - 1))[:1]:
         raise Refused(f"{path}: row {row + 2}: folds from -1 to {config.folds.count - 1} would fit; {advice}")
-    return saved["fold"].to_numpy()
+    return saved["fold"].to_numpy(np.int16)
 
 
 def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple[str, ...]) -> None:
