@@ -1,10 +1,7 @@
 """The rows of a submission: their columns, and the keys that name them.
 
-"pixels": one row an image, header `id,0,1,…,H*W-1`, labels in C order. "rle": "start length" pairs, starts
-counted from 1, down the columns or along the rows. With `rows = "image"` the mask is label 1; with
-"image_class" each label but 0, the background, has a row of its own.
-
-Ids are strings here; numbers are written as `str` writes them.
+"pixels": one row an image, header `id,0,1,…,H*W-1`, labels in C order. "rle": run-lengths; with `rows = "image"`
+of label 1, with "image_class" each label but 0, the background, has a row of its own.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,4 @@
-"""Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes.
-
-A format is a function that gives the text of a batch. `layout` says which rows there are.
-"""
+"""Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes."""
 
 import csv
 import io
@@ -29,7 +26,7 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
     `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle".
     Memory stays that of one batch. Raises Refused for pixel rows of different sizes and for no row.
     """
-    format_rows = {"pixels": _pixel_rows, "rle": _run_rows}[competition.submission.format]
+    pixels = competition.submission.format == "pixels"
     shape: tuple[int, ...] = ()
 
     def write(ids: Iterable[Any], labels: np.ndarray | Sequence[np.ndarray]) -> None:
@@ -40,14 +37,12 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
             return
         # safe: probabilities or wider integers, given by mistake, are a TypeError and not cut off
         labels, ids = labels.astype(np.uint8, casting="safe", copy=False), list(ids)
-        if not ids and not len(labels):
-            return
         if not shape:
             shape = labels.shape[1:]
             file.write(_csv_text([layout.make_header(competition, math.prod(shape))]))
-        elif labels.shape[1:] != shape and competition.submission.format == "pixels":
+        elif labels.shape[1:] != shape and pixels:
             raise Refused(f"{str(ids[0])!r}: {labels.shape[1:]} pixels, after {shape}; pixel rows are of one size")
-        file.writelines(format_rows(competition, ids, labels))
+        file.writelines((_pixel_rows if pixels else _run_rows)(competition, ids, labels))
 
     with files.atomic_write(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
         yield write
@@ -73,14 +68,13 @@ def _pixel_texts(labels: int) -> np.ndarray:
 def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
     submission = competition.submission
     classes = range(1, 2 if submission.rows == "image" else len(competition.classes))
-    texts = [runlength.encode_runs(labels == label, submission.order) for label in classes]
-    for image_id, *per_class in zip(ids, *texts, strict=True):
+    by_class = [runlength.encode_runs(labels == label, submission.order) for label in classes]
+    for image_id, *texts in zip(ids, *by_class, strict=True):
         keys = layout.row_keys(competition, image_id)
-        yield _csv_text((*key, text or submission.empty) for key, text in zip(keys, per_class, strict=True))
+        yield _csv_text((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))
 
 
 def _csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
-    """Rows as pandas writes them: quoted where they must be, ended by a line feed."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
