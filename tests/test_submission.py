@@ -9,7 +9,6 @@ from hypothesis.extra import numpy as arrays
 
 from comp.config import Competition, Submission
 from comp.errors import Refused
-from comp.submission import check as checking
 from comp.submission import runlength
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
@@ -283,16 +282,6 @@ def test_the_sample_decides(tmp_path):
             check(tmp_path, text, RUNS, sample=sample)
     with pytest.raises(Refused, match=r"nowhere\.csv: No such file"):
         check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=tmp_path / "nowhere.csv")
-
-
-def test_a_file_without_line_breaks_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checking, "LONGEST_ROW", 1000)
-    for text, problem in (
-        ("id,rle_mask\na," + "1 1 " * 1000, "row 1: longer than"),
-        ('id,rle_mask\n"a\n' + "b,1 1\n" * 1000, "row 1: field larger than"),
-    ):
-        with pytest.raises(Refused, match=problem):
-            check(tmp_path, text, RUNS)
 
 
 def test_no_rows(tmp_path):

@@ -11,10 +11,8 @@ import numpy as np
 from comp.config import Competition
 from comp.data import arrays
 from comp.errors import Refused
-from comp.submission import layout, runlength
-from comp.submission.layout import Key
-
-LONGEST_ROW = 1 << 24  # characters; a file without line breaks must not fill the memory
+from comp.submission import runlength, write
+from comp.submission.write import Key
 
 
 def check_submission(
@@ -31,15 +29,15 @@ def check_submission(
     the sample's. The order of rows is free. Memory holds one row, and the ids. Raises Refused, naming
     the row (the first below the header is row 1), its id and the column.
     """
-    keys, ids = len(layout.key_columns(competition)), list(ids)
+    keys, ids, empty = len(write.key_columns(competition)), list(ids), competition.submission.empty
     pixels = np.broadcast_to(runlength.UNKNOWN if sizes is None else np.prod(sizes, axis=-1), len(ids)).tolist()
     pairs = zip(ids, pixels, strict=True)
-    areas = {key: area for image_id, area in pairs for key in layout.row_keys(competition, image_id)}
+    areas = {key: area for image_id, area in pairs for key in write.row_keys(competition, image_id)}
     rows = _read_rows(Path(path), keys)
     header = next(rows)
     if sample is None:
         known = ids and sizes is not None
-        expected = layout.make_header(competition, pixels[0] if known else len(header) - 1)
+        expected = write.make_header(competition, pixels[0] if known else len(header) - 1)
         source = f"competition {competition.name}"
     else:
         sample_rows = _read_rows(Path(sample), keys)
@@ -49,7 +47,7 @@ def check_submission(
         raise Refused(f"{path}: {len(header)} columns; {source} has {len(expected)}")
     for number, (name, right) in enumerate(zip(header, expected, strict=True), 1):
         if name != right:
-            raise Refused(f"{path}: column {number} is {_show(name)}; {source} has {right!r} there")
+            raise Refused(f"{path}: column {number} is {name!r:.80}; {source} has {right!r} there")
     seen: set[Key] = set()
     for row, (*fields, value) in enumerate(rows, 1):
         key = tuple(fields)
@@ -57,16 +55,23 @@ def check_submission(
             if key in seen:
                 raise Refused("a second row of this id")
             if areas and key not in areas:
-                raise Refused(f"no such id in {source}; there they look like {_show(*next(iter(areas)))}")
+                raise Refused(f"no such id in {source}; there they look like {', '.join(next(iter(areas)))!r:.80}")
             seen.add(key)
             if competition.submission.format == "pixels":
                 _check_labels(value, len(header) - 1, len(competition.classes))
             else:
-                _check_runs(value, competition.submission.empty, areas.get(key, runlength.UNKNOWN))
+                if "," in value:
+                    raise Refused(f"more fields than columns, behind {value.partition(',')[0]!r:.80}")
+                if not value and empty:
+                    raise Refused(f"no value; an empty mask is written {empty!r}")
+                if value != empty:
+                    runlength.parse_runs(value, areas.get(key, runlength.UNKNOWN))
         except Refused as problem:
-            raise Refused(f"{path}: row {row} ({_show(*key)}): {problem}") from None
+            raise Refused(f"{path}: row {row} ({', '.join(key)!r:.80}): {problem}") from None
     if missing := [key for key in areas if key not in seen]:
-        raise Refused(f"{path}: {len(missing)} of {len(areas)} rows are missing, the first is {_show(*missing[0])}")
+        raise Refused(
+            f"{path}: {len(missing)} of {len(areas)} rows are missing, the first is {', '.join(missing[0])!r:.80}"
+        )
     if not seen:
         raise Refused(f"{path}: no rows below the header")
     return len(seen)
@@ -86,21 +91,18 @@ def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
 
     Rows are split at commas, far quicker than by the csv module, which reads those with a quote. Raises Refused.
     """
-    csv.field_size_limit(LONGEST_ROW)
+    csv.field_size_limit(1 << 30)
     row = columns = 0
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            lines = iter(lambda: file.readline(LONGEST_ROW), "")
-            for line in lines:
+            for line in file:
                 if not (text := line.rstrip("\r\n")):
                     continue
-                if len(line) == LONGEST_ROW:
-                    raise csv.Error(f"longer than {LONGEST_ROW} characters: {_show(text)}")
                 if row and '"' not in text:
                     fields = text.split(",", keys)
                     fits = len(fields) > keys
                 else:
-                    fields = next(csv.reader(chain([line], lines), strict=True))
+                    fields = next(csv.reader(chain([line], file), strict=True))
                     columns = columns or len(fields)
                     fits = len(fields) == columns
                 if not fits:
@@ -127,18 +129,4 @@ def _check_labels(text: str, count: int, classes: int) -> None:
         raise Refused(f"{len(labels)} labels; the header has {count}")
     if wrong := set(labels).difference(map(str, range(classes))):
         column, label = next((column, label) for column, label in enumerate(labels) if label in wrong)
-        raise Refused(f"column '{column}' is {_show(label)}; whole numbers from 0 to {classes - 1} fit")
-
-
-def _check_runs(text: str, empty: str, pixels: int) -> None:
-    if "," in text:
-        raise Refused(f"more fields than columns, behind {_show(text.partition(',')[0])}")
-    if text == empty:
-        return
-    if not text:
-        raise Refused(f"no value; an empty mask is written {empty!r}")
-    runlength.parse_runs(text, pixels)
-
-
-def _show(*fields: str) -> str:
-    return repr(", ".join(fields)[:80])
+        raise Refused(f"column '{column}' is {label!r:.80}; whole numbers from 0 to {classes - 1} fit")

@@ -1,4 +1,8 @@
-"""Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes."""
+"""Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes.
+
+"pixels": one row an image, header `id,0,1,…,H*W-1`, labels in C order. "rle": run-lengths; with `rows = "image"`
+of label 1, with "image_class" each label but 0, the background, has a row of its own.
+"""
 
 import csv
 import io
@@ -14,8 +18,9 @@ import numpy as np
 from comp import files
 from comp.config import Competition
 from comp.errors import Refused
-from comp.submission import layout, runlength
+from comp.submission import runlength
 
+Key = tuple[str, ...]  # what names a row: (id,), or (id, class)
 Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
 
 
@@ -39,7 +44,7 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
         labels, ids = labels.astype(np.uint8, casting="safe", copy=False), list(ids)
         if not shape:
             shape = labels.shape[1:]
-            file.write(_csv_text([layout.make_header(competition, math.prod(shape))]))
+            file.write(_csv_text([make_header(competition, math.prod(shape))]))
         elif labels.shape[1:] != shape and pixels:
             raise Refused(f"{str(ids[0])!r}: {labels.shape[1:]} pixels, after {shape}; pixel rows are of one size")
         file.writelines((_pixel_rows if pixels else _run_rows)(competition, ids, labels))
@@ -70,7 +75,7 @@ def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) 
     classes = range(1, 2 if submission.rows == "image" else len(competition.classes))
     by_class = [runlength.encode_runs(labels == label, submission.order) for label in classes]
     for image_id, *texts in zip(ids, *by_class, strict=True):
-        keys = layout.row_keys(competition, image_id)
+        keys = row_keys(competition, image_id)
         yield _csv_text((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))
 
 
@@ -78,3 +83,27 @@ def _csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
+
+
+def key_columns(competition: Competition) -> list[str]:
+    """Names of the columns that hold a row's key."""
+    layout = competition.submission
+    by_class = layout.format == "rle" and layout.rows == "image_class" and layout.class_column
+    return [layout.id_column, layout.class_column] if by_class else [layout.id_column]
+
+
+def make_header(competition: Competition, pixels: int) -> list[str]:
+    """Names of all columns; `pixels` is the area of an image, and counts in the format "pixels" alone."""
+    layout = competition.submission
+    values: Iterable[Any] = range(pixels) if layout.format == "pixels" else [layout.value_column]
+    return [*key_columns(competition), *map(str, values)]
+
+
+def row_keys(competition: Competition, image_id: Any) -> list[Key]:
+    """The keys of one image's rows, in their order."""
+    layout = competition.submission
+    if layout.format == "pixels" or layout.rows == "image":
+        return [(str(image_id),)]
+    numbers = range(1, len(competition.classes))
+    labels = [competition.classes[n] if layout.class_label == "name" else str(n) for n in numbers]
+    return [(str(image_id), label) if layout.class_column else (f"{image_id}_{label}",) for label in labels]
