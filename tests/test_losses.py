@@ -287,7 +287,6 @@ def test_weights_by_name_are_taken_as_given():
     ("choice", "counts", "said"),
     [
         ({"b": -1.0}, [1, 1], "loss.class_weights.b: -1.0"),
-        ({"a": 0.0, "b": 0.0}, [1, 1], "at least one class"),
         ("inverse", [0, 0], "needs labelled pixels"),
     ],
 )

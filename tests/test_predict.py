@@ -14,20 +14,20 @@ CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 @pytest.mark.parametrize("size", [(8, 8), (6, 10)])
 def test_undo_takes_do_back(tta, size):
     images = torch.rand(2, 3, *size)
-    looks = predict.test_time_views(tta, size)
+    looks = predict.VIEWS[tta]
     assert len(looks) == {"none": 1, "hflip": 2, "flips": 4, "d4": 8}[tta]
     seen = [look.do(images) for look in looks]
     for look, view in zip(looks, seen, strict=True):
-        assert torch.equal(look.undo(view), images)
+        assert torch.equal(look.undo(view, size), images)
     flat = {view.contiguous().numpy().tobytes() + bytes(view.shape) for view in seen}
     assert len(flat) == len(looks)  # no view twice
 
 
 def test_scales_come_back_to_the_size():
     images = torch.rand(1, 2, 20, 28)
-    looks = predict.test_time_views("scales", (20, 28))
+    looks = predict.VIEWS["scales"]
     assert [look.do(images).shape[2:] for look in looks] == [(20, 28), (15, 21), (25, 35)]
-    assert all(look.undo(look.do(images)).shape == images.shape for look in looks)
+    assert all(look.undo(look.do(images), (20, 28)).shape == images.shape for look in looks)
 
 
 class Brightness(nn.Module):

@@ -67,10 +67,7 @@ def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str,
         for name, weight in choice.items():
             if weight < 0:
                 raise Refused(f"loss.class_weights.{name}: {weight}; a weight is 0 or more")
-        weights = np.array([choice.get(name, 1.0) for name in classes])
-        if not weights.any():
-            raise Refused("loss.class_weights: all are 0; at least one class must count")
-        return torch.tensor(weights, dtype=torch.float32)
+        return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":
         return torch.ones(len(classes))
     if not counts.any():
@@ -111,13 +108,12 @@ def near_edges(labels: Tensor) -> Tensor:
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft Dice over the whole batch, mean over the classes its labels hold (Milletari et al. 2016)."""
-    return _dice(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
+    return _overlap_loss(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
 
 
 def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft intersection over union of the whole batch, mean over the classes its labels hold."""
-    common, total, present = _overlap(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
-    return _ratio(((1 - _ratio(common, total - common)) * present).sum(), present.sum())
+    return _overlap_loss(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels, jaccard=True)
 
 
 def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -131,7 +127,7 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
         logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]
     counted = (labels != IGNORED).unsqueeze(1).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), counted.to(logits), reduction="sum")
-    return _ratio(entropy, counted.sum()) + _dice(logits.sigmoid(), truth, labels)
+    return _ratio(entropy, counted.sum()) + _overlap_loss(logits.sigmoid(), truth, labels)
 
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,16 +155,12 @@ def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
     return torch.empty_like(errors).scatter_(0, order, rise)
 
 
-def _dice(probabilities: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
-    common, total, present = _overlap(probabilities, truth, labels)
-    return _ratio(((1 - _ratio(2 * common, total)) * present).sum(), present.sum())
-
-
-def _overlap(probabilities: Tensor, truth: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class of the batch: what is common to both, what they sum to, whether the labels hold it."""
+def _overlap_loss(probabilities: Tensor, truth: Tensor, labels: Tensor, jaccard: bool = False) -> Tensor:
     probabilities = probabilities * (labels != IGNORED).unsqueeze(1)
-    pixels = truth.sum((0, 2, 3))
-    return (probabilities * truth).sum((0, 2, 3)), probabilities.sum((0, 2, 3)) + pixels, pixels > 0
+    common, pixels = (probabilities * truth).sum((0, 2, 3)), truth.sum((0, 2, 3))
+    total, present = probabilities.sum((0, 2, 3)) + pixels, pixels > 0
+    overlap = _ratio(common, total - common) if jaccard else _ratio(2 * common, total)
+    return _ratio(((1 - overlap) * present).sum(), present.sum())
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -12,6 +12,15 @@ from comp import config
 from comp.errors import Refused
 
 NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy"}
+READINGS: dict[str, dict[str, Any]] = {
+    "mean_iou": {},
+    "mean_iou_without_0": {"background": "drop_class"},
+    "mean_iou_truth_without_0": {"background": "drop_truth"},
+    "mean_iou_per_image": {"average": "per_image"},
+    "dice": {"name": "dice"},
+    "dice_per_image": {"name": "dice", "average": "per_image"},
+    "pixel_accuracy": {"name": "pixel_accuracy"},
+}
 CHUNK = 1 << 18  # pixels counted at once: few enough to stay in the processor's cache
 
 
@@ -28,22 +37,17 @@ def count_confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ign
     # The narrowest type that holds a chunk's codes is the fastest.
     dtype = np.min_scalar_type(step * (classes + 1) * classes)
     for start in range(0, len(truth), step):
-        part = slice(start, start + step)
-        result[part] = _count(truth[part].astype(dtype), prediction[part], classes, ignore)
+        true, predicted = truth[start : start + step].astype(dtype), prediction[start : start + step]
+        bad = (true >= classes) if ignore is None else (true >= classes) & (true != ignore)
+        if bad.any() or (predicted >= classes).any():
+            raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
+        if ignore is not None:
+            true = np.where(true == ignore, classes, true)  # a row of their own, which is left out
+        samples = np.arange(len(true), dtype=dtype)[:, None, None]
+        codes = (samples * (classes + 1) + true) * classes + predicted
+        counts = np.bincount(codes.ravel(), minlength=len(true) * (classes + 1) * classes)
+        result[start : start + step] = counts.reshape(-1, classes + 1, classes)[:, :classes]
     return result
-
-
-def _count(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None) -> np.ndarray:
-    """One code per pixel, counted; ignored pixels have a row of their own."""
-    bad = (truth >= classes) if ignore is None else (truth >= classes) & (truth != ignore)
-    if bad.any() or (prediction >= classes).any():
-        raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
-    if ignore is not None:
-        truth = np.where(truth == ignore, classes, truth)
-    samples = np.arange(len(truth), dtype=truth.dtype)[:, None, None]
-    codes = (samples * (classes + 1) + truth) * classes + prediction
-    counts = np.bincount(codes.ravel(), minlength=len(truth) * (classes + 1) * classes)
-    return counts.reshape(-1, classes + 1, classes)[:, :classes]
 
 
 def iou(confusions: np.ndarray) -> np.ndarray:
@@ -76,14 +80,16 @@ def score(confusions: np.ndarray, metric: config.Metric) -> float:
     if metric.background == "drop_truth":
         confusions = confusions * (np.arange(confusions.shape[-1]) > 0)[:, None]
     if metric.name == "pixel_accuracy":
-        values = _ratio(np.trace(confusions, axis1=-2, axis2=-1), confusions.sum((-2, -1)))
-        return float(np.nan_to_num(_mean(values)))
-    values = iou(confusions) if metric.name == "mean_iou" else dice(confusions)
-    if metric.background != "keep":
-        values = values[:, 1:]
-    if metric.name == "dice" and metric.average == "per_image":
-        values = np.nan_to_num(values, nan=1.0)
-    return float(np.nan_to_num(_mean(_mean(values))))
+        hits, truth, _ = _margins(confusions)
+        values = _ratio(hits.sum(-1), truth.sum(-1))
+    else:
+        by_class = iou(confusions) if metric.name == "mean_iou" else dice(confusions)
+        if metric.background != "keep":
+            by_class = by_class[:, 1:]
+        if metric.name == "dice" and metric.average == "per_image":
+            by_class = np.nan_to_num(by_class, nan=1.0)
+        values = _mean(by_class)
+    return float(np.nan_to_num(_mean(values)))
 
 
 def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metric) -> dict[str, Any]:
@@ -92,10 +98,6 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
     Under "classes", by name: iou, dice, precision and recall (None where undefined) and share, the
     class's part of all pixels.
     """
-
-    def score_with(**fields: Any) -> float:
-        return score(confusions, config.Metric(**fields))
-
     pooled = confusions.sum(0)
     hits, truth, prediction = _margins(pooled)
     columns = {
@@ -105,21 +107,13 @@ def scores(confusions: np.ndarray, classes: tuple[str, ...], metric: config.Metr
         "recall": _ratio(hits, truth),
         "share": _ratio(truth, truth.sum()),
     }
-    return {
-        "score": score(confusions, metric),
-        "metric": describe_metric(metric),
-        "mean_iou": score_with(),
-        "mean_iou_without_0": score_with(background="drop_class"),
-        "mean_iou_truth_without_0": score_with(background="drop_truth"),
-        "mean_iou_per_image": score_with(average="per_image"),
-        "dice": score_with(name="dice"),
-        "dice_per_image": score_with(name="dice", average="per_image"),
-        "pixel_accuracy": score_with(name="pixel_accuracy"),
-        "classes": {
-            name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
-            for c, name in enumerate(classes)
-        },
+    readings = {name: score(confusions, config.Metric(**fields)) for name, fields in READINGS.items()}
+    by_class = {
+        name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
+        for c, name in enumerate(classes)
     }
+    own = {"score": score(confusions, metric), "metric": describe_metric(metric)}
+    return own | readings | {"classes": by_class}
 
 
 def describe_metric(metric: config.Metric) -> str:

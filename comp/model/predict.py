@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,32 +18,29 @@ from comp.model.segmenter import Segmenter
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class View:
-    """One way to look at an image: `do` to images (n, C, H, W), `undo` to what was predicted for it."""
+class View(NamedTuple):
+    """One way to look at an image: `do` to images (n, C, H, W), `undo` to what was predicted, given (H, W)."""
 
     do: Callable[[Tensor], Tensor]
-    undo: Callable[[Tensor], Tensor]
+    undo: Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def _flips(*dims: int) -> View:
-    def flip(x: Tensor) -> Tensor:
+    def flip(x: Tensor, _: object = None) -> Tensor:
         return x.flip(dims) if dims else x  # without a dimension it is the image as it is, and no copy
 
     return View(flip, flip)
 
 
 def _transposed(*dims: int) -> View:
-    return View(lambda x: x.transpose(2, 3).flip(dims), lambda x: x.flip(dims).transpose(2, 3))
+    return View(lambda x: x.transpose(2, 3).flip(dims), lambda x, _: x.flip(dims).transpose(2, 3))
 
 
-def _scaled(scale: float, size: Sequence[int]) -> View:
-    scaled = tuple(max(1, round(side * scale)) for side in size)
+def _scaled(scale: float) -> View:
+    def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False, antialias=scale < 1)
 
-    def resize(x: Tensor, to: Sequence[int]) -> Tensor:
-        return F.interpolate(x.float(), size=to, mode="bilinear", align_corners=False, antialias=scale < 1)
-
-    return View(lambda x: resize(x, scaled), lambda x: resize(x, size))
+    return View(lambda x: resize(x, [max(1, round(side * scale)) for side in x.shape[2:]]), resize)
 
 
 FLIPS = (_flips(), _flips(3), _flips(2), _flips(2, 3))
@@ -54,14 +50,8 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "flips": FLIPS,
     # The dihedral group of the square: four flips, and the same of the transposed image.
     "d4": (*FLIPS, _transposed(), _transposed(3), _transposed(2), _transposed(2, 3)),
+    "scales": (_flips(), _scaled(0.75), _scaled(1.25)),
 }
-
-
-def test_time_views(tta: str, size: Sequence[int]) -> tuple[View, ...]:
-    """The views of a test-time augmentation for images of (height, width)."""
-    if tta == "scales":
-        return (VIEWS["none"][0], *(_scaled(scale, size) for scale in (0.75, 1.25)))
-    return VIEWS[tta]
 
 
 @torch.inference_mode()
@@ -76,10 +66,10 @@ def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor
     """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
 
     def look_at(images: Tensor) -> Tensor:
-        first, *others = views = test_time_views(settings.tta, images.shape[2:])
+        first, *others = views = VIEWS[settings.tta]
 
         def seen(view: View) -> Tensor:
-            return view.undo(logits(model, view.do(images)).float().softmax(1))
+            return view.undo(logits(model, view.do(images)).float().softmax(1), images.shape[2:])
 
         with model.device.autocast():  # around all views, which then share one cast of the weights
             total = seen(first)
@@ -100,7 +90,9 @@ def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings:
     places = _tiles(size, settings.tile)
     if len(places) == 1:
         return look_at(images)
-    fade = torch.outer(*(_hann(place.stop - place.start) for place in places[0])).to(images.device)
+    # Hann's window, taken at the pixels' centres, is 0 nowhere: an image's own rim lies in one tile alone.
+    windows = (torch.hann_window(2 * (p.stop - p.start) + 1, periodic=False)[1::2] for p in places[0])
+    fade = torch.outer(*windows).to(images.device)
     cover = total = torch.zeros(size, device=images.device)
     step = max(1, settings.batch_size // len(images))
     for start in range(0, len(places), step):
@@ -124,11 +116,6 @@ def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
 
     ys, xs = map(along, size)
     return [(y, x) for y in ys for x in xs]
-
-
-def _hann(length: int) -> Tensor:
-    # Taken at the pixels' centres it is 0 nowhere: an image's own rim lies in one tile alone.
-    return torch.hann_window(2 * length + 1, periodic=False)[1::2]
 
 
 def to_labels(scores: Tensor) -> np.ndarray:
