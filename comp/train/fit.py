@@ -102,7 +102,7 @@ def fit(
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
         state = State(**restored)
         print(f"goes on from {checkpoint.NAME}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
-    forwards = len(valid) * (1 + len(predict.test_time_views(config.predict.tta, (1, 1))))
+    forwards = len(valid) * (1 + len(predict.VIEWS[config.predict.tta]))
     timer = schedule.Timer(machine.deadline, state.progress, forwards)
     began, saved = started - state.seconds, time.monotonic()
 
