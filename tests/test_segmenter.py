@@ -161,7 +161,7 @@ def _file(folder, tensors):
     [
         ({"architecture": "Unt"}, "model.architecture: no 'Unt'; did you mean 'Unet'?"),
         ({"encoder": "resnet19"}, "model.encoder: no 'resnet19'; did you mean 'resnet1"),
-        ({"encoder": "tu-resnet19"}, "timm has no 'resnet19'"),
+        ({"encoder": "tu-resnet19"}, "model.encoder: no 'tu-resnet19'; did you mean 'tu-resnet1"),
         ({"options": {"decoder_chanels": [8]}}, "model.options.decoder_chanels: Unet has no such option"),
         ({"options": {"decoder_channels": [8]}}, "model: Unet with resnet18"),
         ({"encoder_weights": "imagent"}, "imagent"),

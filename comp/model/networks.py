@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Widths = Sequence[int]  # channels at each size, from the image's own on
+
 WIDTHS = (32, 64, 128, 256)
+DEEP_WIDTHS = (*WIDTHS, 512)
 
 
-def _conv_bn_relu(inward: int, outward: int, kernel: int = 3) -> nn.Sequential:
-    convolution = nn.Conv2d(inward, outward, kernel, padding=kernel // 2, bias=False)
+def _conv_bn_relu(inward: int, outward: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inward, outward, 3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
 
 
@@ -46,7 +49,7 @@ class SqueezeExcite(DoubleConv):
 
     def __init__(self, inward: int, outward: int, dropout: float):
         super().__init__(inward, outward, dropout)
-        from timm.layers import SEModule  # five seconds, which refusals need not wait for
+        from timm.layers import SEModule  # takes seconds, which refusals need not wait for
 
         self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
 
@@ -58,13 +61,13 @@ class PlainUnet(nn.Module):
     """A U-Net without a pretrained encoder: `widths` from the top to the bottom, `block` at each of them."""
 
     def __init__(
-        self, channels: int, classes: int, widths: Sequence[int] = WIDTHS, block: str = "double", dropout: float = 0.0
+        self, in_channels: int, classes: int, widths: Widths = WIDTHS, block: str = "double", dropout: float = 0.0
     ):
         super().__init__()
         if block not in BLOCKS:
             raise ValueError(f"block: no {block!r}; there are {', '.join(BLOCKS)}")
         kind = BLOCKS[block]
-        self.down = nn.ModuleList(kind(a, b, dropout) for a, b in zip((channels, *widths), widths, strict=False))
+        self.down = nn.ModuleList(kind(a, b, dropout) for a, b in zip((in_channels, *widths), widths, strict=False))
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
         self.up = nn.ModuleList(kind(2 * high, high, dropout) for _, high in pairs)
@@ -83,10 +86,10 @@ class PlainUnet(nn.Module):
 class DualUnet(nn.Module):
     """Two U-Nets side by side, of double and of squeeze-excite blocks, joined before one head."""
 
-    def __init__(self, channels: int, classes: int, widths: Sequence[int] = WIDTHS, dropout: float = 0.0):
+    def __init__(self, in_channels: int, classes: int, widths: Widths = WIDTHS, dropout: float = 0.0):
         super().__init__()
-        self.one = PlainUnet(channels, classes, widths, "double", dropout)
-        self.other = PlainUnet(channels, classes, widths, "squeeze_excite", dropout)
+        self.one = PlainUnet(in_channels, classes, widths, "double", dropout)
+        self.other = PlainUnet(in_channels, classes, widths, "squeeze_excite", dropout)
         self.one.head, self.other.head = nn.Identity(), nn.Identity()
         self.head = nn.Sequential(_conv_bn_relu(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
 
@@ -101,11 +104,11 @@ class Deconvolution(nn.Module):
     """
 
     def __init__(
-        self, channels: int, classes: int, widths: Sequence[int] = (*WIDTHS, 512), kernel: int = 3, pool: bool = False
+        self, in_channels: int, classes: int, widths: Widths = DEEP_WIDTHS, kernel: int = 3, pool: bool = False
     ):
         super().__init__()
         down: list[nn.Module] = []
-        for inward, outward in zip((channels, *widths), widths, strict=False):
+        for inward, outward in zip((in_channels, *widths), widths, strict=False):
             down += [nn.Conv2d(inward, outward, kernel, stride=1 if pool else 2, padding=kernel // 2)]
             down += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)] + [nn.MaxPool2d(2)] * pool
         self.down = nn.Sequential(*down)
@@ -132,17 +135,26 @@ def _deconvolutions(widths: list[int]) -> nn.Sequential:
 class EncoderDeconvolution(nn.Module):
     """Any of segmentation-models-pytorch's encoders under transposed convolutions, without skip connections."""
 
-    def __init__(self, encoder: Any, classes: int, widths: Sequence[int] = (512, 256, 128, 64, 32)):
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | None,
+        in_channels: int,
+        classes: int,
+        widths: Widths = DEEP_WIDTHS[::-1],
+    ):
         super().__init__()
-        if len(widths) != len(encoder.out_channels) - 1:
-            raise ValueError(f"widths: one for each time that the encoder halves, {len(encoder.out_channels) - 1}")
-        self.encoder = encoder
-        self.decoder = _deconvolutions([encoder.out_channels[-1], *widths[1:]])
+        from segmentation_models_pytorch.encoders import get_encoder
+
+        self.encoder: Any = get_encoder(encoder_name, in_channels, weights=encoder_weights)
+        halvings = len(self.encoder.out_channels) - 1
+        if len(widths) != halvings:
+            raise ValueError(f"widths: one for each time that the encoder halves, {halvings}")
+        self.decoder = _deconvolutions([self.encoder.out_channels[-1], *widths[1:]])
         self.head = nn.Conv2d(widths[-1], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.decoder(self.encoder(x)[-1]))
 
 
-WITHOUT_ENCODER = (PlainUnet, DualUnet, Deconvolution)
-ALL = (*WITHOUT_ENCODER, EncoderDeconvolution)
+ALL = (PlainUnet, DualUnet, Deconvolution, EncoderDeconvolution)

@@ -92,12 +92,11 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
     encoder: Any = getattr(net, "encoder", None)
     if encoder is None and (local or hub or model.freeze_encoder):
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
-    note = f"{model.encoder} from scratch" if encoder else "from scratch"
+    note = f"with {hub} weights" if hub else "from scratch"
+    note = f"{model.encoder} {note}" if encoder else note
     if local:
         path = Path(model.encoder_weights)
         note = _load_encoder(encoder, path if path.is_file() else next(files.find_below_input(path.name), path))
-    elif hub:
-        note = f"{model.encoder} with {hub} weights"
     if local or hub:
         mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
     stride = encoder.output_stride if encoder else 2 ** len(model.options.get("widths", ()))
@@ -133,18 +132,14 @@ def _create_network(smp: Any, model: Model, hub: str | None, channels: int, clas
     for name in model.options:
         if name not in options or name in SETTLED:
             raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
-    if kind not in networks.WITHOUT_ENCODER:
+    arguments = {"in_channels": channels, "classes": classes} | model.options
+    if "encoder_name" in options:
         _check_encoder(smp, model.encoder)
+        arguments |= {"encoder_name": model.encoder, "encoder_weights": hub}
+    if kind is smp.DPT:
+        arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
     try:
-        if kind in networks.WITHOUT_ENCODER:
-            return kind(channels, classes, **model.options)
-        if kind is networks.EncoderDeconvolution:
-            encoder = smp.encoders.get_encoder(model.encoder, in_channels=channels, weights=hub)
-            return kind(encoder, classes, **model.options)
-        arguments = {"in_channels": channels, "classes": classes} | model.options
-        if kind is smp.DPT:
-            arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
-        return kind(model.encoder, encoder_weights=hub, **arguments)
+        return kind(**arguments)
     except OSError as error:  # also what the hub raises when there is no network
         raise Refused(
             f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
@@ -157,15 +152,10 @@ def _create_network(smp: Any, model: Model, hub: str | None, channels: int, clas
 def _check_encoder(smp: Any, encoder: str) -> None:
     import timm
 
-    if encoder in smp.encoders.encoders:
-        return
-    if encoder.startswith("tu-"):
-        name = encoder[3:].partition(".")[0]
-        if timm.is_model(name):
-            return
-        raise Refused(f"model.encoder: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
-    names = [*smp.encoders.encoders, "tu-<any of timm's>"]
-    raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, names)}")
+    timms = encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0])
+    if not timms and encoder not in smp.encoders.encoders:
+        known = [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
+        raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, known)}")
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:
@@ -189,7 +179,7 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
     if len(missing) > len(wanted) / 2:
         raise Refused(
             f"{path}: fits {len(fitting)} of the encoder's {len(wanted)} tensors; "
-            f"it has {next(iter(given), 'nothing')!r}, the encoder wants {next(iter(wanted))!r}"
+            f"it has {next(iter(given), 'nothing')!r}, the encoder wants {missing[0]!r}"
         )
     encoder.load_state_dict(fitting, strict=False)
     note = f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
@@ -200,15 +190,11 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
 
 
 def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:
-    """The mean and deviation that the encoder was trained with, for any number of channels."""
+    """The mean and deviation that the encoder was trained with, ImageNet's if unknown, for any number of channels."""
     import timm
 
-    name = encoder.removeprefix("tu-").removeprefix("timm-")
-    about = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
-    if hub:
-        about = smp.encoders.get_preprocessing_params(encoder, hub)
-    elif known := timm.get_pretrained_cfg(name):
-        about = known.to_dict()
+    known = timm.get_pretrained_cfg(encoder.removeprefix("tu-").removeprefix("timm-")) or timm.models.PretrainedCfg()
+    about = smp.encoders.get_preprocessing_params(encoder, hub) if hub else known.to_dict()
     mean, std = torch.tensor(about["mean"]) * 255, torch.tensor(about["std"]) * 255
     return (mean, std) if channels == 3 else (mean.mean().expand(channels), std.mean().expand(channels))
 
