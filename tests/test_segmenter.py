@@ -130,14 +130,14 @@ def test_encoder_weights_from_a_file_are_matched_by_key(tmp_path, monkeypatch):
     safetensors.torch.save_file(weights | {"fc.weight": torch.zeros(10, 512)}, file)
     for channels in (3, 1, 4):
         model, note = build(channels, encoder="tu-resnet10t", encoder_weights=str(file))
-        assert "unused: fc.weight" in note and "from scratch" not in note
+        assert "1 unused: fc.weight" in note and "from scratch" not in note
         ours, theirs = model.net.encoder.state_dict(), source.net.encoder.state_dict()
         assert torch.equal(ours["model.layer4.0.conv1.weight"], theirs["model.layer4.0.conv1.weight"])
         if channels in (1, 3):  # a grey picture must meet the response that the weights were made for
             stem = "model.conv1.0.weight"
             torch.testing.assert_close(ours[stem].sum(1), theirs[stem].sum(1), atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(segmenter.files, "KAGGLE_INPUT", tmp_path)  # in a kernel it is found by its name
-    assert "unused: fc.weight" in build(3, encoder="tu-resnet10t", encoder_weights="weights/encoder.safetensors")[1]
+    assert "1 unused: fc.weight" in build(3, encoder="tu-resnet10t", encoder_weights="weights/encoder.safetensors")[1]
     with pytest.raises(Refused, match="fits 0 of the encoder's"):
         build(3, encoder="resnet18", encoder_weights=str(_file(tmp_path, {"a": torch.zeros(1)})))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Widths = Sequence[int]  # channels at each size, from the image's own on
+Widths = Sequence[int]  # channels at each size of the feature maps
 
 WIDTHS = (32, 64, 128, 256)
 DEEP_WIDTHS = (*WIDTHS, 512)
@@ -21,40 +21,28 @@ def _conv_bn_relu(inward: int, outward: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
 
 
-class DoubleConv(nn.Module):
-    """Two convolutions: the block of the first U-Net (Ronneberger et al. 2015, arXiv:1505.04597)."""
+BLOCKS = ("double", "residual", "squeeze_excite")
 
-    def __init__(self, inward: int, outward: int, dropout: float):
+
+class DoubleConv(nn.Module):
+    """Two convolutions: the block of the first U-Net (Ronneberger et al. 2015, arXiv:1505.04597).
+
+    "residual" has a skip connection around them (He et al. 2015, arXiv:1512.03385), "squeeze_excite" weighs
+    their channels by the whole image (Hu et al. 2017, arXiv:1709.01507).
+    """
+
+    def __init__(self, inward: int, outward: int, block: str, dropout: float):
         super().__init__()
         first, second = _conv_bn_relu(inward, outward), _conv_bn_relu(outward, outward)
         self.body = nn.Sequential(first, second, nn.Dropout2d(dropout))
+        if block == "squeeze_excite":
+            from timm.layers import SEModule  # takes seconds, which refusals need not wait for
+
+            self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
+        self.passing = nn.Conv2d(inward, outward, 1, bias=False) if block == "residual" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Residual(DoubleConv):
-    """Two convolutions with a skip connection around them (He et al. 2015, arXiv:1512.03385)."""
-
-    def __init__(self, inward: int, outward: int, dropout: float):
-        super().__init__(inward, outward, dropout)
-        self.passing = nn.Conv2d(inward, outward, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.passing(x)
-
-
-class SqueezeExcite(DoubleConv):
-    """Two convolutions whose channels are weighted by the whole image (Hu et al. 2017, arXiv:1709.01507)."""
-
-    def __init__(self, inward: int, outward: int, dropout: float):
-        super().__init__(inward, outward, dropout)
-        from timm.layers import SEModule  # takes seconds, which refusals need not wait for
-
-        self.body.append(SEModule(outward, rd_channels=max(4, outward // 16)))
-
-
-BLOCKS = {"double": DoubleConv, "residual": Residual, "squeeze_excite": SqueezeExcite}
+        return self.body(x) if self.passing is None else self.body(x) + self.passing(x)
 
 
 class PlainUnet(nn.Module):
@@ -66,11 +54,11 @@ class PlainUnet(nn.Module):
         super().__init__()
         if block not in BLOCKS:
             raise ValueError(f"block: no {block!r}; there are {', '.join(BLOCKS)}")
-        kind = BLOCKS[block]
-        self.down = nn.ModuleList(kind(a, b, dropout) for a, b in zip((in_channels, *widths), widths, strict=False))
+        steps = zip((in_channels, *widths), widths, strict=False)
+        self.down = nn.ModuleList(DoubleConv(a, b, block, dropout) for a, b in steps)
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
-        self.up = nn.ModuleList(kind(2 * high, high, dropout) for _, high in pairs)
+        self.up = nn.ModuleList(DoubleConv(2 * high, high, block, dropout) for _, high in pairs)
         self.head: nn.Module = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

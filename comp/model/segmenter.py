@@ -123,6 +123,8 @@ def measure_normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096
 
 
 def _create_network(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
+    import timm
+
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
     kind = known.get(model.architecture.lower())
     if kind is None:
@@ -134,7 +136,10 @@ def _create_network(smp: Any, model: Model, hub: str | None, channels: int, clas
             raise Refused(f"model.options.{name}: {kind.__name__} has no such option{did_you_mean(name, options)}")
     arguments = {"in_channels": channels, "classes": classes} | model.options
     if "encoder_name" in options:
-        _check_encoder(smp, model.encoder)
+        timms = model.encoder.startswith("tu-") and timm.is_model(model.encoder[3:].partition(".")[0])
+        if not timms and model.encoder not in smp.encoders.encoders:
+            names = [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
+            raise Refused(f"model.encoder: no {model.encoder!r}{did_you_mean(model.encoder, names)}")
         arguments |= {"encoder_name": model.encoder, "encoder_weights": hub}
     if kind is smp.DPT:
         arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
@@ -147,15 +152,6 @@ def _create_network(smp: Any, model: Model, hub: str | None, channels: int, clas
         ) from None
     except Exception as error:  # others' constructors raise nearly anything on odd options
         raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
-
-
-def _check_encoder(smp: Any, encoder: str) -> None:
-    import timm
-
-    timms = encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0])
-    if not timms and encoder not in smp.encoders.encoders:
-        known = [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
-        raise Refused(f"model.encoder: no {encoder!r}{did_you_mean(encoder, known)}")
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> str:
@@ -185,7 +181,7 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
     note = f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
     for what, keys in (("from scratch", missing), ("unused", unused)):
         if keys:
-            note += f"; {what}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            note += f"; {len(keys)} {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
     return note
 
 
