@@ -17,7 +17,6 @@ from comp.errors import Refused
 
 STARTED = time.monotonic()  # a time budget counts from here
 KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
-HERE = ("--on", "--input", "--runs", "--submissions", "--device")  # a kernel has its own
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,23 +54,20 @@ def config(arguments: argparse.Namespace) -> configs.Config:
 def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str]:
     """The names that --run gives, or the recipe's. Raises Refused where one would leave the runs' folder."""
     given = arguments.run or config.recipe
-    names = [given] if isinstance(given, str) else given
+    names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise Refused(f"--run {name}: letters, digits, '.', '_' and '-' make a folder's name")
-        if names.count(name) > 1:
-            raise Refused(f"--run {name}: is named twice")
     return names
 
 
 def fold_numbers(text: str, count: int) -> list[int]:
     """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused."""
-    if text == "all":
-        return list(range(count))
-    parts = text.split(",")
-    if not {*parts} <= {str(number) for number in range(count)}:
+    numbers = {str(number): number for number in range(count)}
+    chosen = numbers.keys() if text == "all" else {*text.split(",")}
+    if not chosen <= numbers.keys():
         raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
-    return sorted({int(part) for part in parts})
+    return sorted(numbers[part] for part in chosen)
 
 
 def duration(text: str) -> float:
@@ -81,7 +77,7 @@ def duration(text: str) -> float:
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0, 0, 0)
     if total := hours * 3600 + minutes * 60 + seconds:
         return total
-    raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m or 1h30m")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 90s, 10m or 1h30m")
 
 
 def deadline(started: float, budget: float | None) -> float:
@@ -93,7 +89,7 @@ def deadline(started: float, budget: float | None) -> float:
 def arguments_but(*options: str) -> list[str]:
     """The command line as a kernel gets it: without these options, and those that are about this machine."""
     left_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in (*HERE, *options):
+    for option in ("--on", "--input", "--runs", "--submissions", "--device", *options):
         left_out.add_argument(option)
     return left_out.parse_known_args()[1]
 
@@ -118,39 +114,26 @@ def entry(
             help="here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
-    script = Path(sys.argv[0]).name
     try:
         arguments = parser.parse_args()
         if jobs is None or arguments.on == "here":
-            status = main(arguments) or 0
-            if "LOCAL_RANK" in os.environ:  # under torchrun
-                from comp import distributed
+            sys.exit(main(arguments))
+        from comp.kaggle.jobs import run_in_sandbox, run_on_kaggle, write_notebooks
 
-                distributed.leave()
-            sys.exit(status)
-        from comp.kaggle import jobs as kernels
-
-        there = {
-            "sandbox": kernels.run_in_sandbox,
-            "kaggle": kernels.run_on_kaggle,
-            "notebook": kernels.write_notebooks,
-        }
+        there = {"sandbox": run_in_sandbox, "kaggle": run_on_kaggle, "notebook": write_notebooks}
         there[arguments.on](jobs(arguments))
-        sys.exit(0)
+        sys.exit()
     except Refused as refused:
-        line, status = f"{script}: {refused}", 2
+        parser.exit(2, f"{parser.prog}: {refused}\n")
     except OSError as error:
         if error.errno is None:  # a library's own, about something else than a file
             raise
-        line, status = f"{script}: {error.filename or 'writing'}: {error.strerror}", 2
+        parser.exit(2, f"{parser.prog}: {error.filename or 'writing'}: {error.strerror}\n")
     except RuntimeError as error:
         from comp import distributed
 
         if not distributed.is_lost_peer(error):
             raise
-        line, status = f"rank {distributed.rank()}: another process of this job ended; start it again to go on", 1
+        parser.exit(1, f"rank {distributed.rank()}: another process of this job ended; start it again to go on\n")
     except KeyboardInterrupt:
-        line, status = "interrupted; the same command goes on where it was, or starts again", 130
-    if status != 130 or os.environ.get("RANK", "0") == "0":  # all ranks are interrupted, and one says so
-        print(line, file=sys.stderr)
-    sys.exit(status)
+        parser.exit(130, "interrupted; the same command goes on where it was, or starts again\n")

@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"\n{table}\n\n{folder}")
     if failed:
         raise cli.Refused(failed[0])
+    distributed.leave()
     return 0
 
 

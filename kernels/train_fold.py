@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if numbers:
             print(overview.write_run_page(run_folder))
+    distributed.leave()
     return 0
 
 
