@@ -474,10 +474,10 @@ def use_arguments(chance):
     Path("secret.json").write_text("KGAT_secret")
     words = [one_of(chance, WORDS) for _ in range(chance.randint(1, 6))]
     with contextlib.suppress(Refused):
-        packed, carried = packing._carried(words)
+        packed, carried = packing._carry_tomls(words)
         assert all(name.startswith("given/") and ".." not in name and name.count("/") == 2 for name in carried)
         assert b"KGAT_secret" not in b"".join(carried.values())
-        assert packing._carried(packed)[0] == packed or carried
+        assert packing._carry_tomls(packed)[0] == packed or carried
     with contextlib.suppress(Refused):
         assert all(0 <= number < 5 for number in cli.fold_numbers(one_of(chance, WORDS), 5))
     with contextlib.suppress(cli.argparse.ArgumentTypeError):

@@ -117,9 +117,9 @@ def kaggle(tmp_path, monkeypatch):
         server.competitions = {name: Competition(tmp_path / "data") for name in ("tiny-on-kaggle", "tiny-code")}
         sleep = time.sleep  # so that no test waits for the time between two polls
         monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
-        client.forget()
+        client.log_in.cache_clear()
         yield server
-        client.forget()
+        client.log_in.cache_clear()
 
 
 def load(script):
@@ -392,7 +392,7 @@ def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    client.forget()
+    client.log_in.cache_clear()
     words = (*TINY, "--fold", "0", "--on", "kaggle")
     output = inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path, status=2)
     assert len(output.strip().splitlines()) == 1 and "no Kaggle credentials" in output

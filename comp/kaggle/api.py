@@ -112,9 +112,7 @@ def follow_kernel(kernel: Kernel) -> None:
         raise
     if run["status"] != "COMPLETE":
         why = f": {run['failureMessage']}" if run["failureMessage"] else ""
-        raise Refused(
-            f"{kernel.ref}: ended on Kaggle as {run['status']}{why}; its log is above, and at {SITE}/code/{kernel.ref}"
-        )
+        raise Refused(f"{kernel.ref}: ended on Kaggle as {run['status']}{why}; its log is above")
 
 
 def download_output(kernel: Kernel, folder: Path) -> None:
@@ -136,36 +134,32 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
     `contents` maps where a file lies in the dataset to where it lies here. Raises Refused.
     """
     ref = f"{username()}/{slug}"
-    if not _find("dataset_status", dataset=ref):
-        _create_dataset(contents, ref)
+    about = {"id": ref, "title": slug, "licenses": [{"name": "other"}]}
+
+    def find_state() -> str | None:
+        return _find("dataset_status", dataset=ref)
+
+    if not find_state():
+        credentials.refuse_credentials(contents.values())
+        size = sum(path.stat().st_size for path in contents.values()) / 1e6
+        print(f"dataset {ref}: new, {len(contents)} files, {size:.1f} MB", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for place, path in contents.items():
+                link = Path(folder) / place
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+            files.write_json(Path(folder) / "dataset-metadata.json", about)
+            answer = call_client("dataset_create_new", find_state, folder=folder, dir_mode="zip")
+        if isinstance(answer, dict) and answer["status"].lower() != "ok":  # else its state stands in for a lost answer
+            raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
     end = time.monotonic() + PATIENCE
-    while (state := _find("dataset_status", dataset=ref)) != "ready":
+    while (state := find_state()) != "ready":
         if state in ("failed", "deleted"):
             raise Refused(f"dataset {ref}: Kaggle could not prepare it ({state}); delete it at {SITE}/datasets/{ref}")
         if time.monotonic() > end:
             raise Refused(f"dataset {ref}: still not ready ({state}); see {SITE}/datasets/{ref} and try again later")
         time.sleep(10)
     return ref
-
-
-def _create_dataset(contents: Mapping[str, Path], ref: str) -> None:
-    credentials.refuse_credentials(contents.values())
-    size = sum(path.stat().st_size for path in contents.values()) / 1e6
-    print(f"dataset {ref}: new, {len(contents)} files, {size:.1f} MB", flush=True)
-    about = {"id": ref, "title": ref.partition("/")[2], "licenses": [{"name": "other"}]}
-
-    def arrived() -> dict[str, str] | None:
-        return {"status": "ok"} if _find("dataset_status", dataset=ref) else None
-
-    with tempfile.TemporaryDirectory() as folder:
-        for place, path in contents.items():
-            link = Path(folder) / place
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
-        files.write_json(Path(folder) / "dataset-metadata.json", about)
-        answer = call_client("dataset_create_new", arrived, folder=folder, dir_mode="zip")
-    if answer["status"].lower() != "ok":
-        raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
 
 
 def has_file(competition: str, name: str) -> bool:

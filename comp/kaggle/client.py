@@ -20,7 +20,6 @@ from comp.kaggle import credentials
 
 SITE = "https://www.kaggle.com"
 CONNECT, SILENCE = 10.0, 120.0  # seconds without an answer after which a connection counts as lost
-LOGIN = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
 
 
 class Declined(Refused):
@@ -44,7 +43,7 @@ def call_client(
     for attempt in itertools.count(1):
         try:
             with _declining(), contextlib.redirect_stdout(io.StringIO()):
-                return _plain(getattr(_api(), method)(**arguments))
+                return _plain(getattr(log_in(), method)(**arguments))
         except Declined as error:
             if not (error.in_doubt or error.status in (429, *again)):
                 raise
@@ -61,12 +60,13 @@ def call_client(
 def read_log(ref: str) -> Iterator[str]:
     """Lines of the log of a kernel's run from its first, as they come while it runs. Raises Declined."""
     with _declining():
-        for event in _api().kernels_logs_stream(ref):
+        for event in log_in().kernels_logs_stream(ref):
             yield from credentials.redact(event.get("data") or "").splitlines()
 
 
 @functools.cache
-def _api() -> Any:
+def log_in() -> Any:
+    """Kaggle's KaggleApi, logged in."""
     for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its authorization header
         os.environ.pop(name, None)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -78,9 +78,6 @@ def _api() -> Any:
     api.with_retry = lambda call, **_: call  # the client would repeat writes without asking
     api.get_kernel = functools.partial(_get_kernel, api)
     return api
-
-
-forget = _api.cache_clear  # log in anew at the next call
 
 
 def _limit_waiting() -> None:
@@ -141,9 +138,8 @@ def _declining() -> Iterator[None]:
             line = f"Kaggle answered HTTP {status}: {message}"
         elif any(isinstance(link, unanswered) for link in chain):
             status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
-        if status == 429:
-            line = f"Kaggle asks for fewer calls (HTTP 429: {message}); try again in some minutes"
         if status == 401 or isinstance(error, SystemExit):  # there is nothing to log in with
-            forget()  # the token may be renewed meanwhile
-            status, line = 401, f"{credentials.explain_refusal()} {LOGIN}"
+            log_in.cache_clear()  # the token may be renewed meanwhile
+            advice = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
+            status, line = 401, f"{credentials.explain_refusal()} {advice}"
         raise Declined(line, status) from None

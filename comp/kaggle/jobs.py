@@ -144,11 +144,9 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
     if job.submissions is None:
         return
     made = folder / "submission.csv"
-    if not (made.exists() and made.with_suffix(".json").exists()):
-        raise Refused(f"{job.name}: its output holds no submission.csv")
+    rows = check_against_input(made, job.competition, job.input)
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    rows = check_against_input(made, job.competition, job.input)
     _copy(made, target)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")

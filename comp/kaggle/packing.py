@@ -9,7 +9,6 @@ the arguments name, with those of the same folder that these name. So credential
 """
 
 import base64
-import functools
 import inspect
 import io
 import lzma
@@ -58,8 +57,8 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
     words, sources = _carry_tomls(arguments)
     sources[f"kernels/{entry.name}"] = entry.read_bytes()
     root = Path(__file__).parents[1]
-    for path in (path for kind in ("*.py", "*.toml", "*.html", "*.mplstyle") for path in root.rglob(kind)):
-        if not path.name.startswith("."):  # a file that is still being written
+    for path in root.rglob("[!.]*"):  # with a dot begins a file that is still being written
+        if path.suffix in (".py", ".toml", ".html", ".mplstyle"):
             sources[f"comp/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     for file in metadata.files(LACKING) or ():
         if file.suffix == ".py" or file.name == "METADATA" or file.name.startswith("LICEN"):
@@ -68,10 +67,12 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
         entry=entry.name,
         lacking=LACKING,
         run=inspect.getsource(run),
-        archive=_compress(_zip(sources)),
+        archive=_archive(sources),
         arguments="".join(f"    {word!r},\n" for word in words),
     )
-    return _within_limit(script)
+    if (size := len(script.encode())) >= LIMIT:
+        raise Refused(f"the pack has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
+    return script
 
 
 # This function is copied into every script, so it uses nothing of comp.
@@ -94,7 +95,7 @@ def run(archive: str, entry: str, arguments: list[str]) -> None:
 
 
 def make_notebook(script: str) -> str:
-    """A packed script as a notebook: archive folded away, then the job. Raises Refused if too large."""
+    """A packed script as a notebook: archive folded away, then the job."""
     from nbformat import v4, writes
 
     library, arguments, job = script.partition("ARGUMENTS = [")
@@ -107,13 +108,7 @@ def make_notebook(script: str) -> str:
         "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False},
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     }
-    return _within_limit(writes(v4.new_notebook(cells=cells, metadata=metadata)) + "\n")
-
-
-def _within_limit(text: str) -> str:
-    if (size := len(text.encode())) >= LIMIT:
-        raise Refused(f"the pack has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
-    return text
+    return writes(v4.new_notebook(cells=cells, metadata=metadata)) + "\n"
 
 
 def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
@@ -138,17 +133,10 @@ def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]
     return words, carried
 
 
-@functools.lru_cache(maxsize=1)  # the folds of a run differ in their arguments alone
-def _compress(data: bytes) -> str:
-    return base64.encodebytes(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)).decode()
-
-
-def _zip(files: dict[str, bytes]) -> bytes:
-    """A stored zip: sorted names, one fixed date, so that the bytes depend on the files alone."""
+def _archive(sources: dict[str, bytes]) -> str:
+    """A stored zip in xz in base64: sorted names, all dated 1980, so that it depends on the sources alone."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name in sorted(files):
-            info = zipfile.ZipInfo(name)  # dated 1980
-            info.create_system = 3  # Unix, wherever it was made
-            archive.writestr(info, files[name])
-    return buffer.getvalue()
+        for name in sorted(sources):
+            archive.writestr(zipfile.ZipInfo(name), sources[name])
+    return base64.encodebytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)).decode()

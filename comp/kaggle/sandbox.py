@@ -162,7 +162,6 @@ def _run(command: list[str], root: Path, say: Callable[[str], None]) -> int:
         assert process.stdout
         for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # a bar's \r ends a line, too
             say(line)
-        status = process.wait()
+        return process.wait()
     finally:
         process.kill()  # and with it, by --kill-child, all that it started
-    return status if status >= 0 else 128 - status
