@@ -248,9 +248,7 @@ def _check_together(config: Config) -> None:
             if times > 1:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
     if labels and len(labels) != len(classes):
-        raise Refused(
-            f"competition.arrays.labels: {len(labels)} values; one for each of {len(classes)} classes would fit"
-        )
+        raise Refused(f"competition.arrays.labels: {len(labels)} values; {len(classes)}, one for each class, would fit")
     if ignore in labels:
         raise Refused(f"competition.arrays.ignore: {ignore} is the class {classes[labels.index(ignore)]!r} in labels")
     if not labels and ignore is not None and ignore < len(classes):
@@ -277,13 +275,11 @@ def _check_together(config: Config) -> None:
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:
-    own = name.endswith(".toml")
-    path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
-    if not own and name not in shipped_names(kind):
-        raise Refused(
-            f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, shipped_names(kind))}"
-        )
-    return read_toml(path)
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    if name not in (known := shipped_names(kind)):
+        raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, known)}")
+    return read_toml(SHIPPED / kind / f"{name}.toml")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

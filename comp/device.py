@@ -1,5 +1,6 @@
 """Where to compute and in which precision: decided once, with the reason for the log."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -47,13 +48,11 @@ def choose_device(name: str = "auto") -> Device:
         device = torch.device(name)
     except RuntimeError:
         raise Refused(f"--device {name}: there are auto, cpu, cuda and cuda:0, cuda:1, …") from None
-    if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise Refused(f"--device {name}: this machine has {torch.cuda.device_count()} such devices")
-        return _cuda(device)
-    if device.type != "cpu":
-        raise Refused(f"--device {name}: only cpu and cuda are supported")
-    return _cpu(device)
+    if device.type == "cpu":
+        return _cpu(device)
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        raise Refused(f"--device {name}: there are cpu and {torch.cuda.device_count()} cuda devices here")
+    return _cuda(device)
 
 
 def _cuda(device: torch.device) -> Device:
@@ -70,10 +69,8 @@ def _cuda(device: torch.device) -> Device:
 
 def _cpu(device: torch.device) -> Device:
     _keep_freed_memory()
-    flags = _cpu_flags()
-    for flag in ("amx_bf16", "avx512_bf16"):
-        if flag in flags:
-            return Device(device, torch.bfloat16, f"the CPU has {flag}")
+    if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
+        return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
     return Device(device, torch.float32, "the CPU has no bf16 instructions")
 
 
@@ -87,13 +84,10 @@ def _cpu_flags() -> set[str]:
 
 def _keep_freed_memory() -> None:
     # glibc hands big blocks back to the system after each step, only to fault them in again.
-    if os.name == "posix":
-        try:
-            libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        except OSError:
-            pass
+    with contextlib.suppress(OSError):  # another system's library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:

@@ -115,7 +115,7 @@ def test_a_blend_is_the_mean_of_probabilities_whatever_the_batch_size(tmp_path, 
     assert np.concatenate(rows).tolist() == list(range(7))
     expected = 0
     for fold, weight in zip(chosen, (0.125, 0.125, 0.75), strict=True):
-        model = segmenter.load_model(fold.model, CPU)[0]
+        model = segmenter.load_model(fold.folder / runs.MODEL, CPU)[0]
         batches = predict.predict_rows(model, data.images, np.arange(7), settings)
         expected = expected + weight * torch.cat([p for _, p in batches])
     torch.testing.assert_close(torch.cat(got), expected)

@@ -99,7 +99,7 @@ def test_the_first_difference_names_its_key():
             "augment.transforms=[{name='Rotate', fill_mask=255}]",
             "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit",
         ),
-        ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: 2 values; one for each of 5 classes"),
+        ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: 2 values; 5, one for each class"),
         ("epochs.more=1", "epochs is a value, not a section"),
         ("epochs", "write key=value"),
     ],

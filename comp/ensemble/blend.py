@@ -60,14 +60,14 @@ class _Part:
 
 def same_folds(runs: Runs, numbers: Sequence[int]) -> list[list[Fold]]:
     """These folds of every run, in this order. Raises Refused for a missing one."""
+    chosen = []
     for folds in runs:
-        there = [fold.number for fold in folds]
-        if missing := sorted(set(numbers).difference(there)):
-            raise Refused(
-                f"{folds[0].folder.parent}: fold {missing[0]} is not finished; train it, "
-                f"or blend those that are with --folds {','.join(map(str, there))}"
-            )
-    return [[fold for number in numbers for fold in folds if fold.number == number] for folds in runs]
+        by_number = {fold.number: fold for fold in folds}
+        if missing := sorted({*numbers} - {*by_number}):
+            there = f"--folds {','.join(map(str, by_number))}"
+            raise Refused(f"{folds[0].folder.parent}: fold {missing[0]} is not finished; train it, or blend {there}")
+        chosen.append([by_number[number] for number in numbers])
+    return chosen
 
 
 def equal_weights(runs: int, classes: int) -> Blend:
@@ -108,17 +108,14 @@ def label_images(probabilities: Tensor, class_weights: Sequence[float]) -> np.nd
     return predict.to_labels(probabilities * weights)
 
 
-def _find(
-    parts: Sequence[_Part], by_run: bool, by_class: bool, competition: Competition
-) -> tuple[np.ndarray, np.ndarray]:
+def _find(parts: Sequence[_Part], by_run: bool, by_class: bool, own: Competition) -> tuple[np.ndarray, np.ndarray]:
     """Run and class weights that score best on these parts; those that are not free stay equal."""
 
     def score(runs: np.ndarray, classes: np.ndarray) -> float:
-        confusions = _confusions((part.sample for part in parts), runs / runs.sum(), classes, competition)
-        return metrics.score(confusions, competition.metric)
+        return metrics.score(_confusions((part.sample for part in parts), runs / runs.sum(), classes, own), own.metric)
 
     count = len(parts[0].probabilities)
-    runs, classes = np.full(count, 1 / count), np.ones(len(competition.classes))
+    runs, classes = np.full(count, 1 / count), np.ones(len(own.classes))
     if by_run:
         runs = _climb(lambda weights: score(weights, classes), runs)
     if by_class:
@@ -126,9 +123,7 @@ def _find(
     return runs / runs.sum(), classes
 
 
-def _confusions(
-    blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, competition: Competition
-) -> np.ndarray:
+def _confusions(blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, own: Competition) -> np.ndarray:
     """Confusions int64 (n, C, C) of all images of the blocks under these weights."""
     confusions = []
     for probabilities, truth in blocks:
@@ -136,7 +131,7 @@ def _confusions(
         for weight, p in zip(runs.tolist(), probabilities, strict=True):
             together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
         labels = label_images(together, classes.tolist())
-        confusions.append(metrics.count_confusion(truth, labels, len(classes), competition.arrays.ignored))
+        confusions.append(metrics.count_confusion(truth, labels, len(classes), own.arrays.ignored))
     return np.concatenate(confusions)
 
 

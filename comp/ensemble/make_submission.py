@@ -20,7 +20,7 @@ from comp.ensemble.blend import Blend, label_images
 from comp.model import metrics, predict, segmenter
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
-from comp.train.runs import Runs
+from comp.train.runs import MODEL, Runs
 
 Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilities float32 (n, C, H, W)
 
@@ -38,7 +38,9 @@ def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test:
         "tta": tta,
         "run_weights": blend.runs,
         "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
-        "models": {f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.model) for one in chain(*runs)},
+        "models": {
+            f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.folder / MODEL) for one in chain(*runs)
+        },
         "images": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
     }
     layout = competition.submission.model_dump_json() + competition.arrays.fit
@@ -57,7 +59,7 @@ def predict_blend(
     models: list[tuple[segmenter.Segmenter, Predict, float]] = []
     for folds, weight in zip(runs, weights, strict=True):
         for fold in folds:
-            model, config = segmenter.load_model(fold.model, device)
+            model, config = segmenter.load_model(fold.folder / MODEL, device)
             own = config.predict
             models.append((model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
     (first, settings, share), *others = models

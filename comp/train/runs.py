@@ -32,10 +32,6 @@ class Fold:
     number: int
     metrics: dict[str, Any]
 
-    @property
-    def model(self) -> Path:
-        return self.folder / MODEL
-
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
         ids, probabilities, confusions = (
