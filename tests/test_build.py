@@ -180,7 +180,7 @@ def test_binary_trimap_and_class_numbers(tmp_path):
     assert (first == halves(0, 255)).all() and (second == halves(0, 1)).all()
     trimap = halves(1, 2)
     trimap[0] = 3
-    (found,) = read([save_mask(tmp_path / "t.png", trimap)], ignore=255)
+    (found,) = read([save_mask(tmp_path / "t.png", trimap)], ignore=255, given={"1": "thing", "2": "background", "3": "ignore"})
     assert (found == np.array([9, 1, 0, 255], np.uint8)[trimap]).all()
 
 

@@ -1,8 +1,8 @@
 """What the values or colours in a competition's mask files mean, and masks as label arrays.
 
-Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, 0 and
-65535, and a trimap's 1, 2, 3; and PASCAL VOC's colours. `source.labels` says any other coding. Codes are
-read exactly: a mask that holds one without a meaning is refused.
+Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and
+65535; and PASCAL VOC's colours. `source.labels` says any other coding. Codes are read exactly: a mask that
+holds one without a meaning is refused.
 """
 
 import re
@@ -52,7 +52,10 @@ def detect_coding(
         counts: Counter[int] = Counter()
         for path in some:
             counts.update(dict(zip(*np.unique(_read_codes(path, kind), return_counts=True), strict=True)))
-        meaning = _guess_meaning({*counts}, kind, len(classes), ignore)
+        if kind == "values" and len(classes) == 2 and {*counts} in ({0, 255}, {0, LARGEST}):
+            meaning = {0: 0, max(counts): 1}
+        else:
+            meaning = {voc_colour(label) if kind == "colours" else label: label for label in names}
         if not counts.keys() <= meaning.keys():
             shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
             void = "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""
@@ -81,18 +84,6 @@ def voc_colour(index: int) -> int:
     return sum(((index >> (3 * j + k)) & 1) << (7 - j) << (16 - 8 * k) for j in range(3) for k in range(3))
 
 
-def _guess_meaning(codes: set[int], kind: Kind, classes: int, ignore: int | None) -> dict[int, int]:
-    """The label by code of the known coding that fits best."""
-    labels = [*range(classes), *([] if ignore is None else [ignore])]
-    if kind == "colours":
-        return {voc_colour(label): label for label in labels}
-    if classes == 2 and codes in ({0, 255}, {0, LARGEST}):
-        return {0: 0, max(codes): 1}
-    if classes == 2 and codes == {1, 2, 3} and ignore is not None:
-        return {1: 1, 2: 0, 3: ignore}  # a trimap
-    return {label: label for label in labels}
-
-
 def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) -> dict[int, int]:
     meaning: dict[int, int] = {}
     pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
@@ -107,16 +98,15 @@ def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) ->
 
 
 def _hold_colours(paths: Sequence[Path]) -> bool:
-    """Whether any mask is coloured, or palettes give one value several colours, so that values mean nothing."""
-    meant = set()
+    """Whether any mask is coloured, or palettes differ, so that values mean nothing."""
+    palettes = set()
     for path in paths:
         image = decode.open_image(path)
         if image.mode == "P":
-            palette = bytes(image.getpalette("RGB") or [])
-            meant |= {(value, palette[3 * value : 3 * value + 3]) for value in np.unique(np.asarray(image)).tolist()}
+            palettes.add(bytes(image.getpalette() or []))
         elif np.ptp(np.asarray(image.convert("RGB")), axis=-1).any():
             return True
-    return len(meant) > len({value for value, _ in meant})
+    return len(palettes) > 1
 
 
 def _read_codes(path: Path, kind: Kind) -> np.ndarray:
