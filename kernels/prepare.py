@@ -18,22 +18,19 @@ def main(arguments: argparse.Namespace) -> None:
     competition, folder = cli.config(arguments).competition, arguments.input
 
     from comp.data import arrays
-    from comp.prepare import audit, audit_report, build
+    from comp.prepare import audit, build
 
     if arguments.source:
         build.prepare(
             competition, arguments.source, folder / competition.file, arguments.size or competition.source.size
         )
     train = arrays.load_train(competition, folder)
-    test = test_index = None
-    if arrays.has_test(competition, folder, train):
-        test = arrays.load_test(competition, folder)
-        test_index = arrays.build_index(test, competition)
+    test = arrays.load_test(competition, folder) if arrays.has_test(competition, folder, train) else None
     index = arrays.build_index(train, competition)
     found = build.stored_findings(arrays.find_npz(competition.file, folder))
-    found += audit.audit(competition, train, index, test, test_index)
+    found += audit.audit(competition, train, index, test)
     out = arguments.runs / competition.name / "audit"
-    print(audit_report.write_audit(out, competition, train, index, test, found))
+    print(audit.write_audit(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
 
 

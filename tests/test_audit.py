@@ -13,9 +13,9 @@ from PIL import Image
 
 from comp import config
 from comp.data import arrays
-from comp.prepare import audit, audit_report, build
+from comp.prepare import audit, build
 from comp.prepare.audit import SIDE
-from comp.prepare.finding import Finding
+from comp.prepare.layouts import Finding
 from comp.report import sheets
 
 MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"
@@ -47,8 +47,7 @@ def split(count=12, height=24, width=36, seed=0, prefix="a") -> arrays.Split:
 
 def found(train: arrays.Split, test: arrays.Split | None = None) -> list[tuple[str, str, str]]:
     own = competition()
-    test_index = test and arrays.build_index(test, own)
-    rows = audit.audit(own, train, arrays.build_index(train, own), test, test_index)
+    rows = audit.audit(own, train, arrays.build_index(train, own), test)
     return [(row.id, row.finding, row.group) for row in rows]
 
 
@@ -163,7 +162,7 @@ def test_table_list_and_sheet(tmp_path):
         Finding("odd$file, 2.mat", "not an image", 'of "c", with\nanother line'),
         *audit.audit(own, train, index, test),
     ]
-    text = audit_report.write_audit(tmp_path / "audit", own, train, index, test, rows)
+    text = audit.write_audit(tmp_path / "audit", own, train, index, test, rows)
     assert (tmp_path / "audit/audit.txt").read_text() == text + "\n"
     assert "own: 12 training images of 24×36×3, 12 test images" in text
     assert [line.split()[0] for line in text.splitlines()[3:7]] == ["ground", "rock", "tree", "(ignored)"]

@@ -2,10 +2,11 @@
 
 Images that occur twice, exactly or nearly, within the training samples and between them and the test
 samples; masks that many different images share; empty masks and flat images. A finding names its sample,
-and the group it belongs to where there is one. `comp.prepare.audit_report` makes the table, the list and the sheet.
+and the group it belongs to where there is one. They become a table, a list and a sheet of images.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,22 +16,21 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from comp.config import Competition
-from comp.data.arrays import Index, Split, TrainSplit, release_pages
-from comp.prepare.finding import Finding
+from comp.data.arrays import Index, Split, TrainSplit, build_index, release_pages
+from comp.files import atomic_write, write_text
+from comp.prepare.layouts import Finding
+from comp.report import sheets
+from comp.report.tables import shorten
 
 SIDE = 16  # areas along a thumbnail's side; with 8, different images of plain ground are near duplicates
 NEAR_CORRELATION = 0.98  # of the thumbnails
 SHARING = 3  # different images under one mask, from which on it is a finding
 FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
+ACROSS = 6  # images in a row of the sheet
+NAMED = 3  # ids that the table names of every kind
 
 
-def audit(
-    competition: Competition,
-    train: TrainSplit,
-    index: Index,
-    test: Split | None = None,
-    test_index: Index | None = None,
-) -> Iterator[Finding]:
+def audit(competition: Competition, train: TrainSplit, index: Index, test: Split | None = None) -> Iterator[Finding]:
     """Look at every sample once. The id of a test sample is "test/…"."""
     ids, thumbs = train.ids.tolist(), thumbnails(train.images)
     for k in np.flatnonzero(index.counts[:, 1:].sum(axis=1) == 0):
@@ -40,9 +40,10 @@ def audit(
     for k in np.flatnonzero(thumbs.std(axis=(1, 2)) < FLAT):
         yield Finding(ids[k], "flat image", f"grey {thumbs[k].mean():.0f} all over")
     hashes = index.image_hash
-    if test is not None and test_index is not None:
+    if test is not None:
         ids += [f"test/{id}" for id in test.ids]
-        thumbs, hashes = np.concatenate([thumbs, thumbnails(test.images)]), np.append(hashes, test_index.image_hash)
+        thumbs = np.concatenate([thumbs, thumbnails(test.images)])
+        hashes = np.append(hashes, build_index(test, competition).image_hash)
     yield from _duplicates(ids, thumbs, hashes, index.mask_hash)
 
 
@@ -71,12 +72,8 @@ def near_graph(thumbs: np.ndarray) -> csr_array:
 
 def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The first id of each sample's chain of near duplicates, str (N,); "" where there is none."""
-    first = _first_in_chain(near_graph(thumbs))
+    first = _first_with(connected_components(near_graph(thumbs), directed=False)[1])
     return np.where(np.bincount(first)[first] == 1, "", ids[first])
-
-
-def _first_in_chain(graph: csr_array) -> np.ndarray:
-    return _first_with(connected_components(graph, directed=False)[1])
 
 
 def _first_with(values: np.ndarray) -> np.ndarray:
@@ -98,7 +95,7 @@ def _shared_masks(ids: list[str], masks: np.ndarray, index: Index) -> Iterator[F
 def _duplicates(ids: list[str], thumbs: np.ndarray, hashes: np.ndarray, mask_hash: np.ndarray) -> Iterator[Finding]:
     """Images like an earlier training image; the training samples, to which mask_hash belongs, are first in `ids`."""
     own, known = np.arange(len(ids)), len(mask_hash)
-    twin, near = _first_with(hashes), _first_in_chain(near_graph(thumbs))
+    twin, near = _first_with(hashes), _first_with(connected_components(near_graph(thumbs), directed=False)[1])
     first = np.where((twin != own) & (twin < known), twin, near)
     for k in np.flatnonzero((first != own) & (first < known)):
         kind, detail = "near duplicate", f"of {ids[first[k]]}"
@@ -107,3 +104,62 @@ def _duplicates(ids: list[str], thumbs: np.ndarray, hashes: np.ndarray, mask_has
             if k < known:
                 detail += ", with the same mask" if mask_hash[k] == mask_hash[first[k]] else ", with another mask"
         yield Finding(ids[k], kind if k < known else f"{kind} in test", detail, ids[first[k]])
+
+
+def write_audit(
+    folder: Path, competition: Competition, train: TrainSplit, index: Index, test: Split | None, found: list[Finding]
+) -> str:
+    """Leave audit.txt (the table), audit.csv (a row a finding) and audit.png in a folder; return the table.
+
+    audit.png shows training images, then some of every kind of finding, under the colours of their masks.
+    """
+    height, width, channels = train.images.shape[1:]
+    heading = f"{competition.name}: {len(train.ids):,} training images of {height}×{width}×{channels}"
+    heading += f", {len(test.ids):,} test images" if test is not None else ""
+    lines = [heading, "", _class_table(competition, index, height * width), ""]
+    for name, split in {"training sizes": train, "test sizes": test}.items():
+        if split is not None and split.sizes is not None:
+            some = np.percentile(split.sizes, (0, 50, 100), axis=0, method="nearest").tolist()
+            shown = ", ".join(f"{height}×{width}" for height, width in some)
+            lines.append(f"{name}: minimum, median and maximum of height×width: {shown}")
+    findings = pd.DataFrame(found, columns=[*Finding._fields])
+    for kind, ids in findings.groupby("finding", sort=False)["id"]:
+        some = ", ".join(shorten(id, 24) for id in ids[:NAMED]) + (", …" if len(ids) > NAMED else "")
+        lines.append(f"{kind:<20}{len(ids):>7,}   {some}")
+    text = "\n".join(lines if found else [*lines, "nothing odd"])
+
+    write_text(folder / "audit.txt", text + "\n")
+    with atomic_write(folder / "audit.csv") as beside:
+        findings.to_csv(beside, index=False)
+    unscored = [label for label in [competition.arrays.ignored] if label is not None]
+    sheets.draw_sheet(_rows(train, test, findings), competition.classes, folder / "audit.png", unscored)
+    return text
+
+
+def _class_table(competition: Competition, index: Index, area: int) -> str:
+    counts = pd.DataFrame(index.counts, columns=[shorten(name, 23) for name in competition.classes])
+    if (ignored := area - index.counts.sum(axis=1)).any():
+        counts["(ignored)"] = ignored
+    pixels, images = counts.sum(), (counts > 0).sum()
+    table = pd.DataFrame({"pixels": pixels.map("{:,}".format)})
+    table["share"] = (pixels / pixels.sum()).map("{:.2%}".format)
+    table["images"] = images.map("{:,}".format)
+    table["of all"] = (images / len(counts)).map("{:.1%}".format).where(images > 0, "in no image")
+    return table.rename_axis(columns="class").to_string()
+
+
+def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame) -> Iterator[sheets.Row]:
+    """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
+    places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
+    if test is not None:
+        places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
+
+    def cell(name: str) -> sheets.Cell:
+        split, k = places[name]
+        return split.images[k], None if split.masks is None else split.masks[k]
+
+    yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}
+    for kind, of_kind in findings.groupby("finding", sort=False):
+        named = dict.fromkeys(of_kind[["group", "id"]].to_numpy().ravel().tolist())
+        if names := [name for name in named if name in places]:
+            yield f"{kind}: {len(of_kind):,}", {name: cell(name) for name in names[:ACROSS]}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
-from tqdm import tqdm
+from tqdm import trange
 
 from comp import files
 from comp.config import Competition
@@ -25,8 +25,7 @@ from comp.data import arrays, convert, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare import audit, decode, layouts, mask_coding
-from comp.prepare.finding import Finding
-from comp.prepare.layouts import Sample
+from comp.prepare.layouts import Finding, Sample
 from comp.prepare.mask_coding import Coding
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
@@ -99,13 +98,8 @@ def stored_findings(path: Path) -> list[Finding]:
 
 def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
-    if "prepared" not in npz.list_keys(path):
-        return {}
-    try:
-        facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
-        return {key: facts[key] for key in ("digest", "size", "bits", "odd")}
-    except (ValueError, TypeError, KeyError):
-        raise Refused(f"{path}: prepared: not what this kernels/prepare.py writes; make the npz anew") from None
+    there = "prepared" in npz.list_keys(path)
+    return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if there else {}
 
 
 def _inspect(samples: Sequence[Sample], obey_exif: bool) -> tuple[list[Sample], int, list[Finding]]:
@@ -167,11 +161,9 @@ def _stream(key: str, read: Callable[[int], np.ndarray], shape: tuple[int, ...])
 
     def blocks() -> Iterator[np.ndarray]:
         step = max(1, BLOCK // prod(shape[1:]))
-        with ThreadPoolExecutor() as pool, tqdm(total=shape[0], desc=key, unit="image", disable=None) as bar:
-            for first in range(0, shape[0], step):
-                block = np.stack([*pool.map(read, range(first, min(first + step, shape[0])))])
-                bar.update(len(block))
-                yield block
+        with ThreadPoolExecutor() as pool:
+            for first in trange(0, shape[0], step, desc=key, unit="block", disable=None):
+                yield np.stack([*pool.map(read, range(first, min(first + step, shape[0])))])
 
     return key, shape, np.uint8, blocks()
 

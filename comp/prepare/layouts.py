@@ -11,16 +11,25 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from comp.data.arrays import Size
 from comp.errors import Refused
-from comp.prepare.finding import Finding
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Words of a folder's path, between slashes and underscores. "train_masks" holds masks.
 MASK_FOLDERS = {"mask", "masks", "label", "labels", "trimaps", "annotations"}
 VAL_FOLDERS = {"val", "valid", "validation"}
 IMAGE_FOLDERS = {"image", "images", "train", "test"} | VAL_FOLDERS
+
+
+class Finding(NamedTuple):
+    """One odd thing about one sample or file."""
+
+    id: str  # of a test sample "test/…"
+    finding: str  # its kind
+    detail: str
+    group: str = ""  # the first sample of those that belong together
 
 
 @dataclass(frozen=True, order=True)
@@ -80,8 +89,7 @@ def _read_voc(lists: Path) -> Layout:
         path, split = lists / f"{name}.txt", test if name == "test" else train
         for stem in path.read_text().split() if path.exists() else []:
             if stem not in images or (name != "test" and stem not in masks):
-                folder = root / ("SegmentationClass" if stem in images else "JPEGImages")
-                raise Refused(f"{path}: names {stem}, but {folder} has no such image")
+                raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
             split.setdefault(stem, Sample(stem, images[stem], masks.get(stem), fold))
     return Layout([*train.values()], [*test.values()], [])
 
