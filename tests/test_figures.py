@@ -113,16 +113,16 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
 def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
     images = np.full((2, 16, 16, 3), 90, np.uint8)
     truths = np.zeros((2, 16, 16), np.uint8)
-    frames = {f"epoch {k}": np.full_like(truths, k) for k in (1, 2)}
+    frames = {f"epoch {k}": [(None, labels) for labels in np.full_like(truths, k)] for k in (1, 2)}
     two = split(images, truths, "a", "b")
-    sheets.draw_sheet(sheets.filmstrip_rows(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
+    sheets.draw_sheet(sheets.series_rows(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
     film = pixels(tmp_path / "f.png")
     cell = 16 * (280 // 16)
     for k in range(3):
         assert 2 * cell**2 <= count(film, class_colours(3)[k]) < 2.1 * cell**2
     assert count(film[:, -cell - 7 :], class_colours(3)[0]) >= 2 * cell**2  # ending in the truth
-    draws = [[(images[0], truths[0] + 2), (images[0, :8], truths[0, :8] + 2)]] * 2  # a crop among them
-    sheets.draw_sheet(sheets.sample_rows(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
+    draws = {"1": [(images[0], truths[0] + 2)] * 2, "2": [(images[0, :8], truths[0, :8] + 2)] * 2}  # crops among them
+    sheets.draw_sheet(sheets.series_rows(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
     blend = (90 * 0.5 + class_colours(3)[2] * 0.5).astype(np.uint8)
     assert count(pixels(tmp_path / "s.png"), blend) == 2 * 1.5 * cell**2
 

@@ -63,11 +63,11 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         split = Split(images, truths, np.array([NASTY, *"abcde"]), None, None)
         drawn = sheets.case_rows(split, rows, guesses[rows], labels, scores[rows])
         sheets.draw_sheet(drawn, names, folder / "examples.png")
-        frames = {f"epoch {k}": guesses[:2] for k in range(8)}
-        drawn = sheets.filmstrip_rows(split, [0, 1], frames)
+        frames = {f"epoch {k}": [(None, guess) for guess in guesses[:2]] for k in range(8)}
+        drawn = sheets.series_rows(split, [0, 1], frames)
         sheets.draw_sheet(drawn, names, folder / "filmstrip.png")
-        draws = [list(zip(images[:5], truths[:5], strict=True))] * 2
-        sheets.draw_sheet(sheets.sample_rows(split, [0, 1], draws), names, folder / "samples.png")
+        draws = {f"augmented {k}": [(images[k], truths[k])] * 2 for k in range(5)}
+        sheets.draw_sheet(sheets.series_rows(split, [0, 1], draws), names, folder / "samples.png")
         history = read_fold(folder).history()
         figures.draw_curves(
             history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY

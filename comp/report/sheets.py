@@ -1,6 +1,6 @@
 """Sheets of small images: cases with their errors, predictions over time, augmented samples."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,22 +64,11 @@ def case_rows(
         yield caption, cells | {"where they differ": (wrong, None)}
 
 
-def filmstrip_rows(split: TrainSplit, rows: Iterable[int], frames: dict[str, np.ndarray]) -> Iterator[Row]:
-    """Images, what was predicted of them as training went on, and their truth.
-
-    frames: a heading such as "epoch 4" to that moment's predictions, uint8 (n, H, W), in the order of time.
-    """
+def series_rows(split: TrainSplit, rows: Iterable[int], columns: Mapping[str, Sequence[Cell]]) -> Iterator[Row]:
+    """A row an image: itself, its cells of each column, such as predictions or augmented samples, and its truth."""
     for i, row in enumerate(rows):
-        film = {heading: (None, frame[i]) for heading, frame in frames.items()}
-        yield split.ids[row], {"image": (split.images[row], None)} | film | {"truth": (None, split.masks[row])}
-
-
-def sample_rows(split: TrainSplit, rows: Iterable[int], draws: Sequence[Sequence[Cell]]) -> Iterator[Row]:
-    """Images and, for each, its augmented samples of any size, under the colours of their masks."""
-    for row, drawn in zip(rows, draws, strict=True):
-        image, mask = split.images[row], split.masks[row]
-        cells = {f"augmented {k}": draw for k, draw in enumerate(drawn, 1)}
-        yield split.ids[row], {"original": (image, None), "with its mask": (image, mask)} | cells
+        cells = {heading: column[i] for heading, column in columns.items()}
+        yield split.ids[row], {"image": (split.images[row], None)} | cells | {"truth": (None, split.masks[row])}
 
 
 def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
@@ -113,13 +102,9 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
     fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
-    names = [shorten(name, 28) for name in classes] + ["not scored"]
+    names = [shorten(name, 28) for name in classes] + ["not scored"] * bool(unscored)
     colours = [*class_colours(len(classes), unscored) / 255, "white"]
-    legend = [
-        Patch(facecolor=colour, edgecolor="gray", label=name) for name, colour in zip(names, colours, strict=True)
-    ]
-    if not unscored:
-        legend.pop()
+    legend = [Patch(facecolor=colours[k], edgecolor="gray", label=name) for k, name in enumerate(names)]
     across = max(1, total // (8 * max(map(len, names)) + 40))
     row_height = 2 * LINE + height + 2 * GAP
     tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))

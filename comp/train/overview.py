@@ -54,12 +54,7 @@ def write_run_page(run_folder: Path) -> Path:
     values = {"every value of the configuration": config.model_dump_json(indent=2)}
     sections.append(Section("Command and configuration", text=ran, details=values))
     title = f"{competition.title or competition.name}: {run_folder.name}"
-    subtitle = (
-        f"recipe {config.recipe}, {model.architecture} on {model.encoder}, weights {Path(model.encoder_weights).name}"
-    )
-    subtitle += (
-        f"; {len(folds)} of {config.folds.count} folds on {device}, scored by {metric} on out-of-fold predictions"
-    )
-    if config.predict.tta != "none":
-        subtitle += f" with {config.predict.tta} test-time augmentation; the curves are without"
+    network = f"{model.architecture} on {model.encoder}, weights {Path(model.encoder_weights).name}"
+    subtitle = f"recipe {config.recipe}, {network}; {len(folds)} of {config.folds.count} folds on {device}"
+    subtitle += f"; out-of-fold {metric}, test-time augmentation: {config.predict.tta} (none in the curves)"
     return write_page(run_folder / "report.html", title, subtitle, sections)

@@ -143,14 +143,17 @@ def _draw(
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
-    film = {f"epoch {epoch}" + ", kept" * (epoch == best): frames[epoch] for epoch in sorted(frames)[-8:]}
-    sheets.draw_sheet(sheets.filmstrip_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
+    film = {
+        f"epoch {epoch}" + ", kept" * (epoch == best): [(None, labels) for labels in frames[epoch]]
+        for epoch in sorted(frames)[-8:]
+    }
+    sheets.draw_sheet(sheets.series_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
 
     if transform := augment.build_transforms(config.augment.transforms):
-        draws = [
-            [transform(split.images[row], split.masks[row], 4 * place + draw) for draw in range(4)]
-            for place, row in enumerate(train[:3])
-        ]
-        sheets.draw_sheet(
-            sheets.sample_rows(split, train[:3].tolist(), draws), classes, folder / "samples.png", unscored
-        )
+        draws = {
+            f"augmented {draw + 1}": [
+                transform(split.images[row], split.masks[row], 4 * place + draw) for place, row in enumerate(train[:3])
+            ]
+            for draw in range(4)
+        }
+        sheets.draw_sheet(sheets.series_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)
