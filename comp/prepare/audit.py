@@ -1,8 +1,7 @@
-"""What is odd about the samples of a competition.
+"""What is odd about the samples of a competition, as a table, a list and a sheet of images.
 
 Images that occur twice, exactly or nearly, within the training samples and between them and the test
-samples; masks that many different images share; empty masks and flat images. A finding names its sample,
-and the group it belongs to where there is one. They become a table, a list and a sheet of images.
+samples; masks that many different images share; empty masks and flat images.
 """
 
 from collections.abc import Iterator

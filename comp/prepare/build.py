@@ -50,8 +50,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     coding = mask_coding.detect_coding(masks, competition.classes, ignore, own.labels)
     depth = f"; grey images of {bits} bits" if bits != decode.DEPTH else ""
     print(f"{source}: {len(train):,} training and {len(test):,} test images; {coding.text}{depth}")
-    states = ([convert.file_state(file) for file in (one.image, one.mask) if file] for one in samples)
-    rows = [(one.id, one.fold, state) for one, state in zip(samples, states, strict=True)]
+    rows = [(one.id, one.fold, [convert.file_state(file) for file in (one.image, one.mask) if file]) for one in samples]
     digest = convert.digest([VERSION, size, fit, own.obey_exif, bits, coding.kind, rows], coding.table.tobytes())
     if path.exists():
         if _read_facts(path).get("digest") != digest:
@@ -98,8 +97,9 @@ def stored_findings(path: Path) -> list[Finding]:
 
 def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
-    there = "prepared" in npz.list_keys(path)
-    return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if there else {}
+    if "prepared" not in npz.list_keys(path):
+        return {}
+    return json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
 
 
 def _inspect(samples: Sequence[Sample], obey_exif: bool) -> tuple[list[Sample], int, list[Finding]]:

@@ -37,10 +37,9 @@ class Coding:
 def detect_coding(
     masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]
 ) -> Coding:
-    """Find what the codes in `masks` mean.
+    """Find what the codes in `masks` mean, or read it from `given`: `source.labels`.
 
-    `given` maps codes ("3", or "#3c1098" for a colour) to class names or "ignore"; empty: found from
-    the files. Raises Refused, listing the codes found, where they are of no known coding.
+    Raises Refused, listing the codes found, where they are of no known coding.
     """
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:

@@ -5,7 +5,6 @@ A history is a frame with an epoch a row and the columns epoch, seconds, lr, tra
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,8 +35,8 @@ def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, sto
     losses.plot(epoch, history["train_loss"], ".-", color=TRAIN, label="train")
     losses.plot(epoch, history["valid_loss"], ".-", color=VALID, label="validation")
     highest = history["lr"].max()
-    rate: dict[str, Any] = {"label": f"learning rate, up to {highest:.1e}", "color": FAINT, "linewidth": 1}
-    losses.plot(epoch, 0.97 * history["lr"] / highest, ":", transform=losses.get_xaxis_transform(), **rate)
+    rate, across = 0.97 * history["lr"] / highest, losses.get_xaxis_transform()
+    losses.plot(epoch, rate, ":", color=FAINT, label=f"learning rate, up to {highest:.1e}", transform=across)
     scores.plot(epoch, history["score"], ".-", color=VALID)
     best = history["score"][epoch == best_epoch].max()
     scores.plot(best_epoch, best, "o", color=BEST, label=f"best: {format_number(best)} in epoch {best_epoch}")

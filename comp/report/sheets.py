@@ -82,11 +82,10 @@ def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
 
 
 def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
-    """A cell as uint8 (H, W, 3). Label 0 keeps the image; without an image it has a colour, too."""
+    """A cell as uint8 (H, W, 3), of its first three channels or its first. Label 0 has a colour only without an image."""
     colours = class_colours(unscored=unscored)
     if image is None:
         return colours[mask]
-    # The first three channels, or the first.
     rgb = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if mask is None:
         return rgb

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comp.errors import Refused
 from comp.model import metrics
 from comp.report import figures, tables
 from comp.report.page import Section, read_figures, write_page
@@ -20,25 +19,20 @@ def write_run_page(run_folder: Path) -> Path:
     """
     config = read_config(run_folder)
     folds = find_folds(run_folder)
-    competition, model = config.competition, config.model
+    competition, model, facts = config.competition, config.model, folds[0].metrics
     every = {fold.number: fold.metrics for fold in folds}
-    try:
-        confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
-        by_class = tables.class_frame(metrics.scores(confusion[None], competition.classes, competition.metric))
-        by_fold = tables.folds_frame(every)
-        for number, one in every.items():
-            by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
-            by_fold.loc[number, "ended by"] = one["ended"]
-            by_fold.loc[number, "time"] = str(timedelta(seconds=round(one["seconds"])))
-            by_fold.loc[number, "images/s"] = one["images_per_second"]
-        if len(folds) > 1:
-            ious = pd.concat([tables.class_frame(one)["IoU"] for one in every.values()], axis=1)
-            by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
-        metric, device = folds[0].metrics["metric"], folds[0].metrics["device"]
-    except KeyError as error:
-        raise Refused(f"{run_folder}: a fold's metrics.json lacks {error}; train it again") from None
+    confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
+    by_class = tables.class_frame(metrics.scores(confusion[None], competition.classes, competition.metric))
+    by_fold = tables.folds_frame(every)
+    for number, one in every.items():
+        by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
+        by_fold.loc[number, "ended by"] = one["ended"]
+        by_fold.loc[number, "time"] = str(timedelta(seconds=round(one["seconds"])))
+        by_fold.loc[number, "images/s"] = one["images_per_second"]
     sections = [Section("Result", table=by_fold), Section("Classes, all folds as one", table=by_class)]
     if len(folds) > 1:
+        ious = pd.concat([tables.class_frame(one)["IoU"] for one in every.values()], axis=1)
+        by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
         histories = {f"fold {fold.number}": fold.history() for fold in folds}
         figures.compare_curves(histories, run_folder / "curves.png", f"{competition.name}, all folds")
         figures.draw_confusion(confusion, competition.classes, run_folder / "confusion.png")
@@ -55,6 +49,6 @@ def write_run_page(run_folder: Path) -> Path:
     sections.append(Section("Command and configuration", text=ran, details=values))
     title = f"{competition.title or competition.name}: {run_folder.name}"
     network = f"{model.architecture} on {model.encoder}, weights {Path(model.encoder_weights).name}"
-    subtitle = f"recipe {config.recipe}, {network}; {len(folds)} of {config.folds.count} folds on {device}"
-    subtitle += f"; out-of-fold {metric}, test-time augmentation: {config.predict.tta} (none in the curves)"
+    subtitle = f"recipe {config.recipe}, {network}; {len(folds)} of {config.folds.count} folds on {facts['device']}"
+    subtitle += f"; out-of-fold {facts['metric']}, test-time augmentation: {config.predict.tta} (none in the curves)"
     return write_page(run_folder / "report.html", title, subtitle, sections)
