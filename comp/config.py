@@ -154,7 +154,7 @@ class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
     # inverse class frequency on the fold's training part, to a power from 0 to 1 ("sqrt": 0.5, "inverse": 1); or
     # weights by class name
-    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, float] = "none"
+    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, Annotated[float, Field(ge=0)]] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 

@@ -1,8 +1,7 @@
 """Samples to batches: uint8 all the way, in an order that is a function of (seed, epoch).
 
-A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any
-number of workers gives the same bytes, and a run that goes on in the middle of an epoch meets the
-batches it would have met.
+A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any number of workers
+gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met.
 """
 
 import os

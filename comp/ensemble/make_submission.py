@@ -30,7 +30,7 @@ def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test:
 
     `index` is the test images'.
     """
-    names = [folds[0].folder.parent.name for folds in runs]
+    names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.shapes)
     made_of = {
         "competition": competition.name,
         "runs": names,
@@ -41,10 +41,10 @@ def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test:
         "models": {
             f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.folder / MODEL) for one in chain(*runs)
         },
-        "images": _sha256(index.image_hash.tobytes(), test.ids.tobytes(), np.asarray(test.shapes).tobytes()),
+        "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
-    layout = competition.submission.model_dump_json() + competition.arrays.fit
-    digest = _sha256(json.dumps(made_of).encode(), layout.encode())[:8]
+    about = json.dumps([made_of, competition.submission.model_dump_json(), competition.arrays.fit])
+    digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
 
 
@@ -104,7 +104,3 @@ def write_submission(
     count = check_submission(path, competition, test.ids, test.shapes, sample)
     scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric) if confusions else None
     return count, scores
-
-
-def _sha256(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(parts)).hexdigest()

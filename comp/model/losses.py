@@ -17,13 +17,12 @@ from torch import Tensor
 from comp import config
 from comp.errors import Refused
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, C, H, W) and labels (N, H, W)
 IGNORED = -1
 NEAR = 3  # pixels on either side of a label edge that the boundary loss looks at
 
 
-def build_loss(
-    loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None
-) -> Callable[[Tensor, Tensor], Tensor]:
+def build_loss(loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None) -> Loss:
     """The weighted sum of losses that a recipe names.
 
     `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
@@ -33,7 +32,7 @@ def build_loss(
     """
     weights = weigh_classes(loss.class_weights, classes, counts)
     weights_on = cache(weights.to)  # a copy a device, not one a step
-    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    known: dict[str, Loss] = {
         "cross_entropy": lambda z, y: cross_entropy(z, y, weights_on(y.device), loss.label_smoothing),
         "boundary": lambda z, y: cross_entropy(z, near_edges(y), weights_on(y.device), loss.label_smoothing),
         "focal": lambda z, y: focal(z, y, weights_on(y.device), loss.gamma),
@@ -64,9 +63,6 @@ def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str,
     By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
     """
     if isinstance(choice, Mapping):
-        for name, weight in choice.items():
-            if weight < 0:
-                raise Refused(f"loss.class_weights.{name}: {weight}; a weight is 0 or more")
         return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":
         return torch.ones(len(classes))

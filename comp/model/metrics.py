@@ -65,9 +65,8 @@ def dice(confusions: np.ndarray) -> np.ndarray:
 def score(confusions: np.ndarray, metric: config.Metric) -> float:
     """The competition's score of confusions (N, C, C), from 0 to 1.
 
-    "global" counts all samples as one image; "per_image" scores each and takes the mean. There a
-    class that is in neither truth nor prediction counts as 1 for Dice, as competitions have it, and
-    is left out for IoU.
+    "global" counts all samples as one image; "per_image" scores each and takes the mean. There a class that is in
+    neither truth nor prediction counts as 1 for Dice, as competitions have it, and is left out for IoU.
 
     "drop_class" leaves class 0 out of the mean; its confusions still cost the others. "drop_truth"
     also leaves out the pixels that are truly 0, so that whatever is predicted there is free. A 0

@@ -82,7 +82,7 @@ def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
 
 
 def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
-    """A cell as uint8 (H, W, 3), of its first three channels or its first. Label 0 has a colour only without an image."""
+    """A cell as uint8 (H, W, 3), of its first three channels or its first; under an image, label 0 has no colour."""
     colours = class_colours(unscored=unscored)
     if image is None:
         return colours[mask]

@@ -25,17 +25,14 @@ from comp.data.training_data import TrainingData
 from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter
+from comp.model.losses import Loss
 from comp.model.segmenter import Segmenter
 from comp.train import checkpoint, runs, schedule
-from comp.train.step import Loss, Step
+from comp.train.step import Step
 
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
 Watch = Callable[[int, Segmenter], None]  # called with the number of an epoch that has ended, from 1, and its model
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop; its state is on disk."""
 
 
 @dataclass
@@ -70,10 +67,9 @@ def fit(
 ) -> tuple[Segmenter, State]:
     """Train a fold and choose its best epoch; return that epoch's model. Without validation it is the last epoch's.
 
-    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call
-    goes on. The schedule is fitted into what is left until the machine's deadline, with time to spare for what comes
-    after training.
-    Raises Interrupted after Ctrl-C or SIGTERM, and Refused when training diverges.
+    `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call goes
+    on. The schedule is fitted into what is left until the machine's deadline, with time to spare for what comes after
+    training. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, its state on disk, and Refused when training diverges.
     """
     from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
 
@@ -158,7 +154,7 @@ def fit(
                     save()
                     saved = time.monotonic()
                     if stopping:
-                        raise Interrupted
+                        raise KeyboardInterrupt
             bar.close()
             settle()
             if averaging and state.updates < average_every:
@@ -177,7 +173,7 @@ def fit(
             _end_epoch(state, averaged, valid_loss, score, config, folder)
         save()
         if distributed.agree(0.0, stop.is_set())[1]:
-            raise Interrupted
+            raise KeyboardInterrupt
     return segmenter.load_model(folder / runs.MODEL, machine.device)[0], state
 
 

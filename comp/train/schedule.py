@@ -14,14 +14,8 @@ def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.
     from timm.optim import create_optimizer_v2  # five seconds, which refusals need not wait for
 
     plain = optimizer.name == "sgd" and not optimizer.momentum  # timm's "sgd" is Nesterov's, which needs a momentum
-    made = create_optimizer_v2(
-        model,
-        "momentum" if plain else optimizer.name,
-        lr=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        momentum=optimizer.momentum,
-        fused=True,
-    )
+    settings = optimizer.model_dump(include={"lr", "weight_decay", "momentum"})
+    made = create_optimizer_v2(model, "momentum" if plain else optimizer.name, fused=True, **settings)
     if optimizer.name == "sgd" and not plain:
         for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
             # Made by torch, it would stay uninitialised where the scaler leaves out the first step.

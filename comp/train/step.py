@@ -1,7 +1,5 @@
 """One optimizer step: batches to new weights; in parts where memory is short, left out where it is not finite."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,10 +9,10 @@ from comp.config import Config
 from comp.data import augment
 from comp.device import is_out_of_memory, to_device
 from comp.errors import Refused
+from comp.model.losses import Loss
 from comp.model.segmenter import Segmenter
 from comp.train import schedule
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (n, C, H, W) and labels (n, H, W)
 # The size of a batch over all ranks; this rank's images uint8 (n, H, W, C) and labels uint8 (n, H, W).
 Batch = tuple[int, Tensor, Tensor]
 
