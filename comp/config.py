@@ -343,8 +343,10 @@ def _one_line(error: ValidationError) -> str:
     # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
     key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part))) or "configuration"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), known)}"
+        section: Any = Config
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), [*section.model_fields])}"
     if first["type"] == "missing":
         return f"{key}: missing"
     message = first["msg"][0].lower() + first["msg"][1:]
@@ -352,13 +354,6 @@ def _one_line(error: ValidationError) -> str:
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
     return f"{key}: {message}, not {first['input']!r:.100}"
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Config
-    for part in location:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

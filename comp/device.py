@@ -49,7 +49,10 @@ def choose_device(name: str = "auto") -> Device:
     except RuntimeError:
         raise Refused(f"--device {name}: there are auto, cpu, cuda and cuda:0, cuda:1, …") from None
     if device.type == "cpu":
-        return _cpu(device)
+        _keep_freed_memory()
+        if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
+            return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
+        return Device(device, torch.float32, "the CPU has no bf16 instructions")
     if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
         raise Refused(f"--device {name}: there are cpu and {torch.cuda.device_count()} cuda devices here")
     return _cuda(device)
@@ -65,13 +68,6 @@ def _cuda(device: torch.device) -> Device:
     if torch.cuda.get_device_capability(device) >= (7, 0):
         return Device(device, torch.float16, f"{name} has fp16 tensor cores but no bf16 ones")
     return Device(device, torch.float32, f"{name} has no tensor cores")
-
-
-def _cpu(device: torch.device) -> Device:
-    _keep_freed_memory()
-    if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
-        return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
-    return Device(device, torch.float32, "the CPU has no bf16 instructions")
 
 
 def _cpu_flags() -> set[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,7 @@ Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilit
 
 
 def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test: Split, index: Index) -> dict[str, Any]:
-    """What a submission is made of, and its file's name, so that other models or settings never overwrite it.
-
-    `index` is the test images'.
-    """
+    """What a submission is made of, and its file's name, so that other models or settings never overwrite it."""
     names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.shapes)
     made_of = {
         "competition": competition.name,
@@ -62,17 +60,14 @@ def predict_blend(
             model, config = segmenter.load_model(fold.folder / MODEL, device)
             own = config.predict
             models.append((model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
-    (first, settings, share), *others = models
 
     @torch.inference_mode()
     def look(images: Tensor, _: np.ndarray, now: Predict) -> Tensor:
         size = {"batch_size": now.batch_size}
-        total = predict.probabilities(first, images, settings.model_copy(update=size)).mul_(share)
-        for model, own, weight in others:
-            total.add_(predict.probabilities(model, images, own.model_copy(update=size)), alpha=weight)
-        return total
+        seen = (predict.probabilities(one, images, own.model_copy(update=size)).mul_(part) for one, own, part in models)
+        return reduce(Tensor.add_, seen)
 
-    rows, asked = np.arange(len(test.ids)), settings.model_copy(update={"batch_size": batch_size})
+    rows, asked = np.arange(len(test.ids)), models[0][1].model_copy(update={"batch_size": batch_size})
     with tqdm(total=len(rows), desc="predict", unit="image", disable=None) as bar:
         for batch, probabilities in predict.for_each_batch(look, test.images, rows, asked, device):
             yield batch, probabilities

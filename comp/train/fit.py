@@ -130,7 +130,8 @@ def fit(
                 total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
                 leave=False, disable=True if distributed.rank() else None, unit="batch",
             )  # fmt: skip
-            for group in _groups(loader.epoch(state.epoch, skip=state.batch), config.optimizer.accumulate):
+            loaded = loader.epoch(state.epoch, skip=state.batch)
+            while group := list(islice(loaded, config.optimizer.accumulate)):
                 state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
                 loss = step(group, state.lr, [config.seed, state.epoch, state.batch])
                 state.updates += 1
@@ -261,11 +262,6 @@ def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> No
 
 def _same_fields(facts: dict[str, Any], state: dict[str, Any]) -> bool:
     return {key: type(value) for key, value in facts.items()} == {key: type(value) for key, value in state.items()}
-
-
-def _groups(loaded: Iterator, size: int) -> Iterator[list]:
-    while group := list(islice(loaded, size)):
-        yield group
 
 
 @contextmanager

@@ -74,16 +74,12 @@ def has_begun(run_folder: Path) -> bool:
 def check_configuration(run_folder: Path, config: Config, number: int = 0) -> None:
     """Refused where folds of another configuration lie in the run's folder, and where it cannot train this fold."""
     if number == FULL and config.schedule.name == "plateau":
-        raise Refused(
-            "schedule.name: no validation shows a plateau to a model of all images; "
-            "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
-        )
+        fits = "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
+        raise Refused(f"schedule.name: no validation shows a plateau to a model of all images; {fits}")
     if not has_begun(run_folder) or not (run_folder / CONFIG).exists():
         return
     if difference := configs.first_difference(read_config(run_folder), config):
-        raise Refused(
-            f"{run_folder} holds a run of another configuration ({difference}); name another --run, or delete it"
-        )
+        raise Refused(f"{run_folder} has another configuration ({difference}); name another --run, or delete it")
 
 
 def read_config(run_folder: Path) -> Config:

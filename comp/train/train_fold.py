@@ -25,7 +25,7 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
 
     `FULL` trains on all images that are not excluded and keeps the last weights, since no validation can choose
     better ones. It leaves model.safetensors, history.csv and metrics.json without a score.
-    Raises Refused where the folder holds a run of another configuration, and KeyboardInterrupt.
+    Raises Refused where the folder has another configuration, and KeyboardInterrupt.
     """
     folder = fold_folder(run_folder, number)
     check_configuration(run_folder, data.config, number)
