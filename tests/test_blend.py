@@ -32,7 +32,7 @@ def write_fold(folder, number, ids, probabilities, masks):
         ("confusions", (len(ids), 3, 3), np.int64, [confusions]),
     ]
     npz.write_npz(folder / runs.OOF, members)
-    (folder / runs.METRICS).write_text(json.dumps({"fold": number, "valid_images": len(ids)}))
+    (folder / runs.METRICS).write_text(json.dumps({"fold": number, "train_images": 1, "valid_images": len(ids)}))
     return runs.read_fold(folder)
 
 

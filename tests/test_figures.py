@@ -74,7 +74,7 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     truths = np.zeros((1, 40, 80), np.uint8)
     predictions = truths.copy()
     predictions[0, :10, :20] = 1
-    rows = sheets.case_rows(split(images, truths, "a"), [0], predictions, ["worst"], [0.5])
+    rows = sheets.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", 0.5)])
     sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png")
     factor = 280 // 80
     wrong = 200 * factor**2
@@ -90,7 +90,7 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
 def test_ignored_pixels_never_differ(tmp_path, unscored):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    rows = sheets.case_rows(split(images, truths, "a"), [0], predictions, ["worst"], [np.nan], unscored)
+    rows = sheets.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", np.nan)], unscored)
     sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png", unscored)
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
     assert count(cells, class_colours(2)[1]) == 0
@@ -104,7 +104,9 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
     images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
     masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
     names = [f"class {i}" for i in range(30)]
-    rows = sheets.case_rows(split(images, masks, "x" * 300, "b"), [0, 1], masks[::-1], ["worst", "best"], [0.1, 0.2])
+    rows = sheets.case_rows(
+        split(images, masks, "x" * 300, "b"), [(0, masks[1], "worst", 0.1), (1, masks[0], "best", 0.2)]
+    )
     sheets.draw_sheet(rows, names, tmp_path / "e.png")
     height, width, _ = pixels(tmp_path / "e.png").shape
     assert width <= 4 * 286 + 6 and height < 2 * 330 + 700

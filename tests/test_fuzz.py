@@ -449,7 +449,7 @@ def use_folder(chance):
     folds.load_or_deal_folds(dealt, split, index, loaded)
     good = {
         "runs/config.json": loaded.model_dump_json(),
-        "runs/fold-0/metrics.json": json.dumps({"fold": 0, "folds": 2, "score": 0.5}),
+        "runs/fold-0/metrics.json": json.dumps({"fold": 0, "folds": 2, "train_images": 1, "score": 0.5}),
         "runs/folds.csv": dealt.read_text(),
     }
     for name, text in good.items():

@@ -61,7 +61,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         scores = rng.random(6)
         rows, labels = sheets.choose_cases(scores)
         split = Split(images, truths, np.array([NASTY, *"abcde"]), None, None)
-        drawn = sheets.case_rows(split, rows, guesses[rows], labels, scores[rows])
+        drawn = sheets.case_rows(split, zip(rows, guesses[rows], labels, scores[rows], strict=True))
         sheets.draw_sheet(drawn, names, folder / "examples.png")
         frames = {f"epoch {k}": [(None, guess) for guess in guesses[:2]] for k in range(8)}
         drawn = sheets.series_rows(split, [0, 1], frames)

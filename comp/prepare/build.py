@@ -99,7 +99,11 @@ def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
     if "prepared" not in npz.list_keys(path):
         return {}
-    return json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
+    try:
+        facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
+        return {key: facts[key] for key in ("digest", "size", "bits", "odd")}
+    except (ValueError, TypeError, KeyError):
+        raise Refused(f"{path}: prepared: not what this kernels/prepare.py writes; make the npz anew") from None
 
 
 def _inspect(samples: Sequence[Sample], obey_exif: bool) -> tuple[list[Sample], int, list[Finding]]:

@@ -24,6 +24,8 @@ FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55
 # An image uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
 Cell = tuple[np.ndarray | None, np.ndarray | None]
 Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
+# A row of the split, its prediction uint8 (H, W), what it is a case of, and its score.
+Case = tuple[int, np.ndarray, str, float]
 
 
 def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
@@ -39,20 +41,12 @@ def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[
     return [int(order[place]) for place in places], labels
 
 
-def case_rows(
-    split: TrainSplit,
-    rows: Iterable[int],
-    predictions: Iterable[np.ndarray],
-    labels: Sequence[str],
-    scores: Sequence[float],
-    unscored: Collection[int] = (),
-) -> Iterator[Row]:
+def case_rows(split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = ()) -> Iterator[Row]:
     """A row a case: image, truth and prediction over it, and where they differ in the predicted colour.
 
-    predictions: uint8 (H, W) for each of the rows; labels: what each is a case of.
     Pixels whose truth is an `unscored` label never differ; it may be a class's own.
     """
-    for row, prediction, label, score in zip(rows, predictions, labels, scores, strict=True):
+    for row, prediction, label, score in cases:
         image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & ~np.isin(truth, [*unscored])
         grey = overlay(image, None).mean(-1, keepdims=True)

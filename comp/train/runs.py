@@ -103,9 +103,9 @@ def read_fold(folder: Path) -> Fold:
     """A finished fold read back. Raises Refused when it is not one."""
     try:
         facts = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        return Fold(folder, int(facts["fold"]), facts)
+        return Fold(folder, int(facts["fold"]), facts | {"train_images": int(facts["train_images"])})
     except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{folder / METRICS}: damaged or missing; delete {folder} and train it again") from None
+        raise Refused(f"{folder / METRICS}: missing, damaged or old; delete {folder} and train it again") from None
 
 
 def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:

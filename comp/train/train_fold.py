@@ -138,8 +138,8 @@ def _draw(
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
     at, labels = sheets.choose_cases(scores)
-    rows = sheets.case_rows(split, valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], unscored)
-    sheets.draw_sheet(rows, classes, folder / "examples.png", unscored)
+    cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
+    sheets.draw_sheet(sheets.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best] = predicted(watched)
