@@ -154,7 +154,7 @@ class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
     # inverse class frequency on the fold's training part, to a power from 0 to 1 ("sqrt": 0.5, "inverse": 1); or
     # weights by class name
-    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, Annotated[float, Field(ge=0)]] = "none"
+    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, float] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 
@@ -263,10 +263,12 @@ def _check_together(config: Config) -> None:
         )
     weights = config.loss.class_weights
     by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
-    for key, names in by_class.items():
-        for name in names:
+    for key, numbers in by_class.items():
+        for name, number in numbers.items():
             if name not in classes:
                 raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
+            if number < 0:
+                raise Refused(f"{key}.{name}: {number}; 0 or more would fit")
     for k, transform in enumerate(config.augment.transforms):
         ignored = competition.arrays.ignored
         if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignored):

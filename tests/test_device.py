@@ -14,7 +14,7 @@ STEPS = """
 import resource
 import torch
 from comp import device
-device.choose("cpu")
+device.choose_device("cpu")
 for turn in range(30):
     if turn == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -204,7 +204,6 @@ def test_a_fault_at_every_file_that_training_writes(tmp_path, calm, fault):
     tables = ("config.json", "history.csv", "metrics.json", "command.txt", "report.html")
     for name in (*images, *tables, "model.safetensors", "checkpoint.safetensors", "oof.npz"):
         assert {what for what, _, struck in places if struck == f".{name}"} >= {"open", "sync", "rename"}, name
-    assert ("rename", "fold-0", "checkpoint.safetensors") in places
 
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
@@ -269,7 +268,7 @@ def change(place, **arrays):
 def test_what_changed_under_a_half_finished_run(halfway):
     refused(halfway, (*TRAIN, "--set", "optimizer.lr=0.5"), "optimizer.lr: 0.002, now 0.5", "--run")
     change(halfway, train_images=draw(24, 0)[0] ^ 1)
-    refused(halfway, TRAIN, "folds-3-seed0.csv", "another image")
+    refused(halfway, TRAIN, "folds-3-seed0.csv", "sample '0' has another id, image, mask")
     change(halfway, train_images=draw(9, 0)[0], train_masks=draw(9, 0)[1])
     refused(halfway, TRAIN, "folds-3-seed0.csv")
     (halfway / "input/tiny.npz").unlink()

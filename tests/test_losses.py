@@ -283,16 +283,9 @@ def test_weights_by_name_are_taken_as_given():
     assert losses.weigh_classes("none", tuple("ab"), np.ones(2)).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("choice", "counts", "said"),
-    [
-        ({"b": -1.0}, [1, 1], "loss.class_weights.b: -1.0"),
-        ("inverse", [0, 0], "needs labelled pixels"),
-    ],
-)
-def test_weights_that_make_no_loss_are_refused(choice, counts, said):
-    with pytest.raises(Refused, match=said):
-        losses.weigh_classes(choice, ("a", "b"), np.array(counts))
+def test_weights_from_no_labelled_pixel_are_refused():
+    with pytest.raises(Refused, match="needs labelled pixels"):
+        losses.weigh_classes("inverse", ("a", "b"), np.array([0, 0]))
 
 
 def test_lovasz_keeps_its_precision_over_many_pixels():

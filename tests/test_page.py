@@ -48,7 +48,15 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         folder, ended = run / f"fold-{k}", "early stop" if k else "all epochs"
         counts = metrics.count_confusion(truths, guesses, classes)
         facts = metrics.scores(counts, names, chosen.competition.metric)
-        facts |= {"fold": k, "best_epoch": 2, "epochs": 3, "ended": ended, "seconds": 75.5, "images_per_second": 9.0}
+        facts |= {
+            "fold": k,
+            "train_images": 9,
+            "best_epoch": 2,
+            "epochs": 3,
+            "ended": ended,
+            "seconds": 75.5,
+            "images_per_second": 9.0,
+        }
         files.write_json(folder / "metrics.json", facts | {"device": "cpu", "confusion": counts.sum(0).tolist()})
         columns = {
             "epoch": [1, 2, 3],
