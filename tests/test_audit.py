@@ -177,6 +177,7 @@ def test_table_list_and_sheet(tmp_path):
         assert (np.asarray(sheet.convert("RGB"))[at] == veiled).all()
 
 
+@pytest.mark.slow
 def test_prepare_from_the_command_line(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(4):

@@ -9,6 +9,8 @@ from conftest import COMPETITION, RECIPE, TINY, draw, inside
 
 from comp.model import segmenter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path):

@@ -100,7 +100,7 @@ def test_the_first_difference_names_its_key():
             "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit",
         ),
         ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: 2 values; 5, one for each class"),
-        ("loss.class_weights={sky=-1.0}", "loss.class_weights.sky: -1.0; 0 or more would fit"),
+        ("loss.class_weights={sand=-1.0}", "loss.class_weights.sand: -1.0; 0 or more would fit"),
         ("epochs.more=1", "epochs is a value, not a section"),
         ("epochs", "write key=value"),
     ],

@@ -16,6 +16,8 @@ from torch import nn
 
 from comp import device
 
+pytestmark = pytest.mark.slow
+
 # In float32 and without Adam, which makes a whole step of a gradient's last digit, only the order of sums differs.
 # SyncBatchNorm needs GPUs, so here batch norm takes its running statistics, in one process and in two.
 # One job does all, since each process takes ten seconds to import what it needs; it is joined once and left at the end.

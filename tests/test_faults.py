@@ -30,6 +30,8 @@ from comp.errors import Refused
 from comp.train import checkpoint, fit
 from comp.train.step import Step
 
+pytestmark = pytest.mark.slow
+
 SMALL = """model = { architecture = "PlainUnet", options = { widths = [4, 8] } }"""
 LINES = [SMALL if line.startswith("model") else line for line in RECIPE.splitlines()]
 FOLD = "runs/tiny/recipe/fold-0"

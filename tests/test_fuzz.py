@@ -35,6 +35,8 @@ from comp.submission.check import check_submission
 from comp.submission.write import open_writer
 from comp.train import checkpoint, runs, schedule
 
+pytestmark = pytest.mark.slow
+
 MEMORY = 3 << 30  # bytes that an input may cost
 SECONDS = 20  # that an input may take
 

@@ -26,6 +26,8 @@ from comp.errors import Refused
 from comp.kaggle import client, jobs, packing, sandbox
 from comp.train import runs
 
+pytestmark = pytest.mark.slow
+
 ON_KAGGLE = 'kaggle = "tiny-on-kaggle"\n' + COMPETITION
 needs_namespaces = pytest.mark.skipif(
     bool(sandbox.find_unshare()[1]), reason=f"namespaces: {sandbox.find_unshare()[1]}"

@@ -163,6 +163,7 @@ def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
     assert not (broken / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_finds_no_fault(many_classes, tmp_path, width):

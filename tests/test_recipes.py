@@ -9,6 +9,8 @@ from comp.data import arrays
 from comp.data.training_data import TrainingData
 from comp.train import fit
 
+pytestmark = pytest.mark.slow
+
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SHAPES = {"mars": (64, 128, 1), "pets": (256, 256, 3), "voc": (256, 256, 3), "hurricane": (128, 128, 3)}
 COMPETITIONS = {"mars": "mars", "pets": "pets", "voc": "voc2007"}

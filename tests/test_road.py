@@ -22,6 +22,8 @@ from comp.model import metrics
 from comp.submission import runlength
 from comp.train import train_fold
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_fold_leaves_its_files(trained):
     place, output = trained

@@ -12,6 +12,8 @@ import pytest
 from comp.errors import Refused
 from comp.kaggle import packing, sandbox
 
+pytestmark = pytest.mark.slow
+
 REASON = sandbox.find_unshare()[1]
 needs_namespaces = pytest.mark.skipif(bool(REASON), reason=f"no namespaces on this system: {REASON}")
 
