@@ -273,7 +273,7 @@ def _check_together(config: Config) -> None:
         ignored = competition.arrays.ignored
         if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignored):
             fits = f"0 to {len(classes) - 1}" + ("" if ignored is None else f", and {ignored}, which is ignored,")
-            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is no label; {fits} would fit")
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is not a label; {fits} would fit")
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})(?:[x×](\d{1,4}))?", text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not height or not width:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, as in 256x256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, as in 256x256")
     return height, width
 
 

@@ -97,7 +97,7 @@ def test_the_first_difference_names_its_key():
         ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask for an image'),
         (
             "augment.transforms=[{name='Rotate', fill_mask=255}]",
-            "augment.transforms.0.fill_mask: 255 is no label; 0 to 4 would fit",
+            "augment.transforms.0.fill_mask: 255 is not a label; 0 to 4 would fit",
         ),
         ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: 2 values; 5, one for each class"),
         ("loss.class_weights={sand=-1.0}", "loss.class_weights.sand: -1.0; 0 or more would fit"),

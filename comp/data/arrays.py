@@ -109,7 +109,7 @@ def release_pages(array: np.ndarray | None) -> None:
 def find_sample_submission(competition: Competition, folder: Path) -> Path | None:
     """Where the competition's sample submission lies, if there is one: in `folder`, else below /kaggle/input."""
     own = Path(folder) / (competition.submission.sample or f"{competition.name}-sample_submission.csv")
-    # There it is the competition's own; here, of several competitions, nobody could tell whose it is.
+    # There it is the competition's own; here, of several competitions, nobody can tell which one it belongs to.
     return own if own.is_file() else next(find_below_input(SAMPLE), None)
 
 

@@ -122,7 +122,7 @@ def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
 def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
     """A number for each of the `kept` samples, int32 (n,); those that share something have the same one.
 
-    A constant mask, such as an empty one, is no sign of kinship.
+    A constant mask, such as an empty one, says nothing about kinship.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

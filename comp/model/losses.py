@@ -93,7 +93,7 @@ def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tens
 def near_edges(labels: Tensor) -> Tensor:
     """Labels int64 (N, H, W), IGNORED but where a square of 2 `NEAR` + 1 pixels around holds two different ones.
 
-    An ignored pixel is no label: a void outline between two classes hides no edge, and makes none.
+    An ignored pixel is not a label: a void outline between two classes hides no edge, and makes none.
     """
     counted, side = labels != IGNORED, 2 * NEAR + 1
     highest = labels.float()  # of ignored pixels -1, lower than any
