@@ -136,4 +136,5 @@ def entry(
             raise
         parser.exit(1, f"rank {distributed.rank()}: another process of this job ended; start it again to go on\n")
     except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command goes on where it was, or starts again\n")
+        said = "interrupted; the same command goes on where it was, or starts again\n"
+        parser.exit(130, said if os.environ.get("RANK", "0") == "0" else None)  # of all ranks, one says so

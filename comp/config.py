@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 
 class Arrays(Section):
-    """Where the arrays are. A selector is an npz key, or `key[:, k]` for one slice of a stacked array.
+    """Where the arrays are: npz keys; of images and masks also `key[:, k]`, one slice of a stacked array.
 
     Keys with a default that names ids, groups or sizes are used when the file has them; one that
     the TOML names must be there.
@@ -331,8 +331,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError):
         value = text
     *sections, last = key.strip().split(".")
-    if key.strip() == "model.architecture":
-        values["model"] = _kept(values.get("model", {}), value)
+    if key.strip() == "model.architecture" and isinstance(model := values.get("model", {}), dict):
+        values["model"] = _kept(model, value)
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

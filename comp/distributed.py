@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# Rank 0 predicts out of fold while the others wait.
-PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(hours=2)  # for rank 0, which predicts out of fold while the others wait
 
 
 def join() -> None:

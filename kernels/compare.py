@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
     from comp import device, distributed
-    from comp.data import augment, batches
+    from comp.data import augment, batches, folds
     from comp.data.training_data import load_training_data
     from comp.model import segmenter
     from comp.train import comparison, runs
@@ -48,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         runs.check_configuration(folder.parent / name, config)
+        for number in cli.fold_numbers(args.fold, config.folds.count):
+            folds.check_training(data[name].index, data[name].folds, number, competition.classes)
         images = data[name].split.images
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
@@ -95,7 +97,8 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
     variants = {}
     for name, recipe, varied in asked:
         try:
-            variants[name] = cli.configs.load_config(args.competition, recipe, [*args.overrides, *varied])
+            config = cli.configs.load_config(args.competition, recipe, [*args.overrides, *varied])
+            variants[config.recipe if args.recipes else name] = config
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
     if len(variants) < max(2, len(asked)):

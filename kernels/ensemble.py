@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
 
     from comp import device, files
     from comp.data import arrays
-    from comp.ensemble.blend import equal_weights, same_folds, search_weights
+    from comp.ensemble.blend import Blend, same_folds, search_weights
     from comp.ensemble.make_submission import identify, predict_blend, write_submission
     from comp.model import metrics
     from comp.prepare import build
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     machine = device.choose_device(args.device)
     metric = metrics.describe_metric(competition.metric)
     if args.folds == "full":
-        chosen, blend = found, equal_weights(len(names), len(competition.classes))
+        chosen, blend = found, Blend((1 / len(names),) * len(names), (1.0,) * len(competition.classes), "equal", {})
         print("models of all images: no image is left to score them on, so they weigh the same")
     else:
         chosen = same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))

@@ -11,9 +11,13 @@ from pathlib import Path
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 # Tests run several processes at a time; more threads than cores wait for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The client reads this once, when it is imported: whichever test comes first, none reaches Kaggle itself.
+os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
 
 import numpy as np
 import pytest
+
+from comp.submission import runlength
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,6 +53,14 @@ mixup = 0.3
 tta = "hflip"
 batch_size = 8
 """
+
+
+def decode_runs(text: str, shape: tuple[int, int], order: str = "column", empty: str = "") -> np.ndarray:
+    """The mask, bool (H, W), of one run-length text, as a competition's graders read it."""
+    flat = np.zeros(shape[0] * shape[1], bool)
+    for start, length in zip(*runlength.parse_runs("" if text == empty else text, flat.size), strict=True):
+        flat[start - 1 : start - 1 + length] = True
+    return flat.reshape(shape, order="C" if order == "row" else "F")
 
 
 def draw(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> tuple[np.ndarray, np.ndarray]:

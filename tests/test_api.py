@@ -344,7 +344,7 @@ def test_the_run_before_is_not_taken_for_this_one(kaggle, tmp_path, capsys):
         api.follow_kernel(first)
     assert "of the first" in capsys.readouterr().out
     for kernel, name in ((first, "first.txt"), (second, "second.txt")):
-        api.download_output(kernel, tmp_path / name)
+        download_output(kernel, tmp_path / name)
         assert _files(tmp_path / name).keys() == {name, "mars-fold-0.log"}
 
 
@@ -378,6 +378,10 @@ def test_a_kernel_that_is_not_there(kaggle):
 # Collecting
 
 
+def download_output(kernel, folder):
+    client.call_client("kernels_output", kernel=kernel.path, path=str(folder))
+
+
 def _files(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
@@ -385,7 +389,7 @@ def _files(folder):
 def test_all_pages_of_output_arrive(kaggle, tmp_path):
     kaggle.page = 2
     _run.files = {f"runs/mars/a/fold-0/{name}.txt": name for name in "abcde"} | {"submission.csv": "id\n"}
-    api.download_output(_pushed(kaggle), tmp_path / "got")
+    download_output(_pushed(kaggle), tmp_path / "got")
     assert _files(tmp_path / "got").items() > _run.files.items()
 
 
@@ -394,11 +398,11 @@ def test_an_error_page_is_not_taken_for_a_file(kaggle, tmp_path, status):
     kernel = _pushed(kaggle)
     kaggle.plant("file", status=status)
     if status == 500:
-        api.download_output(kernel, tmp_path / "got")
+        download_output(kernel, tmp_path / "got")
         assert _files(tmp_path / "got")["submission.csv"] == "id,v\n"
     else:
         with pytest.raises(Refused, match="HTTP 404"):
-            api.download_output(kernel, tmp_path / "got")
+            download_output(kernel, tmp_path / "got")
         assert _files(tmp_path / "got") == {}
 
 

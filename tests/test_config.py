@@ -126,3 +126,9 @@ def test_unknown_names_and_broken_files_are_refused(tmp_path):
     ]:
         with pytest.raises(Refused, match=says):
             config.load_config(competition, recipe)
+
+
+def test_a_model_that_is_not_a_section_is_refused_before_an_architecture_is_set(tmp_path):
+    (tmp_path / "own.toml").write_text('model = "Unet"')
+    with pytest.raises(Refused, match="model is a value, not a section"):
+        config.load_config("demo", str(tmp_path / "own.toml"), ["model.architecture=FPN"])

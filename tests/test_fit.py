@@ -190,6 +190,7 @@ def test_a_gradient_of_nan_under_a_finite_loss_leaves_the_weights_alone(tmp_path
 
     monkeypatch.setattr(Step, "_backward", poisoned)
     model, state = train(tmp_path, "epochs=2")
+    assert state.skipped == 1
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert all(math.isfinite(row["train_loss"]) for row in state.history)
 

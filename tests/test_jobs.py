@@ -293,6 +293,10 @@ def test_a_competitions_own_arrays_are_not_uploaded_but_prepared_ones_are(tmp_pa
     shutil.copy(own.input / "tiny.npz", tmp_path / "data")
     jobs.run_on_kaggle([own])
     assert found(own) == [f"{competition}/sample_submission.csv", f"{competition}/tiny.npz"]
+    shutil.rmtree(own.runs)
+    (tmp_path / "data/tiny.npz").write_bytes(b"another file of that name")
+    with pytest.raises(Refused, match="not as large as the competition's own file of that name"):
+        jobs.run_on_kaggle([own])
 
 
 @needs_namespaces
@@ -390,7 +394,7 @@ def test_what_is_here_of_the_run_stays(job):
 
 def test_no_credentials_is_one_line(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path, competition=ON_KAGGLE)
-    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+    for name in {name for name in os.environ if name.startswith("KAGGLE_")} - {"KAGGLE_API_ENVIRONMENT"}:
         monkeypatch.delenv(name)
     for name in ("HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))

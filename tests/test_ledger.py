@@ -1,5 +1,8 @@
 """The ledger of submissions: a row for each, replaced when its score arrives, and a table that compares scores."""
 
+import pytest
+
+from comp.errors import Refused
 from comp.submission import ledger
 
 
@@ -18,3 +21,10 @@ def test_a_score_replaces_its_row_and_the_table_shows_what_is_missing(tmp_path):
     assert head == ["file", "when", "out_of_fold", "public", "private", "public", "-", "oof"]
     assert second == ["second.csv", "2026-11-30T01:02", "0.7123", "–", "–", "–"]
     assert first == ["a.csv", "2026-11-30T01:02", "0.7123", "0.7000", "–", "-0.0123"]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "when\n1,2,3\n"])
+def test_a_file_that_is_not_a_ledger_is_one_line(tmp_path, text):
+    (tmp_path / "ledger.csv").write_text(text)
+    with pytest.raises(Refused, match="not a ledger"):
+        ledger.read_ledger(tmp_path / "ledger.csv")

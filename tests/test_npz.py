@@ -152,3 +152,9 @@ def test_what_is_written_can_be_mapped(tmp_path):
     assert npz.read_array(npz.read_member(path, "ids")).tolist() == ["a", "bc", "d"]
     with np.load(path) as loaded:
         assert loaded["p"].dtype == np.float16
+
+
+def test_a_compressed_member_is_not_mapped(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(4000, np.uint8))
+    with pytest.raises(Refused, match="compressed, so it cannot be mapped"):
+        npz.map_member(npz.read_member(tmp_path / "a.npz", "x"))

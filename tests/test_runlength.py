@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from conftest import decode_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -27,7 +28,7 @@ def test_encodes_as_the_plain_loop(masks, order):
 @given(MASKS, ORDERS)
 def test_decode_undoes_encode(masks, order):
     for mask, text in zip(masks, runlength.encode_runs(masks, order), strict=True):
-        assert np.array_equal(runlength.decode_runs(text, mask.shape, order), mask)
+        assert np.array_equal(decode_runs(text, mask.shape, order), mask)
 
 
 @pytest.mark.parametrize("shape", [(7, 1100, 1000), (3, 1, 70_000), (3, 70_000, 1), (300, 101, 101)])
@@ -38,7 +39,7 @@ def test_large_masks_many_digits_and_several_chunks(shape, order):
     masks[-1] = False
     texts = runlength.encode_runs(masks, order)
     assert texts == [plain(mask, order) for mask in masks]
-    assert np.array_equal(runlength.decode_runs(texts[0], shape[1:], order), masks[0])
+    assert np.array_equal(decode_runs(texts[0], shape[1:], order), masks[0])
 
 
 def test_every_number_is_written_in_full():
@@ -66,7 +67,7 @@ def test_encodes_views_that_are_not_contiguous():
 
 def test_decodes_the_empty_token():
     for text, empty in (("", ""), ("-", "-"), ("1 0", "1 0")):
-        assert not runlength.decode_runs(text, (2, 3), empty=empty).any()
+        assert not decode_runs(text, (2, 3), empty=empty).any()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_decodes_the_empty_token():
 )
 def test_refuses(text, problem):
     with pytest.raises(Refused, match=problem) as refused:
-        runlength.decode_runs(text, (2, 3))
+        decode_runs(text, (2, 3))
     assert len(str(refused.value)) < 200
 
 
@@ -103,7 +104,7 @@ def test_runs_of_an_unknown_image_cannot_end_anywhere():
 @given(st.text(alphabet="0123456789 -+._x\t\0é", max_size=30))
 def test_any_text_decodes_or_is_refused(text):
     try:
-        mask = runlength.decode_runs(text, (4, 5))
+        mask = decode_runs(text, (4, 5))
     except Refused:
         return
     assert mask.shape == (4, 5)

@@ -68,8 +68,10 @@ def read_member(path: Path, key: str) -> Member:
 
 def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
+    if member.offset is None:
+        raise Refused(f"{member}: compressed, so it cannot be mapped; save it with np.savez")
     with _refuse_damage(str(member)):
-        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset or 0, member.shape))
+        return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset, member.shape))
 
 
 def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:

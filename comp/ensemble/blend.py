@@ -70,11 +70,6 @@ def same_folds(runs: Runs, numbers: Sequence[int]) -> list[list[Fold]]:
     return chosen
 
 
-def equal_weights(runs: int, classes: int) -> Blend:
-    """All runs and classes weighted the same, and no score: for models without out-of-fold predictions."""
-    return Blend((1 / runs,) * runs, (1.0,) * classes, "equal weights", {})
-
-
 def search_weights(runs: Runs, split: TrainSplit, competition: Competition) -> Blend:
     """Find weights of runs and classes on out-of-fold predictions; keep those that help.
 

@@ -1,14 +1,14 @@
-"""Kaggle from here: push a kernel, follow it, download its output; upload datasets; submit and wait for scores.
+"""Kaggle from here: push a kernel, follow it; upload datasets; submit and wait for scores.
 
     kernel = push_kernel(f"{username()}/comp-mars-fold-0", source, competitions=["an2dl-mars"])
     follow_kernel(kernel)
-    download_output(kernel, folder)
 
 Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is asked first.
 """
 
 import contextlib
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -115,16 +115,11 @@ def follow_kernel(kernel: Kernel) -> None:
         raise Refused(f"{kernel.ref}: ended on Kaggle as {run['status']}{why}; its log is above")
 
 
-def download_output(kernel: Kernel, folder: Path) -> None:
-    """Bring what a kernel left, and its log, into an empty folder. Raises Refused."""
-    call_client("kernels_output", kernel=kernel.path, path=str(folder))
-
-
 def _find_latest(ref: str) -> tuple[Kernel, str]:
     """The latest version of a kernel and its source; version 0 without one where there is no such kernel."""
     there = _find("get_kernel", ref=ref)
     if there:
-        return Kernel(ref, there["metadata"]["currentVersionNumber"]), there["blob"]["source"].strip()
+        return Kernel(ref, there["metadata"]["currentVersionNumber"] or 0), (there["blob"]["source"] or "").strip()
     return Kernel(ref, 0), ""
 
 
@@ -162,10 +157,16 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
     return ref
 
 
-def has_file(competition: str, name: str) -> bool:
-    """Whether a file is among the first 200 of a competition's data. Raises Refused where it was not joined."""
+def find_size(competition: str, name: str) -> int | None:
+    """Bytes of a file among the first 200 of a competition's data; None: no such file. Raises Refused if not joined."""
     listed = _ask_about(competition, "competition_list_files", page_size=200)["files"] or []
-    return any(Path(file["name"]).name == name for file in listed)
+    return next((file["totalBytes"] or 0 for file in listed if Path(file["name"]).name == name), None)
+
+
+def find_version(dataset: str) -> int:
+    """The newest version of a dataset, owner/slug; 0 where there is none for this user."""
+    found = _find("dataset_status", dataset=dataset, format="json")
+    return json.loads(found)["current_version_number"] or 0 if found else 0
 
 
 def send_submission(competition: str, what: Path | Kernel, message: str) -> int:

@@ -16,6 +16,7 @@ from comp.config import Competition
 from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
+from comp.kaggle.client import call_client
 from comp.submission.check import check_against_input
 from comp.train import overview
 from comp.train.runs import METRICS, Fold, fold_files, has_begun
@@ -85,7 +86,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         # Of one that failed comes what it had finished; after one that failed, the other kernels' output.
         try:
             with tempfile.TemporaryDirectory() as folder:
-                api.download_output(kernel, Path(folder))
+                call_client("kernels_output", kernel=kernel.path, path=folder)
                 bring_home(job, Path(folder), kernel, failed)
         except Refused as refused:
             print(refused)
@@ -95,7 +96,8 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         ref = f"{api.username()}/{make_slug(job.name)}"
         datasets, kernels = _ensure_datasets(job), sorted({*filter(None, map(_find_kernel, job.folds))})
         # What it reads is named in the source, so that the same source is the same job.
-        reads = "".join(f"# reads {name}\n" for name in [*datasets, *(kernel.path for kernel in kernels)])
+        versions = [f"{ref} {api.find_version(ref)}" for ref in job.competition.datasets]
+        reads = "".join(f"# reads {name}\n" for name in [*datasets, *versions, *(kernel.path for kernel in kernels)])
         source = packing.pack(job.entry, job.arguments) + reads
         competitions = [job.competition.kaggle] if job.competition.kaggle else []
         inputs = competitions, datasets, [kernel.ref for kernel in kernels]
@@ -144,6 +146,8 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
     if job.submissions is None:
         return
     made = folder / "submission.csv"
+    if not made.with_suffix(".json").exists():
+        raise Refused(f"{job.name}: its output holds no submission.csv with its .json")
     rows = check_against_input(made, job.competition, job.input)
     made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
@@ -205,9 +209,12 @@ def _find_kernel(fold: Fold) -> api.Kernel | None:
 def _ensure_datasets(job: Job) -> list[str]:
     """The Kaggle datasets that a job reads, as owner/slug; what Kaggle lacks is uploaded as such."""
     competition, here = job.competition, [fold for fold in job.folds if not _find_kernel(fold)]
-    refs = list(competition.datasets)
-    there = refs or (competition.kaggle and api.has_file(competition.kaggle, Path(competition.file).name))
-    for name, contents in _find_inputs(job, here, with_arrays=not there).items():
+    refs, own = list(competition.datasets), job.input / competition.file
+    size = api.find_size(competition.kaggle, own.name) if competition.kaggle and not refs else None
+    if size and own.exists() and own.stat().st_size != size:
+        fits = "to send yours, give it another name, as competition.arrays.file"
+        raise Refused(f"{own}: not as large as the competition's own file of that name, which a kernel reads; {fits}")
+    for name, contents in _find_inputs(job, here, with_arrays=not refs and size is None).items():
         # Other contents are another dataset: a kernel reads the newest version of one, whichever it was pushed with.
         listed = "".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items())
         slug = make_slug(f"{name}-{hashlib.sha256(listed.encode()).hexdigest()[:6]}")

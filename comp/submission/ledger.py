@@ -4,15 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from comp import files
+from comp.errors import Refused
 
 COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
 
 
 def read_ledger(path: Path) -> list[dict[str, str]]:
-    """All rows, oldest first; none where there is no ledger."""
+    """All rows, oldest first; none where there is no ledger. Raises Refused."""
     import pandas as pd  # half a second, which refusals need not wait for
 
-    return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)[[*COLUMNS]].to_dict("records")
+    except (ValueError, KeyError) as error:
+        raise Refused(f"{path}: not a ledger ({error}); move it away to begin another") from None
 
 
 def record_submission(path: Path, row: Mapping[str, object]) -> None:

@@ -26,14 +26,6 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
     return [text for first in range(0, len(masks), step) for text in _encode(masks[first : first + step], order)]
 
 
-def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", empty: str = "") -> np.ndarray:
-    """The mask, bool (H, W), of one run-length text. Raises Refused as `parse_runs` does."""
-    flat = np.zeros(shape[0] * shape[1], bool)
-    for start, length in zip(*parse_runs("" if text == empty else text, flat.size), strict=True):
-        flat[start - 1 : start - 1 + length] = True
-    return flat.reshape(shape, order="C" if order == "row" else "F")
-
-
 def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
     """Starts (from 1) and lengths, int64, of one text; `pixels` is the image's area, if it is known.
 

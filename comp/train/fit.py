@@ -57,10 +57,6 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     ended: str = ""  # why training ended, once it has
 
-    @property
-    def images_per_second(self) -> float:
-        return self.trained / max(self.training, 1e-9)
-
 
 def fit(
     data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Watch | None = None

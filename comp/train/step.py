@@ -1,5 +1,7 @@
 """One optimizer step: batches to new weights; in parts where memory is short, left out where it is not finite."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,6 +48,8 @@ class Step:
         # A look at the numbers is free on a CPU; on a GPU, where it would stall, the scaler looks.
         if self.scaler.is_enabled() or (loss.isfinite() and self._gradients_are_finite()):
             self.scaler.step(self.optimizer)
+        else:
+            loss = loss * math.nan  # so that it is counted as left out
         self.scaler.update(None if self.device.dtype == torch.float16 else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         return loss

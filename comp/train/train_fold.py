@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from comp import distributed, files
-from comp.data import augment, folds, npz
+from comp.data import augment, npz
 from comp.data.training_data import FULL, TrainingData
 from comp.device import Machine
 from comp.model import metrics, predict
@@ -55,8 +55,6 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
 def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> None:
     config, classes = data.config, data.config.competition.classes
     train, valid = data.rows(number)
-    if number != FULL:
-        folds.check_training(data.index, data.folds, number, classes)
     fold = "" if number == FULL else f"fold {number}: "
     print(f"{fold}{len(train)} images to train on, {len(valid) or 'none'} to validate on")
     # The three with the most classes are watched, for the filmstrip.
@@ -85,7 +83,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         "train_images": len(train),
         "valid_images": len(valid),
         "seconds": round(state.seconds + time.monotonic() - trained, 1),
-        "images_per_second": round(state.images_per_second, 1),
+        "images_per_second": round(state.trained / max(state.training, 1e-9), 1),
         "skipped_steps": state.skipped,
         "device": str(machine.device),
         "parameters": sum(p.numel() for p in model.parameters()),
