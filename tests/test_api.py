@@ -526,9 +526,14 @@ def test_one_that_an_interrupted_start_sent_is_found_and_a_failed_one_is_not(kag
 
 
 def test_a_competitions_files_are_asked_for(kaggle):
-    assert api.has_file("mars", "train.npz") and not api.has_file("mars", "other.npz")
+    assert (api.find_size("mars", "train.npz"), api.find_size("mars", "other.npz")) == (len(b"arrays"), None)
     with pytest.raises(Refused, match="venus: not joined"):
-        api.has_file("venus", "train.npz")
+        api.find_size("venus", "train.npz")
+
+
+def test_a_datasets_version_is_asked_for(kaggle, tmp_path):
+    ref = api.upload_dataset(_weights(tmp_path), "versioned-weights")
+    assert (api.find_version(ref), api.find_version("tester/nothing-of-that-name")) == (1, 0)
 
 
 def test_a_submission_that_kaggle_put_off_is_repeated(kaggle, tmp_path):
