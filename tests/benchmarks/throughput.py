@@ -37,7 +37,7 @@ from comp.train import fit, runs, schedule
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="2 or more")
     parser.add_argument("--pictures", type=int, default=480, help="pictures an epoch")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--device", default="auto")
