@@ -25,7 +25,9 @@ def arguments() -> argparse.ArgumentParser:
     variants.add_argument("--vary", nargs="+", metavar=("KEY", "VALUE"), help="one setting, and the values to try")
     parser.add_argument("--fold", default="0", help="fold numbers such as 0,1, or all (default: 0)")
     parser.add_argument("--time-budget", type=cli.duration, help="such as 5m, for each variant and fold")
-    parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU)")
+    parser.add_argument(
+        "--workers", type=int, choices=range(33), metavar="N", help="processes that augment (default: 0 on a CPU)"
+    )
     return parser
 
 
