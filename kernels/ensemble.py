@@ -31,8 +31,9 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import device, files
+    from comp import files
     from comp.data import arrays
+    from comp.device import choose_device
     from comp.ensemble.blend import Blend, same_folds, search_weights
     from comp.ensemble.make_submission import identify, predict_blend, write_submission
     from comp.model import metrics
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     found = find(args, config)
     # Each model's own by default: one that was trained without flips may tell left from right.
     tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
-    machine = device.choose_device(args.device)
+    device = choose_device(args.device)
     metric = metrics.describe_metric(competition.metric)
     if args.folds == "full":
         chosen, blend = found, Blend((1 / len(names),) * len(names), (1.0,) * len(competition.classes), "equal", {})
@@ -73,8 +74,8 @@ def main(args: argparse.Namespace) -> int:
         check_submission(path, competition, test.ids, test.shapes, sample)
         return 0
 
-    print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {machine}")
-    blended = predict_blend(chosen, blend.runs, test, args.tta, config.predict.batch_size, machine)
+    print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {device}")
+    blended = predict_blend(chosen, blend.runs, test, args.tta, config.predict.batch_size, device)
     count, scores = write_submission(path, blended, blend, test, competition, sample)
     about = {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)}
     if scores:

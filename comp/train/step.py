@@ -42,11 +42,14 @@ class Step:
         before = _flatten(self._statistics)
         loss = self._gradients(group, seed)
         self._restore_statistics(torch.where(loss.isfinite(), _flatten(self._statistics), before))
+        norm = loss
         if self.clip:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        # A look at the numbers is free on a CPU; on a GPU, where it would stall, the scaler looks.
-        if self.scaler.is_enabled() or (loss.isfinite() and self._gradients_are_finite()):
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        elif not self.scaler.is_enabled():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        # On a CPU the numbers are looked at; on a GPU, where that would stall, the scaler looks.
+        if self.scaler.is_enabled() or (loss.isfinite() and norm.isfinite()):
             self.scaler.step(self.optimizer)
         else:
             loss = loss * math.nan  # so that it is counted as left out
@@ -96,10 +99,6 @@ class Step:
                     self.scaler.scale(loss * distributed.world_size()).backward()  # of which the mean is the sum
                 mean += loss.detach()
         return distributed.all_reduce(mean)
-
-    def _gradients_are_finite(self) -> bool:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
     def _restore_statistics(self, flat: Tensor) -> None:
         """Set the batch statistics to what one flat tensor holds."""

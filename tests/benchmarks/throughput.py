@@ -37,7 +37,7 @@ from comp.train import fit, runs, schedule
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="2 or more")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=480, help="pictures an epoch")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--device", default="auto")
@@ -82,8 +82,8 @@ def report(speeds: dict[str, list[float]]) -> None:
     ]
     print(f"\n{'':34}{'ratio':>7}{'spread':>14}{'goal':>7}")
     for name, one, other, goal in pairs:
-        low, *_, high = ratios = sorted(a / b for a, b in zip(speeds[one], speeds[other], strict=True))
-        spread = f"{low:.2f}–{high:.2f}"
+        ratios = sorted(a / b for a, b in zip(speeds[one], speeds[other], strict=True))
+        spread = f"{ratios[0]:.2f}–{ratios[-1]:.2f}"
         print(f"{name:34}{statistics.median(ratios):7.2f}{spread:>14}{'' if goal is None else goal:>7}")
 
 
