@@ -63,6 +63,16 @@ def decode_runs(text: str, shape: tuple[int, int], order: str = "column", empty:
     return flat.reshape(shape, order="C" if order == "row" else "F")
 
 
+def count_margins(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None = None) -> np.ndarray:
+    """Margins int64 (N, 4, C), as scores take them, of labels (N, H, W)."""
+    import torch
+
+    from comp.model import metrics
+
+    confusions = metrics.count_confusion(torch.tensor(truth), torch.tensor(prediction), classes, ignore)
+    return metrics.to_margins(confusions).numpy()
+
+
 def draw(count: int, seed: int, size: tuple[int, int] = (32, 48)) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (count, H, W) with a stripe and a spot, and their masks."""
     rng = np.random.default_rng(seed)

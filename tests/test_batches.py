@@ -1,3 +1,9 @@
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -126,3 +132,53 @@ def test_samples_of_different_sizes_are_refused():
     with pytest.raises(Refused, match="different sizes"):
         for epoch in range(20):
             list(loader.epoch(epoch))
+
+
+def loader_of(workers):
+    split = Split(np.zeros((8, 32, 32, 1), np.uint8), np.zeros((8, 32, 32), np.uint8), np.arange(8), None, None)
+    few = config.load_config("demo", overrides=["batch_size=2", "augment.transforms=[]"])
+    return batches.TrainBatches(split, np.arange(8), np.ones(8), few, workers, pin=False)
+
+
+def in_workers(monkeypatch, do):
+    """Let `do` happen to every sample that a worker reads."""
+    trainer, real = os.getpid(), batches._Samples._sample
+
+    def sample(self, *key):
+        if os.getpid() != trainer:
+            do()
+        return real(self, *key)
+
+    monkeypatch.setattr(batches._Samples, "_sample", sample)
+
+
+def test_a_worker_that_dies_is_one_line_and_leaves_no_other_behind(monkeypatch):
+    in_workers(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    loader = loader_of(2)
+    with pytest.raises(Refused, match=r"ended with status -9, as where memory is short.*goes on.*fewer --workers"):
+        list(loader.epoch(0))
+    loader.close()
+    assert not [worker for worker in loader._workers if worker.join(5) or worker.is_alive()]
+
+
+def test_workers_that_hang_are_one_line(monkeypatch):
+    in_workers(monkeypatch, lambda: time.sleep(600))
+    monkeypatch.setattr(batches, "PATIENCE", 1)
+    loader = loader_of(2)
+    with pytest.raises(Refused, match=r"no batch for 1 s.*--workers 0"):
+        list(loader.epoch(0))
+    loader.close()
+
+
+@pytest.mark.parametrize(("free", "workers", "ahead"), [(1 << 40, 8, 4), (64 << 20, 6, 1), (4 << 20, 0, 0)])
+def test_no_more_workers_than_the_shared_memory_takes(monkeypatch, capsys, free, workers, ahead):
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    assert batches._fit_shared_memory(8, 4 << 20, held=2) == (workers, ahead)
+    assert (f"--workers {workers} instead of 8" in capsys.readouterr().out) == (workers < 8)
+    monkeypatch.setattr(batches, "SHARED_MEMORY", Path("/dev/none"))
+    assert batches._fit_shared_memory(8, 4 << 20, held=2)[0] == 0
+
+
+def test_mixing_waits_for_no_device_and_meets_another_sample():
+    shifts = {augment._draw_shift(4, np.random.default_rng(seed)) for seed in range(50)}
+    assert shifts == {1, 2, 3} and augment._draw_shift(1, np.random.default_rng(0)) == 1

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import count_margins, draw
 
 from comp import config, device
 from comp.data import npz
@@ -25,11 +25,11 @@ def split(count=30):
 
 def write_fold(folder, number, ids, probabilities, masks):
     folder.mkdir(parents=True)
-    confusions = metrics.count_confusion(masks, probabilities.argmax(1).astype(np.uint8), 3)
+    margins = count_margins(masks, probabilities.argmax(1).astype(np.uint8), 3)
     members = [
         ("ids", ids.shape, ids.dtype, [ids]),
         ("probabilities", probabilities.shape, np.float16, [probabilities]),
-        ("confusions", (len(ids), 3, 3), np.int64, [confusions]),
+        ("margins", (len(ids), 4, 3), np.int64, [margins]),
     ]
     npz.write_npz(folder / runs.OOF, members)
     (folder / runs.METRICS).write_text(json.dumps({"fold": number, "train_images": 1, "valid_images": len(ids)}))
@@ -132,10 +132,10 @@ def test_the_search_counts_as_the_metric_does(tmp_path):
     data = split()
     chosen = run(tmp_path, "noisy", data, 1.6)
     blend = blending.search_weights([chosen], data, COMPETITION)
-    confusions = []
+    margins = []
     for fold in chosen:
         ids, probabilities, _ = fold.oof()
         rows = [data.ids.tolist().index(name) for name in ids]
-        confusions.append(metrics.count_confusion(data.masks[rows], probabilities.argmax(1).astype(np.uint8), 3))
-    expected = metrics.score(np.concatenate(confusions), COMPETITION.metric)
+        margins.append(count_margins(data.masks[rows], probabilities.argmax(1).astype(np.uint8), 3))
+    expected = metrics.score(np.concatenate(margins), COMPETITION.metric)
     assert blend.scores["equal weights"] == pytest.approx(expected, abs=1e-6)

@@ -6,6 +6,7 @@ nothing, and forks a child per start, which runs the entry script as a user does
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -72,7 +73,7 @@ def _run(place, command, fault, below):
     os.chdir(place)
     for number, name in ((1, "output.txt"), (2, "errors.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    fit.CHECKPOINT_EVERY = 0.0  # after every step
+    fit.CHECKPOINT_EVERY, fit.CHECKPOINT_SHARE = 0.0, math.inf  # after every step
     if fault:
         _strike_once(fault, os.path.abspath(below))
     sys.argv = list(command)
@@ -161,7 +162,7 @@ def everything_is_whole(place):
 
 def same_result(place, calm):
     assert (place / FOLD / "model.safetensors").read_bytes() == (calm / FOLD / "model.safetensors").read_bytes()
-    for key in ("ids", "probabilities", "confusions"):
+    for key in ("ids", "probabilities", "margins"):
         one, other = (npz.read_array(npz.read_member(each / FOLD / "oof.npz", key)) for each in (place, calm))
         assert np.array_equal(one, other), key
     one, other = (pd.read_csv(each / FOLD / "history.csv")[["epoch", "lr", "score"]] for each in (place, calm))

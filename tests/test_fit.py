@@ -1,11 +1,14 @@
 import itertools
 import math
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import ROOT, draw
 
 from comp import config, device, files
 from comp.data import arrays
@@ -83,10 +86,10 @@ def test_crops_are_trained_on_and_whole_images_validated(tmp_path):
     seen = []
     model.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
     loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, data.index.counts.sum(0), None)
-    loss, confusions = fit.evaluate(model, data.split, valid, loss_of, loaded.predict, loaded.competition)
+    loss, margins = fit.evaluate(model, data.split, valid, loss_of, loaded.predict, loaded.competition)
     assert set(seen) == {(64, 64)}  # tiles of 48, padded to what the network takes
-    assert np.isfinite(loss) and (confusions.sum((1, 2)) == 81 * 64).all()
-    assert np.array_equal(confusions.sum(2), data.index.counts[valid])
+    assert np.isfinite(loss) and (margins[:, 1].sum(1) == 81 * 64).all()
+    assert np.array_equal(margins[:, 1], data.index.counts[valid])
 
 
 def test_without_images_to_validate_on_the_last_weights_are_kept(tmp_path):
@@ -281,8 +284,83 @@ def test_normalisation_is_exact():
     np.testing.assert_allclose(std, images[rows].std((0, 1, 2)))
 
 
-def test_one_process_at_a_time(tmp_path):
-    with files.lock_folder(tmp_path), pytest.raises(Refused, match="another process"), files.lock_folder(tmp_path):
-        pass
-    with files.lock_folder(tmp_path):
-        pass
+HOLD = """
+import os, pathlib, sys, time
+from comp import files
+with files.lock_folder(pathlib.Path(sys.argv[1])):
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+    print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_and_no_worker_that_outlives_it(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    worker = int(holder.stdout.readline())
+    try:
+        with pytest.raises(Refused, match="another process"), files.lock_folder(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with files.lock_folder(tmp_path):
+            os.kill(worker, 0)  # which is there still
+    finally:
+        os.kill(worker, 9)
+
+
+@pytest.mark.parametrize(
+    ("losses", "scores", "best"),
+    [
+        ([math.nan, math.nan, math.nan], [0.1, 0.5, 0.4], 1),
+        ([math.nan, 1.0, math.nan], [0.9, 0.2, 0.95], 1),
+        ([1.0, math.nan, 1.0], [0.3, 0.9, 0.4], 2),
+    ],
+)
+def test_validation_that_is_not_finite_neither_wins_nor_freezes_the_best(tmp_path, monkeypatch, losses, scores, best):
+    looks, scored = iter(losses), iter(scores)
+    monkeypatch.setattr(fit, "evaluate", lambda *_: (next(looks), None))
+    monkeypatch.setattr(fit.metrics, "score", lambda *_: next(scored))
+    _, state = train(tmp_path, "epochs=3")
+    assert state.best_epoch == best and state.best_score == scores[best]
+
+
+def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
+    real, saves = checkpoint.save_checkpoint, []
+
+    def slow(*rest):
+        saves.append(rest)
+        time.sleep(0.2)  # so that the next is due in ten seconds
+        real(*rest)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow)
+    monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
+    _, state = train(tmp_path, "epochs=3", "batch_size=2")
+    assert state.updates == 18 and len(saves) <= 2  # after the first step, and at the end
+
+
+def test_out_of_memory_leaves_no_trace_in_batch_statistics():
+    data = prepare(settings("augment.mixup=0.0", "augment.cutmix=0.0"))
+    group = [(6, torch.from_numpy(data.split.images[:6]), torch.from_numpy(data.split.masks[:6]))]
+    seen = []
+    for starved in (False, True):
+        torch.manual_seed(0)
+        model, _ = segmenter.build_segmenter(data.config.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+        model.place(CPU).train()
+        whole = model.net.forward
+
+        def forward(x, whole=whole, starved=starved):
+            made = whole(x)
+            if starved and len(x) > 3:
+                raise torch.OutOfMemoryError
+            return made
+
+        model.net.forward = forward
+        step = Step(
+            model, losses.build_loss(data.config.loss, ("a", "b", "c"), data.index.counts.sum(0), None), data.config
+        )
+        step.parts = 1 if starved else 2
+        step(group, 0.0, [0])
+        seen.append(torch.cat([b.flatten() for b in model.buffers() if b.is_floating_point()]))
+    assert torch.equal(*seen)

@@ -278,3 +278,24 @@ def test_a_split_that_comes_with_the_arrays_is_taken(tmp_path):
         assert np.array_equal(folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, asked(2)), came)
     with pytest.raises(Refused, match=r"bring a split into 2 folds: set folds.count=2"):
         folds.load_or_deal_folds(tmp_path / "other.csv", split, index, asked())
+
+
+@pytest.mark.parametrize(
+    ("came", "says"),
+    [
+        ([1, 2, 3, 4, 5] * 6, "no sample is in fold 0; are they counted from 1"),
+        ([0, 1, 3, 3, 4] * 6, "no sample that is kept is in fold 2"),
+        ([0, 1, 2, 3, -1] * 6, "bring a split into 4 folds"),
+    ],
+)
+def test_a_given_split_with_an_empty_fold_is_refused(came, says):
+    with pytest.raises(Refused, match=says):
+        folds.deal_folds(split_of(folds=np.array(came, np.int16)), index_of(np.ones((30, 3))), asked(5))
+
+
+def test_a_given_fold_that_is_excluded_whole_is_refused():
+    split, own = split_of(folds=np.array([0, 1, 2] * 10, np.int16)), asked(3)
+    gone = own.competition.arrays.model_copy(update={"exclude": tuple(split.ids[2::3].tolist())})
+    own = own.model_copy(update={"competition": own.competition.model_copy(update={"arrays": gone})})
+    with pytest.raises(Refused, match="no sample that is kept is in fold 2"):
+        folds.deal_folds(split, index_of(np.ones((30, 3))), own)

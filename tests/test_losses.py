@@ -299,3 +299,10 @@ def test_lovasz_keeps_its_precision_over_many_pixels():
     jaccard = 1 - (hit.sum() - hit.cumsum(0)) / (hit.sum() + (1 - hit).cumsum(0))
     expected = jaccard.diff(prepend=torch.zeros(1)).float()
     torch.testing.assert_close(losses._lovasz_weights(errors, truth)[order], expected, rtol=1e-4, atol=0)
+
+
+def test_lovasz_of_a_class_that_is_not_there_is_finite():
+    """A GPU computes it, rather than be waited for, and then counts it for nothing."""
+    errors = torch.rand(50, requires_grad=True)
+    weights = losses._lovasz_weights(errors.detach(), torch.zeros(50, dtype=torch.bool))
+    assert weights.isfinite().all()

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from conftest import count_margins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
@@ -30,10 +32,15 @@ def pair(seed=0, classes=5, n=6, right=0.6):
     return truth, np.where(rng.random(truth.shape) < right, truth, other).astype(np.uint8)
 
 
+def count_confusion(truth, prediction, classes, ignore=None):
+    """`metrics.count_confusion` of arrays."""
+    return metrics.count_confusion(torch.tensor(truth), torch.tensor(prediction), classes, ignore).numpy()
+
+
 def count(truth, prediction, classes=3):
-    """Confusions (N, C, C) of images given as rows of labels."""
+    """Margins (N, 4, C) of images given as rows of labels."""
     as_images = [np.array(rows, np.uint8)[:, None] for rows in (truth, prediction)]
-    return metrics.count_confusion(*as_images, classes)
+    return count_margins(*as_images, classes)
 
 
 @settings(max_examples=30, deadline=None)
@@ -43,7 +50,7 @@ def test_confusions_are_scikit_learns(sample, ignore):
     truth, prediction = pair(seed, classes)
     if ignore == VOID:
         truth[:, 0] = VOID
-    ours = metrics.count_confusion(truth, prediction, classes, ignore)
+    ours = count_confusion(truth, prediction, classes, ignore)
     assert ours.dtype == np.int64 and ours.shape == (6, classes, classes)
     for one, t, p in zip(ours, truth, prediction, strict=True):
         kept = t != ignore if ignore is not None else np.full(t.shape, True)
@@ -56,62 +63,62 @@ def test_confusions_are_scikit_learns(sample, ignore):
 
 def test_confusions_do_not_depend_on_how_many_pixels_are_counted_at_once(monkeypatch):
     truth, prediction = pair(classes=255, n=11, right=0.5)
-    whole = metrics.count_confusion(truth, prediction, 255)
+    whole = count_confusion(truth, prediction, 255)
     for chunk in (1, 48, 100, 200):
         monkeypatch.setattr(metrics, "CHUNK", chunk)
-        np.testing.assert_array_equal(metrics.count_confusion(truth, prediction, 255), whole)
+        np.testing.assert_array_equal(count_confusion(truth, prediction, 255), whole)
 
 
-def test_confusions_of_a_read_only_memory_map(tmp_path):
-    truth, prediction = pair()
-    np.save(tmp_path / "truth.npy", truth)
-    mapped = np.load(tmp_path / "truth.npy", mmap_mode="r")
-    np.testing.assert_array_equal(
-        metrics.count_confusion(mapped, prediction, 5), metrics.count_confusion(truth, prediction, 5)
-    )
+def test_margins_are_sums_of_the_confusion():
+    confusion = count_confusion(*pair(), 5)
+    hits, truth, prediction, elsewhere = np.moveaxis(count_margins(*pair(), 5), 1, 0)
+    np.testing.assert_array_equal(hits, np.diagonal(confusion, axis1=1, axis2=2))
+    np.testing.assert_array_equal(truth, confusion.sum(2))
+    np.testing.assert_array_equal(prediction, confusion.sum(1))
+    np.testing.assert_array_equal(elsewhere, prediction - confusion[:, 0])
 
 
 def test_labels_out_of_range_and_shapes_that_differ_are_refused():
     truth, prediction = pair()
     for bad in [(truth + 1, prediction), (truth, prediction + 1)]:
         with pytest.raises(Refused, match="outside 0 to 4"):
-            metrics.count_confusion(*bad, 5)
+            count_confusion(*bad, 5)
     with pytest.raises(Refused, match=r"\(5, 8, 6\)"):
-        metrics.count_confusion(truth, prediction[:5], 5)
+        count_confusion(truth, prediction[:5], 5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(samples)
 def test_global_scores_are_scikit_learns(sample):
     truth, prediction = pair(*sample)
-    confusions = metrics.count_confusion(truth, prediction, sample[1])
+    margins = count_margins(truth, prediction, sample[1])
     t, p = truth.ravel(), prediction.ravel()
     # Without labels=, scikit-learn also takes the classes that truth or prediction holds.
     ious, dices = sklearn.jaccard_score(t, p, average=None), sklearn.f1_score(t, p, average=None)
     present = np.union1d(t, p)
-    assert metrics.score(confusions, Metric()) == pytest.approx(ious.mean())
-    assert metrics.score(confusions, Metric(name="dice")) == pytest.approx(dices.mean())
-    assert metrics.score(confusions, Metric(background="drop_class")) == pytest.approx(ious[present > 0].mean())
-    accuracy = metrics.score(confusions, Metric(name="pixel_accuracy"))
+    assert metrics.score(margins, Metric()) == pytest.approx(ious.mean())
+    assert metrics.score(margins, Metric(name="dice")) == pytest.approx(dices.mean())
+    assert metrics.score(margins, Metric(background="drop_class")) == pytest.approx(ious[present > 0].mean())
+    accuracy = metrics.score(margins, Metric(name="pixel_accuracy"))
     assert accuracy == pytest.approx(sklearn.accuracy_score(t, p))
     kept = t > 0
     expected = sklearn.jaccard_score(t[kept], p[kept], labels=present[present > 0], average="macro", zero_division=0)
     counted = np.isin(present[present > 0], np.union1d(t[kept], p[kept])).mean()
-    assert metrics.score(confusions, Metric(background="drop_truth")) == pytest.approx(expected / counted)
+    assert metrics.score(margins, Metric(background="drop_truth")) == pytest.approx(expected / counted)
 
 
 @settings(max_examples=30, deadline=None)
 @given(samples)
 def test_per_image_scores_are_means_over_images(sample):
     truth, prediction = pair(*sample)
-    confusions = metrics.count_confusion(truth, prediction, sample[1])
+    margins = count_margins(truth, prediction, sample[1])
     flat = list(zip(truth.reshape(6, -1), prediction.reshape(6, -1), strict=True))
     expected = np.mean([sklearn.jaccard_score(t, p, average="macro") for t, p in flat])
-    assert metrics.score(confusions, Metric(average="per_image")) == pytest.approx(expected)
+    assert metrics.score(margins, Metric(average="per_image")) == pytest.approx(expected)
     expected = np.mean(
         [sklearn.f1_score(t, p, average="macro", labels=range(sample[1]), zero_division=1) for t, p in flat]
     )
-    assert metrics.score(confusions, Metric(name="dice", average="per_image")) == pytest.approx(expected)
+    assert metrics.score(margins, Metric(name="dice", average="per_image")) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", READINGS, ids=metrics.describe_metric)
@@ -120,8 +127,8 @@ def test_per_image_scores_are_means_over_images(sample):
 def test_every_reading_gives_1_to_the_truth_and_0_to_1_otherwise(metric, sample):
     truth, prediction = pair(*sample)
     truth[:, 0, 0] = 1
-    assert metrics.score(metrics.count_confusion(truth, truth, sample[1]), metric) == 1
-    assert 0 <= metrics.score(metrics.count_confusion(truth, prediction, sample[1]), metric) <= 1
+    assert metrics.score(count_margins(truth, truth, sample[1]), metric) == 1
+    assert 0 <= metrics.score(count_margins(truth, prediction, sample[1]), metric) <= 1
 
 
 @pytest.mark.parametrize("metric", READINGS, ids=metrics.describe_metric)
@@ -130,12 +137,12 @@ def test_every_reading_gives_1_to_the_truth_and_0_to_1_otherwise(metric, sample)
 def test_no_reading_depends_on_the_order_of_samples_pixels_or_later_classes(metric, sample):
     seed, classes = sample
     truth, prediction = pair(seed, classes)
-    expected = metrics.score(metrics.count_confusion(truth, prediction, classes), metric)
+    expected = metrics.score(count_margins(truth, prediction, classes), metric)
     rng = np.random.default_rng(seed)
     order, pixels = rng.permutation(6), rng.permutation(48)
     renamed = np.concatenate([[0], 1 + rng.permutation(classes - 1)]).astype(np.uint8)
     moved = [renamed[a[order].reshape(6, -1)[:, pixels]].reshape(6, 8, 6) for a in (truth, prediction)]
-    assert metrics.score(metrics.count_confusion(*moved, classes), metric) == pytest.approx(expected)
+    assert metrics.score(count_margins(*moved, classes), metric) == pytest.approx(expected)
 
 
 def test_a_class_in_neither_truth_nor_prediction_is_left_out():
@@ -146,31 +153,31 @@ def test_a_class_in_neither_truth_nor_prediction_is_left_out():
 
 def test_three_readings_of_the_background():
     truth, prediction = [[0, 0, 0, 1, 1, 2, 2]], [[0, 1, 1, 1, 0, 2, 2]]
-    confusions = count(truth, prediction)
-    assert metrics.score(confusions, Metric()) == pytest.approx((1 / 4 + 1 / 4 + 1) / 3)
+    margins = count(truth, prediction)
+    assert metrics.score(margins, Metric()) == pytest.approx((1 / 4 + 1 / 4 + 1) / 3)
     # The two 1 predicted on background still cost class 1 its union.
-    assert metrics.score(confusions, Metric(background="drop_class")) == pytest.approx((1 / 4 + 1) / 2)
+    assert metrics.score(margins, Metric(background="drop_class")) == pytest.approx((1 / 4 + 1) / 2)
     # They cost nothing; the 0 predicted on class 1 costs class 1 and adds no term of its own.
-    assert metrics.score(confusions, Metric(background="drop_truth")) == pytest.approx((1 / 2 + 1) / 2)
+    assert metrics.score(margins, Metric(background="drop_truth")) == pytest.approx((1 / 2 + 1) / 2)
 
 
 def test_where_the_truth_is_dropped_predicting_0_can_only_lose():
     truth, prediction = pair(classes=4)
     metric = Metric(background="drop_truth")
-    before = metrics.score(metrics.count_confusion(truth, prediction, 4), metric)
+    before = metrics.score(count_margins(truth, prediction, 4), metric)
     free = np.where(truth == 0, 3, prediction)
-    assert metrics.score(metrics.count_confusion(truth, free, 4), metric) == before
+    assert metrics.score(count_margins(truth, free, 4), metric) == before
     lost = np.where((truth == 2) & (prediction == 2), 0, prediction)
-    assert metrics.score(metrics.count_confusion(truth, lost, 4), metric) < before
+    assert metrics.score(count_margins(truth, lost, 4), metric) < before
 
 
 def test_empty_against_empty_is_1_for_dice_per_image_and_left_out_for_iou():
-    confusions = count([[0, 0], [1, 0]], [[0, 0], [0, 0]], classes=2)
+    margins = count([[0, 0], [1, 0]], [[0, 0], [0, 0]], classes=2)
     dice = Metric(name="dice", average="per_image", background="drop_class")
-    assert metrics.score(confusions, dice) == pytest.approx((1 + 0) / 2)
+    assert metrics.score(margins, dice) == pytest.approx((1 + 0) / 2)
     iou = Metric(average="per_image", background="drop_class")
-    assert metrics.score(confusions, iou) == 0
-    assert metrics.score(confusions[:1], iou) == 0  # a mean over nothing
+    assert metrics.score(margins, iou) == 0
+    assert metrics.score(margins[:1], iou) == 0  # a mean over nothing
 
 
 def test_ignored_pixels_change_no_score():
@@ -179,18 +186,18 @@ def test_ignored_pixels_change_no_score():
     changed = prediction.copy()
     changed[:, :3] = 0
     for metric in READINGS:
-        both = [metrics.score(metrics.count_confusion(truth, p, 5, VOID), metric) for p in (prediction, changed)]
+        both = [metrics.score(count_margins(truth, p, 5, VOID), metric) for p in (prediction, changed)]
         assert both[0] == both[1]
 
 
 def test_scores_are_json_and_agree_with_score():
     truth, prediction = pair()
-    confusions = metrics.count_confusion(truth, prediction, 6)
+    margins = count_margins(truth, prediction, 6)
     metric = Metric(background="drop_truth")
     names = ("background", "soil", "bedrock", "sand", "big rock", "absent")
-    values = metrics.scores(confusions, names, metric)
+    values = metrics.scores(margins, names, metric)
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert values["score"] == values["mean_iou_truth_without_0"] == metrics.score(confusions, metric)
+    assert values["score"] == values["mean_iou_truth_without_0"] == metrics.score(margins, metric)
     assert values["metric"] == "mean IoU where the truth is not class 0"
     t, p = truth.ravel(), prediction.ravel()
     soil = values["classes"]["soil"]
@@ -204,18 +211,18 @@ def test_scores_are_json_and_agree_with_score():
 
 def test_scores_of_no_samples_or_no_counted_pixels_are_json_too():
     for n in (0, 2):
-        values = metrics.scores(np.zeros((n, 2, 2), np.int64), ("a", "b"), Metric())
+        values = metrics.scores(np.zeros((n, 4, 2), np.int64), ("a", "b"), Metric())
         json.dumps(values, allow_nan=False)
         assert values["score"] == 0
         assert tables.score_table(values)
 
 
 def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
-    confusions = metrics.count_confusion(*pair(n=20), 5)
+    margins = count_margins(*pair(n=20), 5)
     names = ("background", "soil", "bedrock", "sand", "a class whose name is far too long for any table")
     metric = Metric(background="drop_class")
-    pooled = metrics.scores(confusions, names, metric)
-    folds = {k: metrics.scores(confusions[k::3], names, metric) for k in range(3)}
+    pooled = metrics.scores(margins, names, metric)
+    folds = {k: metrics.scores(margins[k::3], names, metric) for k in range(3)}
     for text in (tables.score_table(pooled), tables.folds_table(folds, pooled)):
         assert max(map(len, text.splitlines())) <= 100
         assert "mean IoU without class 0" in text
@@ -231,5 +238,5 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
 
 
 def test_a_single_fold_has_no_spread():
-    values = metrics.scores(metrics.count_confusion(*pair(), 5), tuple("abcde"), Metric())
+    values = metrics.scores(count_margins(*pair(), 5), tuple("abcde"), Metric())
     assert "std" not in tables.folds_table({0: values}, values)

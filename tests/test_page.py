@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import count_margins
 from PIL import Image
 
 from comp import config, files
@@ -46,8 +48,9 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
     guesses = np.where(rng.random(truths.shape) < 0.7, truths, 0).astype(np.uint8)
     for k in range(folds):
         folder, ended = run / f"fold-{k}", "early stop" if k else "all epochs"
-        counts = metrics.count_confusion(truths, guesses, classes)
-        facts = metrics.scores(counts, names, chosen.competition.metric)
+        counts = metrics.count_confusion(torch.from_numpy(truths), torch.from_numpy(guesses), classes).sum(0)
+        margins = count_margins(truths, guesses, classes)
+        facts = metrics.scores(margins, names, chosen.competition.metric)
         facts |= {
             "fold": k,
             "train_images": 9,
@@ -57,7 +60,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
             "seconds": 75.5,
             "images_per_second": 9.0,
         }
-        files.write_json(folder / "metrics.json", facts | {"device": "cpu", "confusion": counts.sum(0).tolist()})
+        files.write_json(folder / "metrics.json", facts | {"device": "cpu", "confusion": counts.tolist()})
         columns = {
             "epoch": [1, 2, 3],
             "seconds": [9, 18, 27],
@@ -80,7 +83,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         figures.draw_curves(
             history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY
         )
-        figures.draw_confusion(counts.sum(0), names, folder / "confusion.png")
+        figures.draw_confusion(counts.numpy(), names, folder / "confusion.png")
     return run
 
 

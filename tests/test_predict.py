@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -183,3 +185,53 @@ def test_batches_cover_the_rows_in_order():
     for batch, probabilities in batches:
         expected = Brightness()(torch.from_numpy(images[batch]).permute(0, 3, 1, 2)).softmax(1)
         torch.testing.assert_close(probabilities, expected)
+
+
+class Loud(nn.Module):
+    """A convolution whose outputs go beyond what float16 holds, and come back."""
+
+    device = device.Device(torch.device("cpu"), torch.float16, "a T4 that is not here")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 1)
+        nn.init.normal_(self.up.weight, std=1e4)
+        nn.init.normal_(self.down.weight, std=1e-4)
+
+    def forward(self, images):
+        return self.down(self.up(images.float()))
+
+
+def test_what_float16_cannot_hold_is_predicted_in_float32():
+    images = torch.randint(0, 256, (2, 1, 8, 12), dtype=torch.uint8)
+    model = Loud()
+    with torch.inference_mode(), model.device.autocast():
+        assert not model(images).isfinite().all()
+    with pytest.warns(UserWarning, match="beyond float16"):
+        got = predict.probabilities(model, images, predict.Predict(tta="hflip"))
+    exact = Loud()
+    exact.device = CPU
+    torch.testing.assert_close(got, predict.probabilities(exact, images, predict.Predict(tta="hflip")))
+
+
+def test_the_next_batch_is_read_while_this_one_is_looked_at():
+    order = []
+
+    class Slow:
+        def __getitem__(self, rows):
+            order.append(("read", rows.tolist()))
+            return np.zeros((len(rows), 4, 4, 1), np.uint8)
+
+        shape = (6, 4, 4, 1)
+
+    def look(images, batch, settings):
+        for _ in range(100):  # until the thread has read on
+            if len(order) > batch[-1] // 2 + 1 or batch[-1] == 5:
+                break
+            time.sleep(0.05)
+        return list(order)
+
+    seen = list(predict.for_each_batch(look, Slow(), np.arange(6), predict.Predict(batch_size=2), CPU))
+    assert [batch.tolist() for batch, _ in seen] == [[0, 1], [2, 3], [4, 5]]
+    assert ("read", [2, 3]) in seen[0][1] and ("read", [4, 5]) in seen[1][1]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import RECIPE, ROOT, TINY, decode_runs, draw, inside, lay_out
+from conftest import RECIPE, ROOT, TINY, count_margins, decode_runs, draw, inside, lay_out
 
 from comp import config
 from comp.kaggle import sandbox
@@ -52,8 +52,8 @@ def test_out_of_fold_covers_every_image_once_and_matches_its_score(trained):
         assert probabilities.dtype == np.float16 and probabilities.shape[1:] == (3, 32, 48)
         np.testing.assert_allclose(probabilities.astype(float).sum(1), 1, atol=5e-3)
         rows = ids.astype(int)
-        confusions = metrics.count_confusion(masks[rows], probabilities.argmax(1).astype(np.uint8), 3)
-        score = metrics.score(confusions, config.Metric(background="drop_class"))
+        margins = count_margins(masks[rows], probabilities.argmax(1).astype(np.uint8), 3)
+        score = metrics.score(margins, config.Metric(background="drop_class"))
         assert score == pytest.approx(json.loads((folder / "metrics.json").read_text())["score"], abs=2e-3)
         seen += rows.tolist()
     assert sorted(seen) == list(range(24))
@@ -102,7 +102,7 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
     labels = np.zeros_like(truth)
     for row in frame.itertuples():
         labels[int(row.id)][decode_runs(row.rle, (32, 48), "column").astype(bool)] = row[2]
-    score = metrics.score(metrics.count_confusion(truth, labels, 3), config.Metric(background="drop_class"))
+    score = metrics.score(count_margins(truth, labels, 3), config.Metric(background="drop_class"))
     assert about["score"]["leaderboard"] == pytest.approx(score, abs=1e-6)
     assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
 

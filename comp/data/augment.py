@@ -81,12 +81,17 @@ def mix_batch(
             side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the image
             h, w = max(1, round(height * side)), max(1, round(width * side))
             y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
-            other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+            other = _draw_shift(len(images), generator)
             for target, source in zip((images, labels), sources, strict=True):
-                target[..., y : y + h, x : x + w] = source[other, ..., y : y + h, x : x + w]
+                target[..., y : y + h, x : x + w] = source[..., y : y + h, x : x + w].roll(other, 0)
     if generator.random() < augment.mixup:
         share = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
-        other = torch.from_numpy(generator.permutation(len(images))).to(images.device)
-        images = images.float()
-        return torch.lerp(images[other], images, share), labels, labels[other], share
+        other, images = _draw_shift(len(images), generator), images.float()
+        return torch.lerp(images.roll(other, 0), images, share), labels, labels.roll(other, 0), share
     return images, labels, None, 1.0
+
+
+def _draw_shift(count: int, generator: np.random.Generator) -> int:
+    """By how far a batch is rolled, so that each sample meets another one; a batch is in random order already."""
+    # A permutation would have to be sent to a GPU, which waits for it.
+    return int(generator.integers(1, max(2, count)))

@@ -4,9 +4,13 @@ A sample is augmented with a seed of its own, made from (seed, epoch, place in t
 gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met.
 """
 
+import multiprocessing
 import os
+import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +22,10 @@ from comp.config import Config
 from comp.data import augment
 from comp.data.arrays import TrainSplit
 from comp.errors import Refused
+
+PATIENCE = 300  # seconds for a batch; a worker that takes longer hangs
+AHEAD = 4  # batches that a worker prepares ahead
+SHARED_MEMORY = Path("/dev/shm")  # through which a worker hands its batches over
 
 
 def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
@@ -49,21 +57,28 @@ class TrainBatches:
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader with persistent workers serves the whole run; `epoch(k, skip)` starts epoch `k` after
-    its first `skip` batches.
+    its first `skip` batches, and `close()` ends the workers.
     """
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
         self._keys: list[np.ndarray] = []  # what the loader loads next
+        self._workers: set[multiprocessing.process.BaseProcess] = set()
+        samples, ahead = _Samples(split, config), AHEAD
+        if workers:
+            size = sum(tensor.numel() for tensor in samples[np.array([[0, 0, rows[0]]])])
+            held = config.optimizer.accumulate + 1  # batches that the trainer has in its hands
+            workers, ahead = _fit_shared_memory(workers, size * config.batch_size // distributed.world_size(), held)
         self._loader = DataLoader(
-            _Samples(split, config),
+            samples,
             sampler=self._keys,  # whole batches, which the dataset reads at once
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=ahead if workers else None,
             pin_memory=pin,
-            worker_init_fn=_leave_ctrl_c_to_the_trainer,
+            worker_init_fn=_begin_worker,
+            timeout=1 if workers else 0,  # seconds, after which `_next` looks at the workers
         )
 
     def steps(self, epoch: int) -> int:
@@ -71,13 +86,45 @@ class TrainBatches:
         return len(self._plan(epoch))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the size of each batch over all ranks, and what this one loads of it."""
+        """Yields the size of each batch over all ranks, and what this one loads of it.
+
+        Raises Refused where a worker has died, or gives no batch for `PATIENCE` seconds.
+        """
         whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
         if (fewest := min(map(len, whole), default=ranks)) < ranks:
             raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
         self._keys[:] = [keys[distributed.own_share()] for keys in whole]
-        for keys, (images, labels) in zip(whole, self._loader, strict=True):
+        before, handler = {*multiprocessing.active_children()}, signal.getsignal(signal.SIGCHLD)
+        loaded = iter(self._loader)
+        self._workers |= {*multiprocessing.active_children()} - before
+        if threading.current_thread() is threading.main_thread():
+            # torch's own handler raises at once when a worker dies, and be it in the middle of a step.
+            signal.signal(signal.SIGCHLD, handler)
+        for keys in whole:
+            images, labels = self._next(loaded)
             yield len(keys), images, labels
+
+    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        waited = 0
+        while True:
+            try:
+                return next(loaded)
+            except RuntimeError as error:
+                if not self._workers or not str(error).startswith("DataLoader "):
+                    raise
+            for worker in self._workers:
+                if not worker.is_alive():
+                    why = {-signal.SIGKILL: ", as where memory is short", -signal.SIGBUS: f"; {SHARED_MEMORY} is full"}
+                    ended = f"ended with status {worker.exitcode}{why.get(worker.exitcode or 0, '')}"
+                    raise Refused(f"a process that augments {ended}; the same command goes on, with fewer --workers")
+            waited += 1
+            if waited > PATIENCE:
+                raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            worker.terminate()
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
@@ -104,13 +151,30 @@ class _Samples(Dataset):
         return self._transform(image, mask, seed)
 
 
-def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # one worker a core is enough
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
 
 
-def default_workers(device: torch.device) -> int:
-    """Processes that augment beside the one that trains.
+def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
+    """How many workers, and batches ahead of each, the shared memory takes, where a batch has `size` bytes.
+
+    `held` batches are in use beside those. Half of it is left to others. A worker that finds it full would die.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    slots = max(0, free // 2 // size - held)
+    fitting = min(workers, slots)
+    if fitting < workers:
+        more = "docker run --shm-size=8g gives more"
+        print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: --workers {fitting} instead of {workers}; {more}")
+    return fitting, min(AHEAD, slots // max(1, fitting))
+
+
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Workers of each of so many processes that train on this machine.
 
     None on a CPU: its cores train, and a training thread that has to wait for one holds up all others.
     """
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) // processes))

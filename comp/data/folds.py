@@ -28,11 +28,16 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
 
     excluded, count = _find_excluded(split, index, config.competition.arrays), config.folds.count
     if split.folds is not None:
-        given = int(split.folds.max()) + 1
+        given, ours = int(split.folds.max()) + 1, 'competition.arrays.train_folds="" for folds of our own'
+        assigned = np.where(excluded, np.int16(EXCLUDED), split.folds)
+        empty = sorted({*range(given)} - {*assigned.tolist()})
+        if empty[:1] == [0]:
+            raise Refused(f"competition.arrays.train_folds: no sample is in fold 0; are they counted from 1? Or {ours}")
         if split.folds.min() < EXCLUDED or given != count:
-            ours = 'competition.arrays.train_folds="" for folds of our own'
             raise Refused(f"the arrays bring a split into {given} folds: set folds.count={given}, or {ours}")
-        return np.where(excluded, np.int16(EXCLUDED), split.folds)
+        if empty:
+            raise Refused(f"competition.arrays.train_folds: no sample that is kept is in fold {empty[0]}; try {ours}")
+        return assigned
 
     # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
     kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))

@@ -5,7 +5,7 @@ not see; they are used only where they help there. The folds of one run weigh th
 image was held out from two of them, so nothing could judge a difference.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -83,21 +83,25 @@ def search_weights(runs: Runs, split: TrainSplit, competition: Competition) -> B
         kinds |= {"class weights": (False, True)}
         if len(runs) > 1:
             kinds |= {"run weights": (True, False), "run and class weights": (True, True)}
-    scores = {}
-    for kind, free in kinds.items():
-        confusions = []
-        for part in parts:
-            weights = _find([p for p in parts if p is not part] or parts, *free, competition)
-            confusions.append(_confusions(part.blocks(split), *weights, competition))
-            if not np.array_equal(confusions[-1].sum(2), part.truth):
-                raise Refused(f"{part.folder}: the training masks have changed since; train it again")
-        scores[kind] = metrics.score(np.concatenate(confusions), competition.metric)
+    counted: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for part in parts:
+        others = [p for p in parts if p is not part] or parts
+        found = {kind: _find(others, *free, competition) for kind, free in kinds.items()}
+        margins: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+        for block in part.blocks(split):  # which may be slow to read: once, for all kinds
+            for kind, weights in found.items():
+                margins[kind].append(_margins(block, *weights, competition))
+        for kind in kinds:
+            counted[kind].append(np.concatenate(margins[kind]))
+        if not np.array_equal(counted["equal weights"][-1][:, 1], part.truth):
+            raise Refused(f"{part.folder}: the training masks have changed since; train it again")
+    scores = {kind: metrics.score(np.concatenate(parts), competition.metric) for kind, parts in counted.items()}
     best = max(scores, key=lambda kind: scores[kind])  # equal weights, which come first, win a tie
     run_weights, class_weights = _find(parts, *kinds[best], competition)
     return Blend(tuple(run_weights.tolist()), tuple(class_weights.tolist()), best, scores)
 
 
-def label_images(probabilities: Tensor, class_weights: Sequence[float]) -> np.ndarray:
+def label_images(probabilities: Tensor, class_weights: Sequence[float]) -> Tensor:
     """uint8 labels (n, H, W) of probabilities (n, C, H, W): the largest after weighting the classes."""
     weights = torch.tensor(class_weights, dtype=torch.float32, device=probabilities.device).view(-1, 1, 1)
     return predict.to_labels(probabilities * weights)
@@ -107,7 +111,8 @@ def _find(parts: Sequence[_Part], by_run: bool, by_class: bool, own: Competition
     """Run and class weights that score best on these parts; those that are not free stay equal."""
 
     def score(runs: np.ndarray, classes: np.ndarray) -> float:
-        return metrics.score(_confusions((part.sample for part in parts), runs / runs.sum(), classes, own), own.metric)
+        counted = [_margins(part.sample, runs / runs.sum(), classes, own) for part in parts]
+        return metrics.score(np.concatenate(counted), own.metric)
 
     count = len(parts[0].probabilities)
     runs, classes = np.full(count, 1 / count), np.ones(len(own.classes))
@@ -118,16 +123,15 @@ def _find(parts: Sequence[_Part], by_run: bool, by_class: bool, own: Competition
     return runs / runs.sum(), classes
 
 
-def _confusions(blocks: Iterable[_Block], runs: np.ndarray, classes: np.ndarray, own: Competition) -> np.ndarray:
-    """Confusions int64 (n, C, C) of all images of the blocks under these weights."""
-    confusions = []
-    for probabilities, truth in blocks:
-        together = torch.zeros(probabilities[0].shape)
-        for weight, p in zip(runs.tolist(), probabilities, strict=True):
-            together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
-        labels = label_images(together, classes.tolist())
-        confusions.append(metrics.count_confusion(truth, labels, len(classes), own.arrays.ignored))
-    return np.concatenate(confusions)
+def _margins(block: _Block, runs: np.ndarray, classes: np.ndarray, own: Competition) -> np.ndarray:
+    """Margins int64 (n, 4, C) of a block's images under these weights."""
+    probabilities, truth = block
+    together = torch.zeros(probabilities[0].shape)
+    for weight, p in zip(runs.tolist(), probabilities, strict=True):
+        together.add_(torch.from_numpy(p.astype(np.float32, copy=False)), alpha=weight)
+    labels = label_images(together, classes.tolist())
+    confusions = metrics.count_confusion(torch.from_numpy(truth), labels, len(classes), own.arrays.ignored)
+    return metrics.to_margins(confusions).numpy()
 
 
 def _climb(objective: Callable[[np.ndarray], float], start: np.ndarray) -> np.ndarray:
@@ -152,8 +156,8 @@ def _parts(runs: Runs, split: TrainSplit, competition: Competition) -> list[_Par
     step = max(1, pixels // max(1, most)) | 1
     parts = []
     for same in zip(*runs, strict=True):
-        ids, probabilities, confusions = zip(*(fold.oof() for fold in same), strict=True)
-        truths = [confusion.sum(2) for confusion in confusions]
+        ids, probabilities, margins = zip(*(fold.oof() for fold in same), strict=True)
+        truths = [counted[:, 1] for counted in margins]
         for fold, others, stored, truth in zip(same, ids, probabilities, truths, strict=True):
             shape = (len(ids[0]), len(competition.classes), *split.images.shape[1:3])
             fits = np.array_equal(others, ids[0]) and row_of.keys() >= set(others.tolist())
@@ -163,7 +167,7 @@ def _parts(runs: Runs, split: TrainSplit, competition: Competition) -> list[_Par
         # Sampled pixels stand below one another, as an image of one column.
         masks = np.stack([split.masks[row].reshape(-1, 1)[::step] for row in rows])
         sampled = [p.reshape(*p.shape[:2], -1, 1)[:, :, ::step].astype(np.float32) for p in probabilities]
-        if competition.metric.average == "global":  # as one image, whose confusions are one matrix and not many
+        if competition.metric.average == "global":  # as one image, whose margins are few
             masks = masks.reshape(1, -1, 1)
             sampled = [p.swapaxes(0, 1).reshape(1, p.shape[1], -1, 1) for p in sampled]
         parts.append(_Part(same[0].folder, rows, probabilities, truths[0], (sampled, masks)))

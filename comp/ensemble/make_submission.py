@@ -82,20 +82,20 @@ def write_submission(
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
     """
-    confusions = []
+    counted: list[np.ndarray] = []
     with open_writer(path, competition) as write:
         for rows, probabilities in blended:
             labels = label_images(probabilities, blend.classes)
             if test.masks is not None:
-                truth = np.ascontiguousarray(test.masks[rows])
-                ignored = competition.arrays.ignored
-                confusions.append(metrics.count_confusion(truth, labels, len(blend.classes), ignored))
+                truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
+                confusions = metrics.count_confusion(truth, labels, len(blend.classes), competition.arrays.ignored)
+                counted.append(metrics.to_margins(confusions).cpu().numpy())
             if test.sizes is None:
-                write(test.ids[rows], labels)
+                write(test.ids[rows], labels.cpu().numpy())
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 resized = (predict.resize_to_original(one, size, competition.arrays.fit) for one, size in own)
-                write(test.ids[rows], [label_images(one[None], blend.classes)[0] for one in resized])
+                write(test.ids[rows], [label_images(one[None], blend.classes)[0].cpu().numpy() for one in resized])
     count = check_submission(path, competition, test.ids, test.shapes, sample)
-    scores = metrics.scores(np.concatenate(confusions), competition.classes, competition.metric) if confusions else None
+    scores = metrics.scores(np.concatenate(counted), competition.classes, competition.metric) if counted else None
     return count, scores

@@ -129,13 +129,17 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
     """Lovász-softmax of the batch, mean over the classes its labels hold (Berman et al. 2018)."""
     probabilities = logits.softmax(1).masked_fill((labels == IGNORED).unsqueeze(1), 0)
-    losses = []
-    for label in labels.unique().tolist():
-        if label != IGNORED:
-            truth = (labels == label).flatten()
-            errors = (truth.float() - probabilities[:, label].flatten()).abs()
-            losses.append((errors * _lovasz_weights(errors.detach(), truth)).sum())
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
+    losses, present = [], []
+    for label in range(logits.shape[1]):
+        truth = (labels == label).flatten()
+        if not truth.is_cuda and not truth.any():
+            continue  # on a GPU, which would have to be waited for, it weighs nothing below
+        errors = (truth.float() - probabilities[:, label].flatten()).abs()
+        losses.append((errors * _lovasz_weights(errors.detach(), truth)).sum())
+        present.append(truth.any())
+    if not losses:
+        return logits.sum() * 0
+    return _ratio((torch.stack(losses) * torch.stack(present)).sum(), torch.stack(present).sum())
 
 
 def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
@@ -147,7 +151,7 @@ def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
     common = found[-1] - found
     union = found[-1] + (~hit).cumsum(0)
     # In closed form, since differences of neighbouring Jaccard values are lost in float32.
-    rise = torch.where(hit, 1 / union, common / union / (union - 1))
+    rise = torch.where(hit, 1 / union, common / union / (union - 1).clamp_min(1))
     return torch.empty_like(errors).scatter_(0, order, rise)
 
 

@@ -1,7 +1,10 @@
 """Probabilities for images: test-time augmentation, averaged after softmax; large images in tiles."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -58,7 +61,13 @@ VIEWS: dict[str, tuple[View, ...]] = {
 def logits(model: Segmenter, images: Tensor) -> Tensor:
     """Logits (n, classes, H, W) of images (n, C, H, W) on the model's device; it is in evaluation mode."""
     with model.device.autocast():
-        return model(images)
+        seen = model(images)
+    if model.device.dtype == torch.float16 and not seen.isfinite().all():
+        # Float16 ends at 65,504, where a model that was trained in bf16 need not end.
+        warnings.warn("values beyond float16: these images are predicted in float32, which is slower", stacklevel=2)
+        with torch.autocast(images.device.type, enabled=False):
+            seen = model(images)
+    return seen
 
 
 @torch.inference_mode()
@@ -118,10 +127,10 @@ def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in ys for x in xs]
 
 
-def to_labels(scores: Tensor) -> np.ndarray:
+def to_labels(scores: Tensor) -> Tensor:
     """The class with the largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W)."""
     # With the classes of a pixel side by side, a CPU finds it six times faster.
-    return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8).cpu().numpy()
+    return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8)
 
 
 def predict_rows(
@@ -143,21 +152,38 @@ def for_each_batch(
     Yields (rows, what it returned). A batch holds `settings.batch_size` images, or tiles of larger ones; from where
     memory runs out, half as many. Raises Refused where a single one does not fit.
     """
-    tiles, start = len(_tiles(images.shape[1:3], settings.tile)), 0
-    while start < len(rows):
-        batch = rows[start : start + max(1, settings.batch_size // tiles)]
-        try:
-            pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
-            seen = look(to_device(pixels, device.device), batch, settings)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if settings.batch_size == 1:
-                raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
-            settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
-        else:
+    tiles = len(_tiles(images.shape[1:3], settings.tile))
+    while len(rows):
+        size = max(1, settings.batch_size // tiles)
+        batches = np.split(rows, range(size, len(rows), size))
+        for batch, pixels in _read_ahead(images, batches, pin=device.device.type == "cuda"):
+            try:
+                seen = look(to_device(pixels, device.device), batch, settings)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if settings.batch_size == 1:
+                    raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
+                settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
+                break
             yield batch, seen
-            start += len(batch)
+            rows = rows[len(batch) :]
+
+
+def _read_ahead(images: np.ndarray, batches: list[np.ndarray], pin: bool) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Each batch of rows with its images (n, H, W, C), while a thread reads those of the next one."""
+
+    def read(batch: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
+        return pixels.pin_memory() if pin else pixels
+
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(read, batches[0])
+        for batch, following in zip_longest(batches, batches[1:]):
+            pixels = reading.result()
+            if following is not None:
+                reading = thread.submit(read, following)
+            yield batch, pixels
 
 
 def resize_to_original(probabilities: Tensor, size: Size, fit: Fit) -> Tensor:

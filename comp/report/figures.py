@@ -67,7 +67,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
 
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
     """
-    ious = metrics.iou(confusion)
+    hits, truth, prediction = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    ious = metrics.iou(np.stack([hits, truth, prediction]))
     if len(confusion) > MOST:  # too many to read: the worst ones, and all others as one
         order = np.argsort(ious, kind="stable")  # NaN comes last
         worst, others = np.sort(order[: MOST - 1]), order[MOST - 1 :]

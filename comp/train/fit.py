@@ -1,5 +1,6 @@
 """The training loop, whole: one fold from arrays to weights."""
 
+import contextlib
 import math
 import signal
 import threading
@@ -28,9 +29,10 @@ from comp.model import losses, metrics, predict, segmenter
 from comp.model.losses import Loss
 from comp.model.segmenter import Segmenter
 from comp.train import checkpoint, runs, schedule
-from comp.train.step import Step
+from comp.train.step import Batch, Step
 
-CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses at most
+CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses, unless
+CHECKPOINT_SHARE = 0.02  # writing would then take more of the time
 Watch = Callable[[int, Segmenter], None]  # called with the number of an epoch that has ended, from 1, and its model
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
@@ -54,6 +56,7 @@ class State:
     rate: float = 1.0  # plateau's factor on the learning rate
     best_score: float = -math.inf
     best_epoch: int = -1
+    best_sound: bool = False  # whether the validation loss of the best epoch was finite
     history: list[dict[str, float]] = field(default_factory=list)
     ended: str = ""  # why training ended, once it has
 
@@ -96,7 +99,7 @@ def fit(
         print(f"goes on from {checkpoint.NAME}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     forwards = len(valid) * (1 + len(predict.VIEWS[config.predict.tta]))
     timer = schedule.Timer(machine.deadline, state.progress, forwards)
-    began, saved = started - state.seconds, time.monotonic()
+    began, due = started - state.seconds, time.monotonic() + CHECKPOINT_EVERY
 
     # Counted since they were last settled: the loss over samples, the samples, and the steps that were left out.
     sums, clock = torch.zeros(3, device=device), 0.0
@@ -110,13 +113,26 @@ def fit(
         sums.zero_()
 
     def save() -> None:
+        nonlocal due
         if distributed.rank():
             return
+        asked = time.monotonic()
         state.seconds = time.monotonic() - began
         facts = asdict(state) | {"scaler": step.scaler.state_dict()}
         checkpoint.save_checkpoint(folder / checkpoint.NAME, modules, step.optimizer, facts)
+        due = time.monotonic() + max(CHECKPOINT_EVERY, (time.monotonic() - asked) / CHECKPOINT_SHARE)
 
-    with _stop_requests() as stop:
+    def wait_for_batches() -> list[Batch]:
+        """The batches of the next step. Nothing is half done meanwhile, so what ends the waiting costs nothing."""
+        try:
+            with stop.heard_at_once():
+                return list(islice(loaded, config.optimizer.accumulate))
+        except (KeyboardInterrupt, Refused):
+            settle()
+            save()
+            raise
+
+    with contextlib.closing(loader), _stop_requests() as stop:
         while not state.ended:
             model.train()
             steps = loader.steps(state.epoch)
@@ -127,7 +143,7 @@ def fit(
                 leave=False, disable=True if distributed.rank() else None, unit="batch",
             )  # fmt: skip
             loaded = loader.epoch(state.epoch, skip=state.batch)
-            while group := list(islice(loaded, config.optimizer.accumulate)):
+            while group := wait_for_batches():
                 state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
                 loss = step(group, state.lr, [config.seed, state.epoch, state.batch])
                 state.updates += 1
@@ -140,16 +156,15 @@ def fit(
                 state.batch += len(group)
                 bar.update(len(group))
                 progress = timer.progress((state.epoch + state.batch / steps) / config.epochs, samples)
-                state.progress, stopping = distributed.agree(progress, stop.is_set())
+                state.progress, stopping = distributed.agree(progress, stop.asked)
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
                     if not state.epoch:
                         print(f"the time budget sufficed for {state.batch} of the {steps} batches of one epoch")
                     break
-                if stopping or time.monotonic() - saved > CHECKPOINT_EVERY:
+                if stopping or time.monotonic() > due:
                     settle()
                     save()
-                    saved = time.monotonic()
                     if stopping:
                         raise KeyboardInterrupt
             bar.close()
@@ -159,26 +174,29 @@ def fit(
             valid_loss = score = math.nan
             if len(valid):
                 looked = time.monotonic()
-                valid_loss, confusions = evaluate(averaged, split, valid, loss_of, config.predict, config.competition)
+                valid_loss, margins = evaluate(averaged, split, valid, loss_of, config.predict, config.competition)
                 # The first also pays for starting up; unless it is long, that would be most of what it shows.
                 if state.epoch or time.monotonic() - looked > 5.0:
                     timer.forward = (time.monotonic() - looked) / len(valid)
-                score = metrics.score(confusions, metric)
+                score = metrics.score(margins, metric)
             if watch:
                 watch(state.epoch + 1, averaged)
             state.seconds = time.monotonic() - began
-            _end_epoch(state, averaged, valid_loss, score, config, folder)
+            _end_epoch(state, averaged, valid_loss, score, step.scaler.get_scale(), config, folder)
         save()
-        if distributed.agree(0.0, stop.is_set())[1]:
+        if distributed.agree(0.0, stop.asked)[1]:
             raise KeyboardInterrupt
     return segmenter.load_model(folder / runs.MODEL, machine.device)[0], state
 
 
-def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, config: Config, folder: Path) -> None:
+def _end_epoch(
+    state: State, model: Segmenter, valid_loss: float, score: float, scale: float, config: Config, folder: Path
+) -> None:
     """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
-    A `score` of NaN says that nothing was validated: then the last epoch is the best. Raises Refused where the loss
-    of most of its steps was not finite.
+    A `score` of NaN says that nothing was validated: then the last epoch is the best. An epoch whose validation loss is
+    not finite is better than another such one by its score, and never than one whose loss is. `scale` is fp16's, of the
+    loss; 1 otherwise. Raises Refused where the loss of most of its steps was not finite.
     """
     row = {
         "epoch": state.epoch + 1,
@@ -187,20 +205,21 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
         "train_loss": state.loss / state.samples if state.samples else math.nan,
         "valid_loss": valid_loss,
         "score": score,
+        "scale": scale,
     }
     state.history.append(row)
     diverged = state.bad > math.ceil(state.batch / config.optimizer.accumulate) / 2
     sound = math.isnan(score) or math.isfinite(valid_loss)
-    improved = math.isnan(score) or score > state.best_score
-    better = not diverged and improved and (sound or state.best_epoch < 0)
+    better = not diverged and (math.isnan(score) or (sound, score) > (state.best_sound, state.best_score))
     if better:
-        state.best_score, state.best_epoch = score if sound else -math.inf, state.epoch
+        state.best_sound, state.best_score, state.best_epoch = sound, score, state.epoch
         if not distributed.rank():
             segmenter.save_model(model, folder / runs.MODEL, config)
-    star = " *" if better and sound else ""
+    star = " *" if better else ""
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
+    scaled = f"  scale {scale:.0e}" if scale != 1.0 else ""
     print(
-        f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}  "
+        f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}{scaled}  "
         f"loss {row['train_loss']:.4f}{validated}",
         flush=True,
     )
@@ -230,24 +249,26 @@ def _end_epoch(state: State, model: Segmenter, valid_loss: float, score: float, 
 def evaluate(
     model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Loss, settings: Predict, competition: Competition
 ) -> tuple[float, np.ndarray]:
-    """Mean loss and confusion counts int64 (n, C, C) over rows, without test-time augmentation."""
+    """Mean loss, and margins int64 (n, 4, C) as `metrics` has them, over rows, without test-time augmentation."""
     classes, ignored = len(competition.classes), competition.arrays.ignored
     model.eval()
 
-    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[float, np.ndarray]:
+    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[Tensor, Tensor]:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
-        masks = np.ascontiguousarray(split.masks[batch])
-        loss = loss_of(logits, torch.from_numpy(masks).to(logits.device)).item() * len(batch)
-        return loss, metrics.count_confusion(masks, predict.to_labels(logits), classes, ignored)
+        masks = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(logits.device)
+        confusions = metrics.count_confusion(masks, predict.to_labels(logits), classes, ignored)
+        return loss_of(logits, masks).double() * len(batch), metrics.to_margins(confusions)
 
-    # Each rank looks at its share, and the sum over ranks holds all.
+    # Each rank looks at its share, and the sum over ranks holds all. What was counted stays on the device until then.
     mine = np.arange(len(rows))[distributed.own_share()]
-    total, counted = torch.zeros(1, dtype=torch.float64), torch.zeros(len(rows), classes, classes, dtype=torch.int64)
-    for batch, (loss, confusions) in predict.for_each_batch(look, split.images, rows[mine], settings, model.device):
-        done, mine = mine[: len(batch)], mine[len(batch) :]
-        counted[done] = torch.from_numpy(confusions)
+    total, counted = torch.zeros((), dtype=torch.float64, device=model.device.device), []
+    for _, (loss, some) in predict.for_each_batch(look, split.images, rows[mine], settings, model.device):
         total += loss
-    return distributed.all_reduce(total).item() / len(rows), distributed.all_reduce(counted).numpy()
+        counted.append(some)
+    margins = torch.zeros(len(rows), 4, classes, dtype=torch.int64)
+    if counted:  # there may be fewer images than ranks
+        margins[mine] = torch.cat(counted).cpu()
+    return distributed.all_reduce(total.cpu()).item() / len(rows), distributed.all_reduce(margins).numpy()
 
 
 @torch.no_grad()
@@ -260,17 +281,33 @@ def _same_fields(facts: dict[str, Any], state: dict[str, Any]) -> bool:
     return {key: type(value) for key, value in facts.items()} == {key: type(value) for key, value in state.items()}
 
 
+class _Stop:
+    """Whether Ctrl-C or SIGTERM has asked training to stop, which the loop does at a safe place."""
+
+    asked = waits = False
+
+    @contextmanager
+    def heard_at_once(self) -> Iterator[None]:
+        """Around a wait at a safe place: raise KeyboardInterrupt in the midst of it. Ranks stop together, later."""
+        self.waits = distributed.world_size() == 1
+        yield
+        self.waits = False
+
+
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop meets at a safe place."""
-    stop = threading.Event()
+def _stop_requests() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: Any) -> None:
-        stop.set()
+        stop.asked = True
         signal.signal(number, old[number])  # a second one does what it always does
+        if stop.waits:
+            stop.waits = False
+            raise KeyboardInterrupt
 
     old: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

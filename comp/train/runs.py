@@ -33,11 +33,11 @@ class Fold:
     metrics: dict[str, Any]
 
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, confusions int64 (n, C, C)."""
-        ids, probabilities, confusions = (
-            npz.read_member(self.folder / OOF, key) for key in ("ids", "probabilities", "confusions")
+        """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, margins int64 (n, 4, C)."""
+        ids, probabilities, margins = (
+            npz.read_member(self.folder / OOF, key) for key in ("ids", "probabilities", "margins")
         )
-        return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(confusions)
+        return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(margins)
 
     def history(self) -> pd.DataFrame:
         """Its epochs, a row each, as `report.figures` takes them. Raises Refused."""
@@ -94,8 +94,8 @@ def read_config(run_folder: Path) -> Config:
 
 def summarize_folds(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
-    confusions = np.concatenate([fold.oof()[2] for fold in done])
-    pooled = metrics.scores(confusions, config.competition.classes, config.competition.metric)
+    margins = np.concatenate([fold.oof()[2] for fold in done])
+    pooled = metrics.scores(margins, config.competition.classes, config.competition.metric)
     return tables.folds_table({fold.number: fold.metrics for fold in done}, pooled)
 
 

@@ -40,7 +40,7 @@ class Step:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         before = _flatten(self._statistics)
-        loss = self._gradients(group, seed)
+        loss = self._gradients(group, seed, before)
         self._restore_statistics(torch.where(loss.isfinite(), _flatten(self._statistics), before))
         norm = loss
         if self.clip:
@@ -57,8 +57,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _gradients(self, group: list[Batch], seed: list[int]) -> Tensor:
-        """Add up the gradients of a step, in more parts where memory is short; return its mean loss."""
+    def _gradients(self, group: list[Batch], seed: list[int], before: Tensor) -> Tensor:
+        """Add up the gradients of a step, in more parts where memory is short; return its mean loss.
+
+        `before` are the batch statistics to begin from each time.
+        """
         while True:
             try:
                 return self._backward(group, seed)
@@ -73,6 +76,7 @@ class Step:
                     raise Refused("out of memory with a single image; use a smaller model or crops") from None
             self.parts *= 2
             self.model.zero_grad(set_to_none=True)
+            self._restore_statistics(before)
             print(f"out of memory: batches are now computed in {self.parts} parts")
 
     def _backward(self, group: list[Batch], seed: list[int]) -> Tensor:

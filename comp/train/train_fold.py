@@ -1,23 +1,50 @@
 """Train a fold of a run: from arrays to all the files that it leaves."""
 
 import contextlib
+import math
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from comp import distributed, files
-from comp.data import augment, npz
+from comp.data import augment, folds, npz
 from comp.data.training_data import FULL, TrainingData
 from comp.device import Machine
+from comp.errors import Refused
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
 from comp.report import figures, sheets, tables
 from comp.train import checkpoint
 from comp.train.fit import fit
 from comp.train.runs import CONFIG, METRICS, OOF, Fold, check_configuration, fold_folder, is_finished, read_fold
+
+
+def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) -> None:
+    """Refuse what would stop these folds, and be it after hours.
+
+    That is another configuration in the run's folder, a fold that cannot be trained, and a disk without the room for
+    what will be predicted out of fold. Raises Refused.
+    """
+    images, classes = 0, data.config.competition.classes
+    for number in numbers:
+        check_configuration(run_folder, data.config, number)
+        if number != FULL:
+            folds.check_training(data.index, data.folds, number, classes)
+        if not is_finished(fold_folder(run_folder, number)):
+            images += len(data.rows(number)[1])
+    needed = images * len(classes) * math.prod(data.split.images.shape[1:3]) * np.float16().nbytes
+    there = next(place for place in (run_folder, *run_folder.absolute().parents) if place.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        fits = "free some, name another disk with --runs, or train fewer folds at a time"
+        raise Refused(
+            f"{run_folder}: {images} images predicted out of fold take {needed / 1e9:.1f} GB, "
+            f"and the disk has {free / 1e9:.1f} GB free; {fits}"
+        )
 
 
 def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machine) -> Fold:
@@ -28,7 +55,7 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
     Raises Refused where the folder has another configuration, and KeyboardInterrupt.
     """
     folder = fold_folder(run_folder, number)
-    check_configuration(run_folder, data.config, number)
+    check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
         with distributed.rank_zero_first():
             if not distributed.rank():
@@ -65,7 +92,9 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         if len(watched) and epoch & (epoch - 1) == 0 and not distributed.rank():
             looked = predict.predict_rows(model, data.split.images, valid[watched], config.predict)
             with files.atomic_write(folder / f"frame-{epoch:05}.npy") as beside:
-                np.save(beside, np.concatenate([predict.to_labels(probabilities) for _, probabilities in looked]))
+                np.save(
+                    beside, torch.cat([predict.to_labels(probabilities) for _, probabilities in looked]).cpu().numpy()
+                )
 
     model, state = fit(data, number, folder, machine, watch)
     if distributed.rank():
@@ -73,8 +102,8 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     trained = time.monotonic()
     facts: dict[str, Any] = {"fold": number, "folds": config.folds.count}
     if len(valid):
-        confusions = _out_of_fold(folder / OOF, model, data, valid)
-        facts |= metrics.scores(confusions, classes, config.competition.metric)
+        margins, confusion = _out_of_fold(folder / OOF, model, data, valid)
+        facts |= metrics.scores(margins, classes, config.competition.metric)
     facts |= {
         "tta": config.predict.tta,
         "best_epoch": state.best_epoch + 1,
@@ -89,34 +118,41 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if len(valid):
-        facts["confusion"] = confusions.sum(0).tolist()
-        _draw(Fold(folder, number, facts), data, train, valid, watched, confusions)
+        facts["confusion"] = confusion.tolist()
+        _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
-def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
-    """Predict `rows` and write ids, probabilities, as they come, and confusions int64 (n, C, C), which are returned."""
+def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predict `rows`; write ids, probabilities as they come, and margins int64 (n, 4, C).
+
+    Returns the margins and the confusion of all rows, int64 (C, C).
+    """
     config, split, n = data.config, data.split, len(rows)
     classes, size = len(config.competition.classes), split.images.shape[1:3]
-    confusions: list[np.ndarray] = []
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    margins: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.images, rows, config.predict):
-            truth, labels = np.ascontiguousarray(split.masks[batch]), predict.to_labels(probabilities)
-            confusions.append(metrics.count_confusion(truth, labels, classes, config.competition.arrays.ignored))
+            truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
+            labels, ignored = predict.to_labels(probabilities), config.competition.arrays.ignored
+            counted = metrics.count_confusion(truth, labels, classes, ignored)
+            confusion.add_(counted.sum(0).cpu())
+            margins.append(metrics.to_margins(counted).cpu().numpy())
             yield probabilities.half().cpu().numpy()
 
     members = [
         ("ids", (n,), split.ids.dtype, [split.ids[rows]]),
         ("probabilities", (n, classes, *size), np.float16, blocks()),
-        ("confusions", (n, classes, classes), np.int64, confusions),  # there once the probabilities are written
+        ("margins", (n, 4, classes), np.int64, margins),  # there once the probabilities are written
     ]
     npz.write_npz(path, members)
-    return np.concatenate(confusions)
+    return np.concatenate(margins), confusion.numpy()
 
 
 def _draw(
-    fold: Fold, data: TrainingData, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, confusions: np.ndarray
+    fold: Fold, data: TrainingData, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, margins: np.ndarray
 ) -> None:
     config, split = data.config, data.split
     metric, classes = config.competition.metric, config.competition.classes
@@ -129,12 +165,13 @@ def _draw(
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
     figures.draw_curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
-    figures.draw_confusion(confusions.sum(0), classes, folder / "confusion.png")
+    figures.draw_confusion(np.array(fold.metrics["confusion"]), classes, folder / "confusion.png")
 
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
     first = 1 if metric.background == "drop_truth" else 0  # class that is scored
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
-    scores = [metrics.score(one[None], metric) if one[first:].any() else np.nan for one in confusions]
+    counted = margins[:, 1, first:].any(1)
+    scores = [metrics.score(one[None], metric) if any_ else np.nan for one, any_ in zip(margins, counted, strict=True)]
     at, labels = sheets.choose_cases(scores)
     cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
     sheets.draw_sheet(sheets.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)

@@ -104,14 +104,15 @@ def plain(data: TrainingData, budget: float, epochs: int = 2**31) -> tuple[float
             seen, spent = seen + len(images), time.monotonic() - started
             if spent >= budget:
                 break
-    confusions = []
+    margins = []
     with torch.inference_mode():
         for start in range(0, len(valid), 64):
             batch = valid[start : start + 64]
             images = device.to_device(torch.from_numpy(data.split.images[batch]), torch.device("cpu"))
-            labels = model.eval()(images.float() / 255).argmax(1).numpy()
-            confusions.append(metrics.count_confusion(np.ascontiguousarray(data.split.masks[batch]), labels, 5))
-    counted = np.concatenate(confusions)
+            labels = model.eval()(images.float() / 255).argmax(1)
+            confusions = metrics.count_confusion(torch.from_numpy(data.split.masks[batch]), labels, 5)
+            margins.append(metrics.to_margins(confusions).numpy())
+    counted = np.concatenate(margins)
     readings = [metrics.score(counted, config.Metric(background=way)) for way in ("drop_class", "drop_truth")]
     return *readings, seen / spent
 

@@ -123,7 +123,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         blended = predict_blend([made], [1.0], test, None, settings.predict.batch_size, chosen)
         with open_writer(Path(folder) / "s.csv", settings.competition) as write:
             for batch, probabilities in blended:
-                write(test.ids[batch], label_images(probabilities, [1.0] * classes))
+                write(test.ids[batch], label_images(probabilities, [1.0] * classes).cpu().numpy())
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

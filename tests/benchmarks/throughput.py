@@ -199,7 +199,7 @@ def disk_to_csv(
     with open_writer(place / "s.csv", settings.competition) as write:
         made = [[runs.Fold(path.parent, 0, {})]]
         for batch, probabilities in predict_blend(made, [1.0], test, "d4", settings.predict.batch_size, chosen):
-            write(test.ids[batch], label_images(probabilities, [1.0] * classes))
+            write(test.ids[batch], label_images(probabilities, [1.0] * classes).cpu().numpy())
     return len(rows) / (time.perf_counter() - started)
 
 
