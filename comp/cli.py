@@ -16,6 +16,7 @@ from comp import config as configs
 from comp.errors import Refused
 
 STARTED = time.monotonic()  # a time budget counts from here
+HERE = ("--on", "--input", "--runs", "--submissions", "--device", "--workers")  # options that are about this machine
 KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
 
 
@@ -87,9 +88,9 @@ def deadline(started: float, budget: float | None) -> float:
 
 
 def arguments_but(*options: str) -> list[str]:
-    """The command line as a kernel gets it: without these options, and those that are about this machine."""
+    """The command line without these options; without `HERE`, it is as a kernel gets it."""
     left_out = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--on", "--input", "--runs", "--submissions", "--device", *options):
+    for option in options:
         left_out.add_argument(option)
     return left_out.parse_known_args()[1]
 

@@ -39,6 +39,13 @@ class Machine:
     deadline: float = math.inf  # a time of time.monotonic()
 
 
+def find_devices(name: str = "auto") -> list[str]:
+    """The devices that "auto", one name, or several as "cuda:0,cuda:1" stand for; "auto" is every GPU, or the CPU."""
+    launched = torch.distributed.is_torchelastic_launched()
+    count = torch.cuda.device_count() if name == "auto" and not launched else 0
+    return [f"cuda:{number}" for number in range(count)] or name.split(",")
+
+
 def choose_device(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
     if name == "auto":
@@ -59,6 +66,7 @@ def choose_device(name: str = "auto") -> Device:
 
 
 def _cuda(device: torch.device) -> Device:
+    torch.cuda.set_device(device)  # or what names no device would take memory of the first one
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name(device)

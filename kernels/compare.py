@@ -35,23 +35,21 @@ def main(args: argparse.Namespace) -> int:
     variants = configurations(args)
 
     from comp import device, distributed
-    from comp.data import augment, batches, folds
+    from comp.data import augment, batches
     from comp.data.training_data import load_training_data
     from comp.model import segmenter
     from comp.train import comparison, runs
-    from comp.train.train_fold import train_fold
+    from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
     competition = next(iter(variants.values())).competition
     chosen = device.choose_device(args.device)
-    workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
+    workers = batches.default_workers(chosen.device, distributed.world_size()) if args.workers is None else args.workers
     folder = comparison_folder(args, competition)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
-        runs.check_configuration(folder.parent / name, config)
-        for number in cli.fold_numbers(args.fold, config.folds.count):
-            folds.check_training(data[name].index, data[name].folds, number, competition.classes)
+        check_folds(data[name], cli.fold_numbers(args.fold, config.folds.count), folder.parent / name)
         images = data[name].split.images
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
@@ -126,7 +124,7 @@ def jobs(args: argparse.Namespace) -> list:
     return [
         Job(
             entry=Path(__file__),
-            arguments=cli.arguments_but("--workers"),
+            arguments=cli.arguments_but(*cli.HERE),
             name=f"{config.competition.name}-{folder.name}",
             competition=config.competition,
             input=args.input,

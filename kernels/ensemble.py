@@ -95,7 +95,7 @@ def jobs(args: argparse.Namespace) -> list:
     return [
         Job(
             entry=Path(__file__),
-            arguments=cli.arguments_but(),
+            arguments=cli.arguments_but(*cli.HERE),
             name=f"{competition}-{'-'.join(names)}-ensemble",
             competition=config.competition,
             input=args.input,

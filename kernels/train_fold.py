@@ -1,7 +1,7 @@
 """Train one fold of a competition, or all of them.
 
     python kernels/train_fold.py --fold 0                       # the demo competition; no data needed
-    python kernels/train_fold.py --competition mars --fold all
+    python kernels/train_fold.py --competition mars --fold all   # on two GPUs, two folds at a time
     python kernels/train_fold.py --competition mars --fold full  # one model of all images, validated on none
     python kernels/train_fold.py --competition mars --fold 0 --time-budget 10m --set model.encoder=resnet34
     python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
@@ -11,6 +11,8 @@ figures; beside the folds, report.html. The same command again goes on where it 
 """
 
 import argparse
+import math
+import sys
 import time
 from pathlib import Path
 
@@ -38,38 +40,67 @@ def main(args: argparse.Namespace) -> int:
 
     # after the configuration is known to be sound
     from comp import device, distributed, files
-    from comp.data import arrays, batches, folds
+    from comp.data import arrays, batches
     from comp.data.training_data import FULL, load_training_data
     from comp.train import overview, runs
-    from comp.train.train_fold import train_fold
+    from comp.train.parallel import run_on_devices
+    from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
-    chosen = device.choose_device(args.device)
     data = load_training_data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training images")
+    numbers = numbers or [FULL]
+    check_folds(data, numbers, run_folder)  # before any is trained
+    folders = {number: runs.fold_folder(run_folder, number) for number in numbers}
+    waiting = [number for number, folder in folders.items() if not runs.is_finished(folder)]
+    devices = device.find_devices(args.device)[: max(1, len(waiting))]
     left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
-    print(f"{config.competition.title or config.competition.name}: {len(data.folds)} images{left_out}, on {chosen}")
-    for number in numbers:  # before any is trained
-        folds.check_training(data.index, data.folds, number, config.competition.classes)
-    workers = batches.default_workers(chosen.device) if args.workers is None else args.workers
-    done, started = [], cli.STARTED
-    for number in numbers or [FULL]:
-        machine = device.Machine(chosen, workers, cli.deadline(started, args.time_budget))
-        done.append(train_fold(data, number, run_folder, machine))
-        started = time.monotonic()
+    what = f"{config.competition.title or config.competition.name}: {len(data.folds)} images{left_out}"
+    failed: list[str] = []
+    if len(devices) > 1:
+        print(f"{what}; {len(devices)} folds at a time, on {', '.join(devices)}")
+        names = {f"fold {number}": number for number in waiting}
+        statuses = run_on_devices(names, devices, lambda name, on: train_one(args, names[name], on, len(devices)))
+        failed = [f"{name} ended with status {status}" for name, status in sorted(statuses.items()) if status]
+    else:
+        chosen = device.choose_device(devices[0])
+        print(f"{what}, on {chosen}")
+        workers = batches.default_workers(chosen.device, distributed.world_size())
+        started = cli.STARTED
+        for number in numbers:
+            deadline = cli.deadline(started, args.time_budget)
+            machine = device.Machine(chosen, workers if args.workers is None else args.workers, deadline)
+            train_fold(data, number, run_folder, machine)
+            started = time.monotonic()
+    done = [runs.read_fold(folder) for folder in folders.values() if runs.is_finished(folder)]
     if len(done) > 1:
         print(f"\n{runs.summarize_folds(done, config)}")
-    if not distributed.rank():
+    if done and not distributed.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
-        if numbers:
+        if FULL not in numbers:
             print(overview.write_run_page(run_folder))
     distributed.leave()
+    if failed:
+        raise cli.Refused(f"{', '.join(failed)}; the lines behind its name say why, and the same command goes on")
     return 0
 
 
+def train_one(args: argparse.Namespace, number: int, device: str, processes: int) -> list[str]:
+    """This command for one fold on one device, beside `processes` - 1 others."""
+    import torch
+
+    from comp.data import batches
+
+    workers = batches.default_workers(torch.device(device), processes) if args.workers is None else args.workers
+    given = cli.arguments_but("--fold", "--device", "--workers", "--time-budget")
+    own = ["--fold", str(number), "--device", device, "--workers", str(workers)]
+    left = cli.deadline(time.monotonic(), args.time_budget) - time.monotonic()
+    return [sys.executable, sys.argv[0], *given, *own, *([f"--time-budget={left:.0f}s"] if left < math.inf else [])]
+
+
 def jobs(args: argparse.Namespace) -> list:
-    """One kernel a fold."""
+    """One kernel for every two folds: it has two GPUs, whose hours Kaggle counts together."""
     from comp.kaggle.jobs import Job
     from comp.train import runs
 
@@ -77,21 +108,25 @@ def jobs(args: argparse.Namespace) -> list:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
     numbers = [runs.FULL] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
     runs.check_configuration(run_folder, config, numbers[0])
-    folders = [runs.fold_folder(run_folder, number) for number in numbers]
-    given = cli.arguments_but("--fold", "--workers")
-    return [
-        Job(
-            entry=Path(__file__),
-            arguments=[*given, "--fold", folder.name.removeprefix("fold-")],
-            name=f"{config.competition.name}-{run_folder.name}-{folder.name}",
-            competition=config.competition,
-            input=args.input,
-            runs=args.runs,
-            leaves=[folder / runs.METRICS],
-            weights=[config.model.encoder_weights],
+    made = []
+    for start in range(0, len(numbers), 2):
+        folders = [runs.fold_folder(run_folder, number) for number in numbers[start : start + 2]]
+        # Where one of the two is here already, the other alone.
+        folders = [folder for folder in folders if not runs.is_finished(folder)] or folders
+        names = [folder.name.removeprefix("fold-") for folder in folders]
+        made.append(
+            Job(
+                entry=Path(__file__),
+                arguments=[*cli.arguments_but("--fold", *cli.HERE), "--fold", ",".join(names)],
+                name="-".join([config.competition.name, run_folder.name, folders[0].name, *names[1:]]),
+                competition=config.competition,
+                input=args.input,
+                runs=args.runs,
+                leaves=[folder / runs.METRICS for folder in folders],
+                weights=[config.model.encoder_weights],
+            )
         )
-        for folder in folders
-    ]
+    return made
 
 
 if __name__ == "__main__":
