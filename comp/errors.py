@@ -1,6 +1,8 @@
 """What a user is told when something does not fit."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST = 1000  # characters of a line
 
@@ -17,6 +19,20 @@ class Refused(ValueError):
         line = line.rpartition("comp.errors.Refused: ")[2].strip()
         line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 4 :]}"
         super().__init__("".join(char if char.isprintable() else " " for char in line))
+
+
+@contextmanager
+def spare_what_is_trained(made: str) -> Iterator[None]:
+    """Around what is only looked at, such as figures: an error there is printed, and training goes on without them.
+
+    Refused and errors of the system, such as a full disk, are raised: whoever mends them gets the figures, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Refused) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        print(f"{made} could not be made ({type(error).__name__}: {' '.join(str(error).split())[:300]})", flush=True)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

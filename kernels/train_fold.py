@@ -42,6 +42,7 @@ def main(args: argparse.Namespace) -> int:
     from comp import device, distributed, files
     from comp.data import arrays, batches
     from comp.data.training_data import FULL, load_training_data
+    from comp.errors import spare_what_is_trained
     from comp.train import overview, runs
     from comp.train.parallel import run_on_devices
     from comp.train.train_fold import check_folds, train_fold
@@ -79,7 +80,8 @@ def main(args: argparse.Namespace) -> int:
     if done and not distributed.rank():
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if FULL not in numbers:
-            print(overview.write_run_page(run_folder))
+            with spare_what_is_trained("report.html"):
+                print(overview.write_run_page(run_folder))
     distributed.leave()
     if failed:
         raise cli.Refused(f"{', '.join(failed)}; the lines behind its name say why, and the same command goes on")

@@ -13,6 +13,7 @@ import random
 import re
 import runpy
 import shutil
+import signal
 import sys
 import time
 
@@ -26,8 +27,9 @@ from PIL import Image
 from test_fit import train
 
 from comp import files
-from comp.data import npz
+from comp.data import batches, npz
 from comp.errors import Refused
+from comp.report import figures
 from comp.train import checkpoint, fit
 from comp.train.step import Step
 
@@ -37,6 +39,7 @@ SMALL = """model = { architecture = "PlainUnet", options = { widths = [4, 8] } }
 LINES = [SMALL if line.startswith("model") else line for line in RECIPE.splitlines()]
 FOLD = "runs/tiny/recipe/fold-0"
 TRAIN = ("train_fold.py", *TINY, "--fold", "0")
+WORKERS = (*TRAIN, "--workers", "2")
 BLEND = ("ensemble.py", *TINY, "--folds", "0", "--tta", "none")
 KILLED = -9
 
@@ -74,7 +77,11 @@ def _run(place, command, fault, below):
     for number, name in ((1, "output.txt"), (2, "errors.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     fit.CHECKPOINT_EVERY, fit.CHECKPOINT_SHARE = 0.0, math.inf  # after every step
-    if fault:
+    if fault in ("hang", "kill a worker"):
+        _disturb_workers(fault)
+    elif fault == "draw":
+        figures.draw_curves = lambda *_, **__: 1 / 0
+    elif fault:
         _strike_once(fault, os.path.abspath(below))
     sys.argv = list(command)
     runpy.run_path(str(ROOT / "kernels" / command[0]), run_name="__main__")
@@ -114,6 +121,19 @@ def _strike_once(fault, below):
 
     os.fsync = fsync
     sys.addaudithook(hook)
+
+
+def _disturb_workers(fault):
+    """From the third epoch on a worker hangs, or kills itself."""
+    trainer, real = os.getpid(), batches._Samples._sample
+
+    def sample(self, epoch, place, row):
+        if os.getpid() != trainer and epoch == 2:
+            open("hangs.txt", "w").close()
+            time.sleep(600) if fault == "hang" else os.kill(os.getpid(), 9)
+        return real(self, epoch, place, row)
+
+    batches._Samples._sample = sample
 
 
 def lay_out(place, epochs=2):
@@ -171,12 +191,13 @@ def same_result(place, calm):
     assert {p.name for p in (place / FOLD).iterdir()} == {p.name for p in (calm / FOLD).iterdir()}
 
 
-def test_killed_at_twenty_random_moments(tmp_path, calm):
+@pytest.mark.parametrize("command", [TRAIN, WORKERS], ids=["alone", "with workers"])
+def test_killed_at_twenty_random_moments(tmp_path, calm, command):
     undisturbed, place = calm(40), lay_out(tmp_path, 40)
     longest = 0.1 * json.loads((undisturbed / FOLD / "metrics.json").read_text())["seconds"]
     moments, rows, before = random.Random(0), [], None
     while len(rows) < 20:
-        process = start(place, TRAIN)
+        process = start(place, command)
         process.join(moment := moments.uniform(0.02, longest))
         if process.exitcode is None:
             process.kill()
@@ -193,7 +214,7 @@ def test_killed_at_twenty_random_moments(tmp_path, calm):
             same_result(place, undisturbed)
             shutil.rmtree(place / "runs")  # it was quicker; the next one starts anew
     assert len(set(rows)) > 3, "spread over the run"
-    status, _, errors = finish(place, TRAIN)
+    status, _, errors = finish(place, command)
     assert status == 0, errors
     same_result(place, undisturbed)
 
@@ -297,6 +318,40 @@ def test_the_second_process_on_a_run_refuses(tmp_path):
     status, _, errors = finish(place, TRAIN)
     first.kill()
     assert status == 2 and "another process is at work on it" in errors and len(errors.splitlines()) == 1, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_the_workers_hang(tmp_path, number):
+    place = lay_out(tmp_path, 40)
+    process = start(place, WORKERS, "hang")
+    while process.is_alive() and not (place / "hangs.txt").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    os.kill(process.pid, number)
+    asked = time.monotonic()
+    process.join(30)
+    print(f"heard {time.monotonic() - asked:.2f} s after it came")
+    assert process.exitcode == 130, (place / "errors.txt").read_text()
+    assert (place / "errors.txt").read_text().count("\n") == 1
+    status, output, errors = finish(place, WORKERS)
+    assert status == 0 and "goes on from checkpoint.safetensors" in output, errors
+
+
+def test_a_worker_that_is_killed_costs_nothing(tmp_path, calm):
+    place = lay_out(tmp_path, 40)
+    status, _, errors = finish(place, WORKERS, "kill a worker")
+    assert status == 2 and "ended with status -9" in errors and len(errors.splitlines()) == 1, errors
+    status, output, errors = finish(place, WORKERS)
+    assert status == 0 and "goes on from checkpoint.safetensors" in output, errors
+    same_result(place, calm(40))
+
+
+def test_an_error_in_drawing_costs_a_figure_and_no_fold(tmp_path):
+    place = lay_out(tmp_path)
+    status, output, errors = finish(place, TRAIN, "draw")
+    assert status == 0, errors
+    assert "figures could not be made (ZeroDivisionError" in output and "fold 0 is finished" in output
+    assert (place / "runs/tiny/recipe/report.html").exists()
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_starts_anew_unasked(halfway, calm):

@@ -74,6 +74,7 @@ class TrainBatches:
             sampler=self._keys,  # whole batches, which the dataset reads at once
             batch_size=None,
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # whatever a notebook has set: the arrays are mapped
             persistent_workers=workers > 0,
             prefetch_factor=ahead if workers else None,
             pin_memory=pin,

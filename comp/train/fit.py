@@ -129,7 +129,8 @@ def fit(
                 return list(islice(loaded, config.optimizer.accumulate))
         except (KeyboardInterrupt, Refused):
             settle()
-            save()
+            if state.trained:
+                save()
             raise
 
     with contextlib.closing(loader), _stop_requests() as stop:

@@ -15,7 +15,7 @@ from comp import distributed, files
 from comp.data import augment, folds, npz
 from comp.data.training_data import FULL, TrainingData
 from comp.device import Machine
-from comp.errors import Refused
+from comp.errors import Refused, spare_what_is_trained
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
 from comp.report import figures, sheets, tables
@@ -119,7 +119,8 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     }
     if len(valid):
         facts["confusion"] = confusion.tolist()
-        _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
+        with spare_what_is_trained("figures"):
+            _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
     files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
 
 
