@@ -1,6 +1,6 @@
 """One fold on several GPUs: processes that torchrun started and that share each batch. Alone, a process is rank 0 of 1.
 
-    torchrun --nproc-per-node 2 -- kernels/train_fold.py --competition mars --fold 0
+    torchrun --local-addr 127.0.0.1 --nproc-per-node 2 -- kernels/train_fold.py --competition mars --fold 0
 
 Each rank loads and augments its share of a batch; DistributedDataParallel averages the gradients. Rank 0 alone
 writes and prints, so the folder of the runs must be one for all.

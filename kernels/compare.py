@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
     from comp import device, distributed
     from comp.data import augment, batches
     from comp.data.training_data import load_training_data
+    from comp.errors import spare_what_is_trained
     from comp.model import segmenter
     from comp.train import comparison, runs
     from comp.train.train_fold import check_folds, train_fold
@@ -76,7 +77,8 @@ def main(args: argparse.Namespace) -> int:
                 notes.append(f"{name}, fold {number}: finished before, in {seconds}, whatever the time budget is now")
                 print(notes[-1])
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
-            table = comparison.write_comparison(folder, variants, done, cli.command(), notes + failed)
+            with spare_what_is_trained("the comparison"):
+                table = comparison.write_comparison(folder, variants, done, cli.command(), notes + failed)
     if table:
         print(f"\n{table}\n\n{folder}")
     if failed:

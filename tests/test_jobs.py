@@ -50,10 +50,45 @@ def files_in(folder):
 def test_the_sandbox_gives_what_here_gives(trained, tmp_path, monkeypatch, capsys):
     here, _ = trained
     lay_out(tmp_path)
-    words = (*TINY, "--on", "sandbox")
-    output = inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
-    assert "Kaggle would keep" in output and same(weights(here, 0), weights(tmp_path, 0))
-    assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *words, "--fold", "0", cwd=tmp_path)
+    words = (*TINY, "--on", "sandbox", "--fold", "0,1")
+    output = inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
+    assert "Kaggle would keep" in output
+    assert all(same(weights(here, fold), weights(tmp_path, fold)) for fold in (0, 1))
+    assert "is finished" in inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
+
+
+@needs_namespaces
+def test_a_kernel_trains_two_folds_at_a_time(trained, tmp_path, capfd):
+    here, _ = trained
+    lay_out(tmp_path)
+    (tmp_path / "working").mkdir()
+    words = ["--competition", str(tmp_path / "tiny.toml"), "--recipe", str(tmp_path / "recipe.toml")]
+    script = packing.pack(ROOT / "kernels/train_fold.py", [*words, "--fold", "0,1", "--device", "cpu,cpu"])
+    assert sandbox.run_script(script, {"datasets/tiny": tmp_path / "input"}, tmp_path / "working") == 0
+    output = capfd.readouterr().out
+    assert "2 folds at a time, on cpu, cpu" in output and "fold 1 | epoch   2/2" in output
+    for fold in (0, 1):
+        assert same(weights(here, fold), weights(tmp_path / "working", fold))
+
+
+def test_a_kernel_takes_two_folds_and_of_a_pair_only_what_is_not_here(tmp_path, monkeypatch):
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    entry = load("train_fold.py")
+
+    def asked(fold):
+        words = [*TINY, "--fold", fold, "--on", "kaggle"]
+        monkeypatch.setattr(sys, "argv", ["train_fold.py", *words])
+        parser = entry.arguments()
+        parser.add_argument("--on")
+        return [(job.name, job.arguments[-1], len(job.leaves)) for job in entry.jobs(parser.parse_args(words))]
+
+    pair = ("tiny-recipe-fold-0-1", "0,1", 2)
+    assert asked("all") == [pair, ("tiny-recipe-fold-2", "2", 1)]
+    assert asked("full") == [("tiny-recipe-full", "full", 1)]
+    for name in ("model.safetensors", "oof.npz", "metrics.json"):
+        files.write_text(tmp_path / "runs/tiny/recipe/fold-0" / name, "")
+    assert asked("0,1") == [("tiny-recipe-fold-1", "1", 1)]
 
 
 def test_recipes_are_compared_in_one_kernel_that_leaves_what_here_leaves(tmp_path, monkeypatch, capsys):
@@ -153,7 +188,7 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
         folder = place / f"runs/tiny/recipe/fold-{fold}"
         assert json.loads((folder / "kernel.json").read_text())["version"] == 1
         assert (folder / "model.safetensors").exists() and (folder / "curves.png").exists()
-    assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
+    assert [len(versions) for versions in kaggle.kernels.values()] == [1]  # which has two GPUs
     on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
     on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
     assert not kaggle.datasets  # the folds' kernels are the ensemble's inputs
@@ -164,7 +199,7 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
     # As if the user had been away when it ended: it is picked up, not run again.
     made.unlink()
     on_kaggle(monkeypatch, "ensemble.py", "--folds", "0,1")
-    assert made.read_bytes() == before and [len(versions) for versions in kaggle.kernels.values()] == [1, 1, 1]
+    assert made.read_bytes() == before and [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
 
     submit = load("submit.py")
     code = ON_KAGGLE.replace("tiny-on-kaggle", "tiny-code").replace("classes", "code_competition = true\nclasses", 1)

@@ -67,6 +67,14 @@ def test_a_finished_fold_says_so(trained, monkeypatch, capsys):
     assert model.read_bytes() == before
 
 
+def test_a_disk_without_the_room_for_predictions_is_seen_before_training(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path)
+    monkeypatch.setattr(train_fold.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 200_000))
+    output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "all", cwd=tmp_path, status=2)
+    assert "24 images predicted out of fold take 0 MB" in output and "--runs" in output
+    assert not (tmp_path / "runs/tiny/recipe").exists()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "oof.npz"])
 def test_a_fold_that_lacks_a_part_is_trained_again(name, trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)

@@ -42,8 +42,8 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
     if needed > (free := shutil.disk_usage(there).free):
         fits = "free some, name another disk with --runs, or train fewer folds at a time"
         raise Refused(
-            f"{run_folder}: {images} images predicted out of fold take {needed / 1e9:.1f} GB, "
-            f"and the disk has {free / 1e9:.1f} GB free; {fits}"
+            f"{run_folder}: {images} images predicted out of fold take {needed / 1e6:,.0f} MB, "
+            f"and the disk has {free / 1e6:,.0f} MB free; {fits}"
         )
 
 
