@@ -52,7 +52,7 @@ SERVER.set_forkserver_preload(
         "segmentation_models_pytorch",
         "comp.train.overview",
         "comp.data.demo",
-        "comp.ensemble.blending",
+        "comp.ensemble.blend",
     ]
 )
 
