@@ -1,0 +1,63 @@
+"""A competition's data brought here with Kaggle's own client, and opened."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from comp import files
+from comp.errors import Refused
+from comp.kaggle.client import SITE, Declined, call_client
+
+
+def download_competition(competition: str, folder: Path) -> Path:
+    """Bring a competition's data to folder/<competition>, its archives opened, unless it is there; return that folder.
+
+    It appears whole or not at all; a download that was interrupted goes on where it was. Raises Refused where the
+    competition was not joined, and where the disk has no room.
+    """
+    there, work = folder / competition, folder / f".download-{competition}"
+    if there.is_dir():
+        return there
+    with files.lock_folder(work):
+        print(f"downloads {competition} to {there}", flush=True)
+        try:
+            call_client("competition_download_files", competition=competition, path=str(work), quiet=False)
+        except Declined as error:
+            if error.status not in (403, 404):
+                raise
+            shutil.rmtree(work)
+            page = f"{SITE}/competitions/{competition}/rules"
+            raise Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}") from None
+        opened = work / "opened"
+        shutil.rmtree(opened, ignore_errors=True)  # of a start that was killed
+        opened.mkdir()
+        for file in work.glob("[!.]*.*"):
+            _open_archive(file, opened) if file.suffix == ".zip" else shutil.copy(file, opened)
+        while archives := list(opened.rglob("*.zip")):  # some hold others
+            for file in archives:
+                _open_archive(file, file.with_suffix(""))
+                file.unlink()
+        opened.rename(there)
+    shutil.rmtree(work)
+    return there
+
+
+def _open_archive(path: Path, place: Path) -> None:
+    """Put what a zip file holds into a folder, without a folder of the archive's own name around it. Raises Refused."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            size, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
+            if size > free:
+                raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")
+            if {member.filename.split("/")[0] for member in members} == {place.name}:
+                place = place.parent
+            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+                for member in members:
+                    archive.extract(member, place)
+                    bar.update(member.file_size)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        path.unlink()
+        raise Refused(f"{path}: cannot be opened ({error}); the same command downloads it again") from None
