@@ -49,11 +49,13 @@ class Arrays(Section):
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
     test_ids: str = "test_ids"
+    test_groups: str = "test_groups"
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of images that were resized
     fit: Fit = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
+    neighbours: tuple[int, ...] = ()  # [-1, 0, 1]: a network sees the image before, itself, the one after in its group
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Count = 0  # leave out images whose mask this many others share
 
@@ -243,10 +245,13 @@ def _check_together(config: Config) -> None:
     """Refuse values that are sound alone but not beside one another."""
     competition = config.competition
     classes, labels, ignore = competition.classes, competition.arrays.labels, competition.arrays.ignore
-    for key, values in (("classes", classes), ("arrays.labels", labels)):
+    neighbours = competition.arrays.neighbours
+    for key, values in (("classes", classes), ("arrays.labels", labels), ("arrays.neighbours", neighbours)):
         for value, times in Counter(values).items():
             if times > 1:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
+    if neighbours and 0 not in neighbours:
+        raise Refused("competition.arrays.neighbours: 0, the image itself, must be one of them")
     if labels and len(labels) != len(classes):
         raise Refused(f"competition.arrays.labels: {len(labels)} values; {len(classes)}, one for each class, would fit")
     if ignore in labels:

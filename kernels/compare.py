@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         check_folds(data[name], cli.fold_numbers(args.fold, config.folds.count), folder.parent / name)
-        images = data[name].split.images
+        images = data[name].split.inputs
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
         augment.build_transforms(config.augment.transforms)

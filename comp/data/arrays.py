@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import numpy as np
 from comp import files
 from comp.config import Arrays, Competition, Fit
 from comp.data import convert, demo, npz
+from comp.data.neighbours import Neighbours
 from comp.errors import Refused
 from comp.files import atomic_write, find_below_input
 
@@ -37,6 +39,15 @@ class Split:
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
     cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
+    neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
+
+    @cached_property
+    def inputs(self) -> np.ndarray | Neighbours:
+        """What a network sees: uint8 (N, H, W, C), or with neighbours (N, H, W, C·k)."""
+        if not self.neighbours:
+            return self.images
+        assert self.groups is not None  # as was checked when they were read
+        return Neighbours(self.images, self.groups, self.neighbours)
 
     @property
     def shapes(self) -> np.ndarray | tuple[int, ...]:
@@ -191,7 +202,9 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     cache = convert.cache_folder(folder)
     prefix = cache / f"{convert.file_state(path)}.{convert.digest([images.key, masks.key if masks else ''])}"
     loaded = masks.load(ids, cache) if masks else None
-    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix)
+    if arrays.neighbours and groups is None:
+        raise Refused(f"{path}: no {part}_groups, which say whose neighbours competition.arrays.neighbours means")
+    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix, arrays.neighbours)
 
 
 def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:

@@ -145,7 +145,7 @@ class _Samples(Dataset):
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
     def _sample(self, epoch: int, place: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = np.asarray(self._split.images[row]), np.asarray(self._split.masks[row])
+        image, mask = np.asarray(self._split.inputs[row]), np.asarray(self._split.masks[row])
         if self._transform is None:
             return image, mask
         seed = int(np.random.SeedSequence([self._seed, epoch, place]).generate_state(1, np.uint64)[0])

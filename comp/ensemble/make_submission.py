@@ -69,7 +69,7 @@ def predict_blend(
 
     rows, asked = np.arange(len(test.ids)), models[0][1].model_copy(update={"batch_size": batch_size})
     with tqdm(total=len(rows), desc="predict", unit="image", disable=None) as bar:
-        for batch, probabilities in predict.for_each_batch(look, test.images, rows, asked, device):
+        for batch, probabilities in predict.for_each_batch(look, test.inputs, rows, asked, device):
             yield batch, probabilities
             bar.update(len(batch))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from comp.config import Fit, Predict
 from comp.data.arrays import Size, fitted_size
+from comp.data.neighbours import Neighbours
 from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused
 from comp.model.segmenter import Segmenter
@@ -134,7 +135,7 @@ def to_labels(scores: Tensor) -> Tensor:
 
 
 def predict_rows(
-    model: Segmenter, images: np.ndarray, rows: np.ndarray, settings: Predict
+    model: Segmenter, images: np.ndarray | Neighbours, rows: np.ndarray, settings: Predict
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
     return for_each_batch(lambda x, _, now: probabilities(model, x, now), images, rows, settings, model.device)
@@ -142,7 +143,7 @@ def predict_rows(
 
 def for_each_batch(
     look: Callable[[Tensor, np.ndarray, Predict], T],
-    images: np.ndarray,
+    images: np.ndarray | Neighbours,
     rows: np.ndarray,
     settings: Predict,
     device: Device,
@@ -170,7 +171,9 @@ def for_each_batch(
             rows = rows[len(batch) :]
 
 
-def _read_ahead(images: np.ndarray, batches: list[np.ndarray], pin: bool) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _read_ahead(
+    images: np.ndarray | Neighbours, batches: list[np.ndarray], pin: bool
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Each batch of rows with its images (n, H, W, C), while a thread reads those of the next one."""
 
     def read(batch: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from comp import config as configs
 from comp import files
 from comp.config import Config, Model
+from comp.data.neighbours import Neighbours
 from comp.device import Device, is_out_of_memory
 from comp.distributed import is_lost_peer
 from comp.errors import Refused, did_you_mean
@@ -105,7 +106,7 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
     return segmenter, note
 
 
-def measure_normalisation(images: np.ndarray, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
+def measure_normalisation(images: np.ndarray | Neighbours, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
 
     From a histogram, so exact and the same on every machine.

@@ -76,8 +76,8 @@ def fit(
     device, classes, metric = machine.device.device, config.competition.classes, config.competition.metric
     train, valid = data.rows(fold)
     torch.manual_seed(config.seed)
-    mean_and_deviation = segmenter.measure_normalisation(split.images, train)
-    model, note = segmenter.build_segmenter(config.model, split.images.shape[3], len(classes), *mean_and_deviation)
+    mean_and_deviation = segmenter.measure_normalisation(split.inputs, train)
+    model, note = segmenter.build_segmenter(config.model, split.inputs.shape[3], len(classes), *mean_and_deviation)
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
     model.place(machine.device)
     averaging = ModelEmaV3(model) if config.ema else None
@@ -263,7 +263,7 @@ def evaluate(
     # Each rank looks at its share, and the sum over ranks holds all. What was counted stays on the device until then.
     mine = np.arange(len(rows))[distributed.own_share()]
     total, counted = torch.zeros((), dtype=torch.float64, device=model.device.device), []
-    for _, (loss, some) in predict.for_each_batch(look, split.images, rows[mine], settings, model.device):
+    for _, (loss, some) in predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device):
         total += loss
         counted.append(some)
     margins = torch.zeros(len(rows), 4, classes, dtype=torch.int64)

@@ -90,7 +90,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     def watch(epoch: int, model: Segmenter) -> None:
         # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
         if len(watched) and epoch & (epoch - 1) == 0 and not distributed.rank():
-            looked = predict.predict_rows(model, data.split.images, valid[watched], config.predict)
+            looked = predict.predict_rows(model, data.split.inputs, valid[watched], config.predict)
             with files.atomic_write(folder / f"frame-{epoch:05}.npy") as beside:
                 np.save(
                     beside, torch.cat([predict.to_labels(probabilities) for _, probabilities in looked]).cpu().numpy()
@@ -135,7 +135,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     margins: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
-        for batch, probabilities in predict.predict_rows(model, split.images, rows, config.predict):
+        for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels, ignored = predict.to_labels(probabilities), config.competition.arrays.ignored
             counted = metrics.count_confusion(truth, labels, classes, ignored)
