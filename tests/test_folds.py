@@ -149,11 +149,24 @@ def test_a_class_that_training_lacks_is_refused():
     with pytest.raises(Refused, match="fold 1: no training sample has class 'crystal'"):
         folds.check_training(index, assigned, 1, CLASSES)
     excluded = np.array([0, -1, 0, 1], np.int16)
-    with pytest.raises(Refused, match="'crystal'"):
+    with pytest.raises(Refused, match="fold 0: no image that is used has class 'crystal'; leave it out of classes"):
         folds.check_training(index, excluded, 0, CLASSES)
     for fold in (-1, 2):
         with pytest.raises(Refused, match=f"fold {fold}: there are folds 0 to 1"):
             folds.check_training(index, assigned, fold, CLASSES)
+
+
+def test_what_helps_where_a_class_is_in_one_fold_alone_is_named():
+    counts = np.array([[5, 1, 0], [5, 0, 0], [5, 1, 1], [5, 1, 1], [5, 1, 0], [5, 1, 0]])
+    index, assigned = index_of(counts), np.array([0, 1, 2, 2, 3, 1], np.int16)
+    says = r"fold 2: .*'crystal', since all with it \(2\) validate here; what works is --fold 0,1,3, or train_fold.py"
+    with pytest.raises(Refused, match=says + " --fold full, or to merge the class with another") as refused:
+        folds.check_training(index, assigned, 2, CLASSES)
+    assert "fewer" not in str(refused.value)
+    for fold in (0, 1, 3):
+        folds.check_training(index, assigned, fold, CLASSES)
+    with pytest.raises(Refused, match=r"\(1\) validate here; what works is train_fold.py --fold full"):
+        folds.check_training(index_of(np.array([[5, 1, 0], [5, 0, 1]])), np.array([0, 1], np.int16), 0, CLASSES)
 
 
 # Saved folds

@@ -102,10 +102,16 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
     folds = int(assigned.max()) + 1
     if not 0 <= fold < folds:
         raise Refused(f"fold {fold}: there are folds 0 to {folds - 1}")
-    pixels = index.counts[(assigned != fold) & (assigned != EXCLUDED)].sum(axis=0)
-    for name, count in zip(classes, pixels.tolist(), strict=True):
-        if count == 0:
-            raise Refused(f"fold {fold}: no training sample has class {name!r}; use fewer folds or drop the class")
+    have = np.stack([(index.counts[assigned == one] > 0).sum(axis=0) for one in range(folds)])  # images, (folds, C)
+    others = have.sum(axis=0) - have
+    for k in np.flatnonzero(others[fold] == 0)[:1]:
+        if not have[fold, k]:
+            raise Refused(f"fold {fold}: no image that is used has class {classes[k]!r}; leave it out of classes")
+        # Fewer folds would not part it: mostly it is one image, or images that belong together.
+        works = ["--fold " + ",".join(map(str, able))] if len(able := np.flatnonzero((others > 0).all(axis=1))) else []
+        works += ["train_fold.py --fold full", "to merge the class with another"]
+        lack = f"no training sample has class {classes[k]!r}, since all with it ({have[fold, k]}) validate here"
+        raise Refused(f"fold {fold}: {lack}; what works is {', or '.join(works)}")
 
 
 def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
