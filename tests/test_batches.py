@@ -103,6 +103,28 @@ def test_an_unknown_transform_or_argument_is_refused(transform, says):
     assert says in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_transform_that_warns_works_and_says_so_once(capsys):
+    rotate = {"name": "ShiftScaleRotate", "shift_limit": 0.1, "p": 1.0}
+    augment._print_once.cache_clear()
+    for _ in range(2):
+        transform = augment.build_transforms([{"name": "RandomRotate90"}, rotate])
+        assert transform(np.zeros((16, 16, 1), np.uint8), np.zeros((16, 16), np.uint8), 0)[1].shape == (16, 16)
+    assert capsys.readouterr().out.count("augment.transforms.1 (ShiftScaleRotate): ShiftScaleRotate is a special") == 1
+    with pytest.raises(Refused, match=r"augment\.transforms\.0 \(ShiftScaleRotate\): .*'shift'"):
+        augment.build_transforms([{"name": "ShiftScaleRotate", "shift": 0.1}])
+
+
+def test_no_transform_takes_an_argument_that_it_does_not_know():
+    import albumentations
+
+    kinds = [kind for kind in vars(albumentations).values() if isinstance(kind, type)]
+    names = [kind.__name__ for kind in kinds if issubclass(kind, albumentations.BasicTransform)]
+    assert len(names) > 100
+    for name in names:
+        with pytest.raises(Refused, match=rf"^augment\.transforms\.0 \({name}\):"):
+            augment.build_transforms([{"name": name, "nonsense": 1}])
+
+
 def test_cutmix_pastes_boxes_with_their_labels():
     labels = torch.arange(1, 5, dtype=torch.uint8)[:, None, None].expand(4, 16, 24).contiguous()
     images = (labels * 10)[:, None].contiguous()

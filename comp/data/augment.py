@@ -4,6 +4,7 @@ Randomness is a function of a seed that the caller derives from (run seed, epoch
 the number of workers and restarts change nothing.
 """
 
+import functools
 import os
 import random
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 from comp.config import Augment
 from comp.errors import Refused, did_you_mean
 
+_print_once = functools.cache(print)
 Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -36,12 +38,18 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
         if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
             hint = did_you_mean(str(name), dir(albumentations))
             raise Refused(f"{key}.name: albumentations has no transform {name!r}{hint}")
+        # A constructor that validates only warns of an argument that it does not know, and where validation itself
+        # fails it takes the defaults, unless it is told to be strict. The others know no such argument.
+        validates = hasattr(kind.__init__, "__signature__")  # type: ignore[misc]
         try:
-            with warnings.catch_warnings(action="error"):  # it only warns of an argument that it does not know
-                return kind(**arguments)
-        except (TypeError, ValueError, Warning, NotImplementedError) as error:
+            with warnings.catch_warnings(record=True, action="always") as said:
+                made = kind(**arguments | ({"strict": True} if validates else {}))
+        except (TypeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split()).partition(" [type=")[0]
             raise Refused(f"{key} ({name}): {reason}") from None
+        for warning in said:
+            _print_once(f"{key} ({name}): {' '.join(str(warning.message).split())}")
+        return made
 
     pipeline = albumentations.Compose([build(k, **transform) for k, transform in enumerate(transforms)])
     # Every transform shares these two generators; seeding them again is what makes a sample's
