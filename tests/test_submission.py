@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from comp.config import Competition, Submission
 from comp.errors import Refused
 from comp.submission import runlength
-from comp.submission.check import check_submission
+from comp.submission.check import check_submission, read_header
 from comp.submission.write import open_writer
 
 # Printable text, quotes, commas and line feeds too. How a lone carriage return is written differs with
@@ -282,6 +282,58 @@ def test_the_sample_decides(tmp_path):
             check(tmp_path, text, RUNS, sample=sample)
     with pytest.raises(Refused, match=r"nowhere\.csv: No such file"):
         check(tmp_path, "id,rle_mask\n8.png,\n7.png,\n", RUNS, sample=tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("layout", [PIXELS, RUNS, BY_CLASS])
+def test_a_byte_order_mark_before_a_header_is_read_over(tmp_path, layout):
+    path = write(tmp_path / "plain.csv", layout, ["a", "b"], np.zeros((2, 1, 3), np.uint8))
+    sample = tmp_path / "sample_submission.csv"
+    for header in (b"id", b'"id"'):  # quoted, it is read in another way
+        sample.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"id", header, 1))
+        assert check_submission(path, layout, ["a", "b"], (1, 3), sample) >= 2
+        assert check_submission(sample, layout, ["a", "b"], (1, 3), path) >= 2
+
+
+@pytest.mark.parametrize(
+    ("layout", "header", "rows"),
+    [
+        (RUNS, ["rle_mask", "id"], [["2 2", "a"], ["", 'b,"c"']]),
+        (
+            BY_CLASS,
+            ["rle_mask", "class", "id"],
+            [["2 1", "1", "a"], ["3 1", "2", "a"], ["", "1", 'b,"c"'], ["", "2", 'b,"c"']],
+        ),
+        (BY_CLASS, ["class", "id", "rle_mask"], [["1", "a", "2 1"], ["2", "a", "3 1"]]),
+    ],
+)
+def test_the_columns_of_the_sample_are_written_in_its_order(tmp_path, layout, header, rows):
+    ids, sample, path = (
+        list(dict.fromkeys(row[header.index("id")] for row in rows)),
+        tmp_path / "sample.csv",
+        tmp_path / "s.csv",
+    )
+    labels = np.zeros((len(ids), 1, 3), np.uint8)
+    labels[0, 0, 1:] = [1, 1] if layout is RUNS else [1, 2]
+    with open(sample, "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([header, *rows[::-1]])
+    with open_writer(path, layout, read_header(sample)) as append:
+        append(ids, labels)
+    assert rows_of(path) == [header, *rows]
+    assert check_submission(path, layout, ids, (1, 3), sample) == len(rows)
+    path.write_text(path.read_text().replace("2 ", "9 ", 1))
+    with pytest.raises(Refused, match=r"row 1 \('a.*ends outside the image of 3 pixels"):
+        check_submission(path, layout, ids, (1, 3), sample)
+
+
+def test_columns_that_are_not_the_competitions_are_refused_before_all_is_written(tmp_path):
+    for layout, header, problem in (
+        (RUNS, ["mask", "id"], "column 1 is 'id'; the sample submission has 'mask' there"),
+        (PIXELS, ["0", "1", "2", "id"], "column 1 is 'id'; the sample submission has '0' there"),
+        (BY_CLASS, ["rle_mask", "id"], "3 columns; the sample submission has 2"),
+    ):
+        with pytest.raises(Refused, match=problem), open_writer(tmp_path / "s.csv", layout, header) as append:
+            append(["a"], np.zeros((1, 1, 3), np.uint8))
+            pytest.fail("it was written")
 
 
 def test_no_rows(tmp_path):

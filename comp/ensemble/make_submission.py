@@ -19,7 +19,7 @@ from comp.data.arrays import Index, Split
 from comp.device import Device
 from comp.ensemble.blend import Blend, label_images
 from comp.model import metrics, predict, segmenter
-from comp.submission.check import check_submission
+from comp.submission.check import check_submission, read_header
 from comp.submission.write import open_writer
 from comp.train.runs import MODEL, Runs
 
@@ -83,7 +83,7 @@ def write_submission(
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
     """
     counted: list[np.ndarray] = []
-    with open_writer(path, competition) as write:
+    with open_writer(path, competition, read_header(sample) if sample else ()) as write:
         for rows, probabilities in blended:
             labels = label_images(probabilities, blend.classes)
             if test.masks is not None:

@@ -42,15 +42,17 @@ def check_submission(
     else:
         sample_rows = _read_rows(Path(sample), keys)
         expected, source = next(sample_rows), Path(sample).name
-        areas = {tuple(key): areas.get(tuple(key), runlength.UNKNOWN) for *key, _ in sample_rows}
-    if len(header) != len(expected):
-        raise Refused(f"{path}: {len(header)} columns; {source} has {len(expected)}")
-    for number, (name, right) in enumerate(zip(header, expected, strict=True), 1):
-        if name != right:
-            raise Refused(f"{path}: column {number} is {name!r:.80}; {source} has {right!r} there")
+    order = write.find_order(competition, expected)
+
+    def parts(fields: list[str]) -> tuple[Key, str]:
+        *key, value = [fields[order.index(k)] for k in range(len(order))] or fields
+        return tuple(key), value
+
+    if sample is not None:
+        areas = {key: areas.get(key, runlength.UNKNOWN) for key, _ in map(parts, sample_rows)}
+    write.check_header(path, header, expected, source)
     seen: set[Key] = set()
-    for row, (*fields, value) in enumerate(rows, 1):
-        key = tuple(fields)
+    for row, (key, value) in enumerate(map(parts, rows), 1):
         try:
             if key in seen:
                 raise Refused("a second row of this id")
@@ -86,6 +88,11 @@ def check_against_input(path: Path, competition: Competition, folder: Path) -> i
     return check_submission(path, competition, test.ids, test.shapes, sample)
 
 
+def read_header(path: str | Path) -> list[str]:
+    """The names of a CSV file's columns. Raises Refused."""
+    return next(_read_rows(Path(path), 1))
+
+
 def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
     """Yield the fields of the header, then of each row its first `keys` fields and the rest as it stands.
 
@@ -94,7 +101,7 @@ def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
     csv.field_size_limit(1 << 30)
     row = columns = 0
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel begins a file with a mark
             for line in file:
                 if not (text := line.rstrip("\r\n")):
                     continue

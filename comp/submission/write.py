@@ -25,13 +25,14 @@ Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
 
 
 @contextmanager
-def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
+def open_writer(path: str | Path, competition: Competition, columns: Sequence[str] = ()) -> Iterator[Write]:
     """Yield `write(ids, labels)`, which appends a batch; the file appears when the block ends, whole.
 
-    `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle".
-    Memory stays that of one batch. Raises Refused for pixel rows of different sizes and for no row.
+    `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle". Its columns are
+    written in the order of `columns`, a sample submission's header, where that is given. Memory stays that of one
+    batch. Raises Refused for pixel rows of different sizes, for no row and where `columns` are not the competition's.
     """
-    pixels = competition.submission.format == "pixels"
+    pixels, order = competition.submission.format == "pixels", find_order(competition, columns)
     shape: tuple[int, ...] = ()
 
     def write(ids: Iterable[Any], labels: np.ndarray | Sequence[np.ndarray]) -> None:
@@ -44,10 +45,13 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
         labels, ids = labels.astype(np.uint8, casting="safe", copy=False), list(ids)
         if not shape:
             shape = labels.shape[1:]
-            file.write(_csv_text([make_header(competition, math.prod(shape))]))
+            header = make_header(competition, math.prod(shape))
+            header = [header[k] for k in order] or header
+            check_header(path, header, columns or header, "the sample submission")
+            file.write(_csv_text([header]))
         elif labels.shape[1:] != shape and pixels:
             raise Refused(f"{str(ids[0])!r}: {labels.shape[1:]} pixels, after {shape}; pixel rows are of one size")
-        file.writelines((_pixel_rows if pixels else _run_rows)(competition, ids, labels))
+        file.writelines(_pixel_rows(ids, labels) if pixels else _run_rows(competition, ids, labels, order))
 
     with files.atomic_write(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
         yield write
@@ -55,7 +59,7 @@ def open_writer(path: str | Path, competition: Competition) -> Iterator[Write]:
             raise Refused(f"{path}: there is no image to write")
 
 
-def _pixel_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
+def _pixel_rows(ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
     for image_id, image in zip(ids, labels, strict=True):
         texts = _pixel_texts(10 if image.max() < 10 else 256).take(image).tobytes()
         yield _csv_text([(image_id, "")]).removesuffix(b",\n")  # of one field alone, an empty id would be quoted
@@ -70,13 +74,14 @@ def _pixel_texts(labels: int) -> np.ndarray:
     return texts.view(f"u{texts.itemsize}")  # integers are taken quicker than strings
 
 
-def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
+def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray, order: list[int]) -> Iterator[bytes]:
     submission = competition.submission
     classes = range(1, 2 if submission.rows == "image" else len(competition.classes))
     by_class = [runlength.encode_runs(labels == label, submission.order) for label in classes]
     for image_id, *texts in zip(ids, *by_class, strict=True):
         keys = row_keys(competition, image_id)
-        yield _csv_text((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))
+        rows = ((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))
+        yield _csv_text(([row[k] for k in order] for row in rows) if order else rows)
 
 
 def _csv_text(rows: Iterable[Iterable[Any]]) -> bytes:
@@ -97,6 +102,21 @@ def make_header(competition: Competition, pixels: int) -> list[str]:
     layout = competition.submission
     values: Iterable[Any] = range(pixels) if layout.format == "pixels" else [layout.value_column]
     return [*key_columns(competition), *map(str, values)]
+
+
+def find_order(competition: Competition, columns: Sequence[str]) -> list[int]:
+    """Which of our columns stands where in `columns`; empty where they are not the same, or in the same order."""
+    ours = make_header(competition, 0)
+    return [ours.index(name) for name in columns] if ours != [*columns] and sorted(ours) == sorted(columns) else []
+
+
+def check_header(path: str | Path, header: Sequence[str], expected: Sequence[str], source: str) -> None:
+    """Raises Refused, naming the column, where a header is not what `source` has."""
+    if len(header) != len(expected):
+        raise Refused(f"{path}: {len(header)} columns; {source} has {len(expected)}")
+    for number, (name, right) in enumerate(zip(header, expected, strict=True), 1):
+        if name != right:
+            raise Refused(f"{path}: column {number} is {name!r:.80}; {source} has {right!r:.80} there")
 
 
 def row_keys(competition: Competition, image_id: Any) -> list[Key]:
