@@ -282,21 +282,22 @@ def _check_together(config: Config) -> None:
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:
+    known = shipped_names(kind)
     if name.endswith(".toml"):
-        return read_toml(Path(name))
-    if name not in (known := shipped_names(kind)):
+        return read_toml(Path(name), did_you_mean(Path(name).stem, known))
+    if name not in known:
         raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, known)}")
     return read_toml(SHIPPED / kind / f"{name}.toml")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file. Raises Refused."""
+def read_toml(path: Path, missing: str = "") -> dict[str, Any]:
+    """The values of a TOML file. Raises Refused, which ends in `missing` where there is no such file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except (ValueError, RecursionError) as error:  # text that is not UTF-8, and a number of 5,000 digits, too
         raise Refused(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from None
+        raise Refused(f"{path}: {error.strerror}{missing * isinstance(error, FileNotFoundError)}") from None
 
 
 def _read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -360,7 +361,7 @@ def _one_line(error: ValidationError) -> str:
     if "[" in str(first["loc"][-1:]):  # of a union's alternatives the first; those at the same place fit as well
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
-    return f"{key}: {message}, not {first['input']!r:.100}"
+    return f"{key}: {message.replace('an object', 'a table')}, not {first['input']!r:.100}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_options_stay_where_the_architecture_is_named_anew_but_the_same(tmp_path
 
 def test_what_is_no_configuration_at_all_is_refused():
     for value in ([], None, 3):
-        with pytest.raises(Refused, match=r"^configuration: input should be an object"):
+        with pytest.raises(Refused, match=r"^configuration: input should be a table"):
             config.validate_config(value)
 
 
@@ -91,7 +91,7 @@ def test_the_first_difference_names_its_key():
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
         ("loss.terms={dise=1.0}", "loss.terms.dise: input should be 'cross_entropy'"),
         ("loss.class_weights=sqr", "loss.class_weights: input should be 'none', 'inverse' or 'sqrt'"),
-        ("loss.class_weights=2", "or 'sqrt', or less than or equal to 1, or an object, not 2"),
+        ("loss.class_weights=2", "or 'sqrt', or less than or equal to 1, or a table, not 2"),
         ("oversample={boulder=2.0}", "oversample.boulder: no such class"),
         ('competition.classes=["a", "b", "a"]', "competition.classes: 'a' is there 2 times"),
         ("competition.submission={format='rle'}", 'competition.submission.rows: "image" is one mask for an image'),
@@ -121,11 +121,18 @@ def test_unknown_names_and_broken_files_are_refused(tmp_path):
         ("mras", None, "did you mean 'mars'"),
         ("mars", "defualt", "did you mean 'default'"),
         (str(broken), None, "not valid TOML"),
-        (str(tmp_path / "none.toml"), None, "No such file"),
+        (str(tmp_path / "mras.toml"), None, "No such file or directory; did you mean 'mars'"),
+        ("mars", "none.toml", "No such file or directory; there are default, "),
         ("mars", str(circle), "is based on it"),
     ]:
         with pytest.raises(Refused, match=says):
             config.load_config(competition, recipe)
+
+
+def test_a_byte_order_mark_before_toml_is_read_over(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_text('base = "default"\nepochs = 2\n', encoding="utf-8-sig")
+    assert config.load_config("demo", str(own)).epochs == 2
 
 
 def test_a_model_that_is_not_a_section_is_refused_before_an_architecture_is_set(tmp_path):
