@@ -1,6 +1,7 @@
 """What the entry scripts share: their common arguments, and one line instead of a traceback."""
 
 import argparse
+import io
 import math
 import os
 import re
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from comp import config as configs
-from comp.errors import Refused
+from comp.errors import Refused, did_you_mean
 
 STARTED = time.monotonic()  # a time budget counts from here
 HERE = ("--on", "--input", "--runs", "--submissions", "--device", "--workers")  # options that are about this machine
 KAGGLE_LIMIT = 11.5 * 3600  # seconds; Kaggle stops a kernel after 12 hours and keeps nothing that is unfinished
+MOST_WORKERS = 32
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +30,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        for option in (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")):
+            if option not in (*self._option_string_actions, "--"):  # argparse would name what is missing without it
+                self.exit(2, f"{self.prog}: no option {option}{did_you_mean(option, [*self._option_string_actions])}\n")
         self.exit(2, f"{self.prog}: {message}; --help shows all options\n")
 
 
@@ -47,6 +52,15 @@ def parser(description: str, runs: str = "store") -> Parser:
     return made
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --time-budget and --workers, which the scripts that train take."""
+    parser.add_argument("--time-budget", type=duration, help="such as 10m: the training of each fold ends in time")
+    parser.add_argument(
+        "--workers", type=workers, metavar="N",
+        help=f"processes that augment, 0 to {MOST_WORKERS} (default: 0 on a CPU, whose cores train)",
+    )  # fmt: skip
+
+
 def config(arguments: argparse.Namespace) -> configs.Config:
     """The configuration that the arguments name. Raises Refused."""
     return configs.load_config(arguments.competition, arguments.recipe, arguments.overrides)
@@ -62,12 +76,13 @@ def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str
     return names
 
 
-def fold_numbers(text: str, count: int) -> list[int]:
-    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused."""
+def fold_numbers(text: str, count: int, full: bool = True) -> list[int]:
+    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused, naming "full" where it is possible."""
     numbers = {str(number): number for number in range(count)}
     chosen = numbers.keys() if text == "all" else {*text.split(",")}
     if not chosen <= numbers.keys():
-        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
+        fits = "write one, several as 0,1, all, or full" if full else "write one, several as 0,1, or all"
+        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; {fits}")
     return sorted(numbers[part] for part in chosen)
 
 
@@ -79,6 +94,13 @@ def duration(text: str) -> float:
     if total := hours * 3600 + minutes * 60 + seconds:
         return total
     raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 90s, 10m or 1h30m")
+
+
+def workers(text: str) -> int:
+    """A number of processes beside the one that trains."""
+    if re.fullmatch("[0-9]{1,9}", text) and int(text) <= MOST_WORKERS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} does not fit; 0 to {MOST_WORKERS} would")
 
 
 def deadline(started: float, budget: float | None) -> float:
@@ -114,6 +136,7 @@ def entry(
             "--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here",
             help="here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
+    _make_do()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
     try:
         arguments = parser.parse_args()
@@ -137,5 +160,17 @@ def entry(
             raise
         parser.exit(1, f"rank {distributed.rank()}: another process of this job ended; start it again to go on\n")
     except KeyboardInterrupt:
-        said = "interrupted; the same command goes on where it was, or starts again\n"
-        parser.exit(130, said if os.environ.get("RANK", "0") == "0" else None)  # of all ranks, one says so
+        job = sys.modules.get("comp.distributed")  # where it is not imported yet, none was joined
+        said = "interrupted; the same command starts again with what is on disk\n"
+        parser.exit(130, None if job and job.rank() else said)  # of all ranks, one says so
+
+
+def _make_do() -> None:
+    """Keep surroundings that are not made for Python from ending this process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is another, and shows everything
+        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks; stderr does so by itself
+    if "ipykernel" not in sys.modules:
+        # A notebook hands its backend to the commands it starts, where it may be missing. The style is our own.
+        os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": str(Path(__file__).parent / "report/figures.mplstyle")}
+    if not {"LOGNAME", "USER", "LNAME", "USERNAME"} & os.environ.keys():
+        os.environ["USER"] = str(os.getuid())  # torch asks for it, and an id of a container has no name

@@ -16,16 +16,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from comp.errors import Refused
+
+# What torchrun sets, all of it. Of other launchers one or another may be left in the environment.
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(hours=2)  # for rank 0, which predicts out of fold while the others wait
 
 
+def local_rank() -> int | None:
+    """This process's number on its machine, as that of its GPU, where torchrun started it; None where it is alone."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return int(number) if number.isdecimal() and all(map(os.environ.get, LAUNCHED)) else None
+
+
 def join() -> None:
-    """Join the job that torchrun started, if it did."""
-    if "LOCAL_RANK" not in os.environ:
+    """Join the job that torchrun started, if it did. Raises Refused where there is no such job."""
+    if (local := local_rank()) is None:
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        torch.cuda.set_device(local)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise Refused(f"no job to join as {', '.join(LAUNCHED)} say; unset them, or start torchrun: {error}") from None
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 

@@ -24,10 +24,7 @@ def arguments() -> argparse.ArgumentParser:
     variants.add_argument("--recipes", nargs="+", help="names that ship, or .toml files")
     variants.add_argument("--vary", nargs="+", metavar=("KEY", "VALUE"), help="one setting, and the values to try")
     parser.add_argument("--fold", default="0", help="fold numbers such as 0,1, or all (default: 0)")
-    parser.add_argument("--time-budget", type=cli.duration, help="such as 5m, for each variant and fold")
-    parser.add_argument(
-        "--workers", type=int, choices=range(33), metavar="N", help="processes that augment (default: 0 on a CPU)"
-    )
+    cli.add_training_arguments(parser)
     return parser
 
 
@@ -50,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
-        check_folds(data[name], cli.fold_numbers(args.fold, config.folds.count), folder.parent / name)
+        check_folds(data[name], cli.fold_numbers(args.fold, config.folds.count, full=False), folder.parent / name)
         images = data[name].split.inputs
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
@@ -62,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     table = ""
     for name, config in variants.items():
         print(f"\n{name}, on {chosen}")
-        for number in cli.fold_numbers(args.fold, config.folds.count):
+        for number in cli.fold_numbers(args.fold, config.folds.count, full=False):
             before = runs.is_finished(runs.fold_folder(folder.parent / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:
@@ -121,7 +118,7 @@ def jobs(args: argparse.Namespace) -> list:
     variants = configurations(args)
     config = next(iter(variants.values()))
     folder = comparison_folder(args, config.competition)
-    numbers = cli.fold_numbers(args.fold, config.folds.count)
+    numbers = cli.fold_numbers(args.fold, config.folds.count, full=False)
     folds = [runs.fold_folder(folder.parent / run, number) for run in variants for number in numbers]
     return [
         Job(

@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     competition = config.competition
     names = cli.run_names(args, config)
 
-    from comp import files
+    from comp import distributed, files
     from comp.data import arrays
     from comp.device import choose_device
     from comp.ensemble.blend import Blend, same_folds, search_weights
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.report import tables
     from comp.submission.check import check_submission
 
-    if "LOCAL_RANK" in os.environ:
+    if distributed.local_rank() is not None:
         raise cli.Refused("one process makes the submission; start it without torchrun")
     for override in args.overrides:
         if not override.startswith(HEEDED):

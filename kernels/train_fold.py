@@ -22,14 +22,7 @@ from comp import cli
 def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__)
     parser.add_argument("--fold", required=True, help="a fold's number, several as 0,1, all, or full")
-    parser.add_argument("--time-budget", type=cli.duration, help="such as 10m: training ends in time (per fold)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        choices=range(33),
-        metavar="N",
-        help="processes that augment (default: 0 on a CPU, whose cores train)",
-    )
+    cli.add_training_arguments(parser)
     return parser
 
 

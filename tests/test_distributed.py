@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, TINY, draw, inside, lay_out
 from torch import nn
 
-from comp import device
+from comp import device, distributed
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,8 @@ def as_in_validation(self, x):
 
 
 def test_a_submission_is_made_by_one_process(place, two, monkeypatch, capsys):
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in distributed.LAUNCHED:
+        monkeypatch.setenv(name, "0")
     words = ("ensemble.py", *TINY, "--folds", "0", "--runs", "two-plain")
     assert "without torchrun" in inside(monkeypatch, capsys, *words, cwd=place, status=2)
 
