@@ -63,7 +63,8 @@ def find_unshare() -> tuple[list[str], str]:
     for user in (["--map-root-user"], []):  # without user namespaces only root may
         command = ["unshare", *user, "--mount", "--net", "--pid", "--fork", "--kill-child"]
         # Some systems allow the namespaces and then refuse every mount in them.
-        tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, text=True)
+        mount = [*command, "mount", "-t", "tmpfs", "none", "/tmp"]
+        tried = subprocess.run(mount, capture_output=True, encoding="utf-8", errors="replace")
         if tried.returncode == 0:
             return command, ""
     return [], (tried.stderr.strip() or f"unshare: exit status {tried.returncode}").splitlines()[-1]
