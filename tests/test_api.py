@@ -138,8 +138,15 @@ def test_no_credentials(kaggle, monkeypatch):
         api.username()
 
 
-@pytest.mark.parametrize("text", ['{"username": "tester", "ke', '{"competition": "mars"}', "[]"])
-def test_a_kaggle_json_that_holds_no_credentials(kaggle, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"competition": "mars", "path": "/data"}', "holds no username and key"),
+        ("[]", "holds no username and key"),
+        (f'{{"username": "tester", "key": "{KEY}"', "not valid JSON, such as half a file (Expecting ',' delimiter)"),
+    ],
+)
+def test_a_kaggle_json_that_holds_no_credentials(kaggle, tmp_path, text, says):
     """In a process of its own, since the client reads KAGGLE_CONFIG_DIR when it is imported."""
     (tmp_path / "kaggle.json").write_text(text)
     environment = {**os.environ, "KAGGLE_CONFIG_DIR": str(tmp_path)}
@@ -147,7 +154,37 @@ def test_a_kaggle_json_that_holds_no_credentials(kaggle, tmp_path, text):
     script = "from comp.kaggle import api; api.username()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     line = done.stderr.strip().splitlines()[-1]
-    assert f"{tmp_path}/kaggle.json: holds no username and key; download it again, or make a token at" in line
+    assert f"{tmp_path}/kaggle.json: {says}; download it again, or make a token at" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"", "not valid JSON, such as half a file (Expecting value)"),
+        (b'{"username": "te', "not valid JSON, such as half a file (Unterminated string starting at)"),
+        (b'{"username": "tester", "ke', "not valid JSON, such as half a file"),
+        (
+            b'\xef\xbb\xbf{"username": "me", "key": "012345"}',
+            "not valid JSON, such as half a file (Unexpected UTF-8 BOM",
+        ),
+        (b'{"username": "\xe9"}', "not valid JSON, such as half a file (not UTF-8)"),
+        (b'{"username": "tester", "key": ""}', "holds no username and key"),
+    ],
+)
+def test_what_is_wrong_with_a_kaggle_json(tmp_path, monkeypatch, text, says):
+    for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "kaggle.json").write_bytes(text)
+    assert credentials.explain_refusal().startswith(f"{tmp_path}/kaggle.json: {says}")
+    # Where something else is there to log in with, the file may hold settings alone.
+    monkeypatch.setenv("KAGGLE_KEY", KEY)
+    assert "kaggle.json" not in credentials.explain_refusal()
+    monkeypatch.delenv("KAGGLE_KEY")
+    (tmp_path / "home/.kaggle").mkdir(parents=True)
+    (tmp_path / "home/.kaggle/access_token").write_text(TOKEN)
+    assert "kaggle.json" not in credentials.explain_refusal()
 
 
 def test_a_token_that_expires_and_is_renewed_while_a_kernel_runs(kaggle, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Kaggle's credentials: found, so that text is redacted and files that hold them are refused."""
 
 import contextlib
+import json
 import mmap
 import os
 import re
@@ -15,9 +16,9 @@ KEYS = (r"KGAT_[0-9A-Za-z]{16,}", r"\"key\"\s*:\s*\"[0-9a-f]{32}\"")  # a token;
 
 def _folders() -> list[Path]:
     """Where Kaggle's client looks for its files."""
-    home = Path.home() / ".kaggle"
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kaggle"
-    return [Path(os.environ.get("KAGGLE_CONFIG_DIR") or home), home, config]
+    home = Path(os.path.expanduser("~"))  # which stays "~" for a user without one, as in the client
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "kaggle"
+    return [Path(os.environ.get("KAGGLE_CONFIG_DIR") or home / ".kaggle"), home / ".kaggle", config]
 
 
 def find_credentials() -> set[str]:
@@ -26,21 +27,33 @@ def find_credentials() -> set[str]:
     secrets = {os.environ.get("KAGGLE_KEY", ""), "" if os.path.exists(token) else token}
     for path in (Path(token), *(folder / name for folder in _folders() for name in NAMES)):
         with contextlib.suppress(OSError, ValueError):
-            text = path.read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8-sig").strip()
             secrets |= {*re.findall(r'"(?:key|access_token|refresh_token)"\s*:\s*"(.+?)"', text)} or {text}
     return {secret for secret in secrets if len(secret) >= 8}
 
 
 def explain_refusal() -> str:
     """Why Kaggle, or its client, does not take what there is to log in with."""
-    for path in (folder / "kaggle.json" for folder in _folders()):
-        if path.exists() and not os.environ.get("KAGGLE_API_TOKEN"):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if not ('"username"' in text and re.search(r'"key"\s*:\s*".+?"', text)):
-                return f"{path}: holds no username and key; download it again, or"
+    others = [folder / name for folder in _folders() for name in NAMES[1:4]]
+    if not (any(map(os.environ.get, ("KAGGLE_API_TOKEN", "KAGGLE_KEY"))) or any(path.exists() for path in others)):
+        for path in (folder / "kaggle.json" for folder in _folders() if (folder / "kaggle.json").exists()):
+            if problem := _find_problem(path):
+                return f"{path}: {problem}; download it again, or"
     if find_credentials():
         return "Kaggle does not accept your credentials (expired, or revoked?):"
     return "no Kaggle credentials:"
+
+
+def _find_problem(path: Path) -> str:
+    """Why the client, which does not say so, cannot log in with a kaggle.json; empty where it can."""
+    try:
+        held = json.loads(path.read_bytes().decode())
+    except OSError as error:
+        return error.strerror or "cannot be read"
+    except ValueError as error:
+        return f"not valid JSON, such as half a file ({getattr(error, 'msg', 'not UTF-8')})"
+    complete = isinstance(held, dict) and held.get("username") and held.get("key")
+    return "" if complete else "holds no username and key"
 
 
 def redact(text: str) -> str:
