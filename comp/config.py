@@ -96,7 +96,8 @@ class Submission(Section):
     class_column: str = ""  # empty: rows "image_class" join id and class as "<id>_<class>"
     class_label: Literal["number", "name"] = "number"
     value_column: str = "rle_mask"
-    sample: str = ""  # checked against when it lies in the input folder; empty: "<competition>-sample_submission.csv"
+    # decides ids and the columns' order when it lies in the input folder; empty: "<competition>-sample_submission.csv"
+    sample: str = ""
 
 
 class Competition(Section):

@@ -71,12 +71,12 @@ def test_voc_lists_decide_split_and_fold(tmp_path):
     lists = tmp_path / "VOC2007/ImageSets/Segmentation"
     lists.mkdir(parents=True)
     for name, stems in {"train": "b", "val": "ca", "trainval": "abc", "test": "d"}.items():
-        (lists / f"{name}.txt").write_text("\n".join(stems) + "\n")
+        (lists / f"{name}.txt").write_text("\n".join(stems) + "\n", encoding="utf-8-sig" if name == "val" else "utf-8")
     layout = layouts.find_samples(tmp_path)
     assert [(sample.id, sample.fold) for sample in layout.train] == [("a", 0), ("b", 1), ("c", 0)]
     assert [sample.id for sample in layout.test] == ["d"]
     assert layout.odd == []  # VOC's lists name a part of its images
-    (lists / "val.txt").write_text("c\nmissing\n")
+    (lists / "val.txt").write_bytes(b"c\nmissing\xe9\n")  # of Latin-1
     with pytest.raises(Refused, match=r"val\.txt: names missing"):
         layouts.find_samples(tmp_path)
 

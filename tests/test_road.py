@@ -115,6 +115,25 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
     assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
 
 
+def test_the_ensemble_writes_the_columns_of_the_sample_in_its_order(trained, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    for name in ("runs", "tiny.toml", "recipe.toml"):
+        (tmp_path / name).symlink_to(place / name)
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/tiny.npz").symlink_to(place / "input/tiny.npz")
+    sample = tmp_path / "input/tiny-sample_submission.csv"
+    rows = "".join(f"1 1,{id},{label}\n" for id in range(7) for label in (1, 2))
+    sample.write_text("rle,id,class\n" + rows, encoding="utf-8-sig")
+    command = ("ensemble.py", *TINY, "--folds", "0", "--tta", "none")
+    assert "14 rows" in inside(monkeypatch, capsys, *command, cwd=tmp_path)
+    (csv,) = tmp_path.glob("submissions/*.csv")
+    assert pd.read_csv(csv).columns.tolist() == ["rle", "id", "class"]
+    sample.write_text(sample.read_text(encoding="utf-8-sig").replace("rle", "mask", 1))
+    csv.unlink()
+    output = inside(monkeypatch, capsys, *command, cwd=tmp_path, status=2)
+    assert "column 1 is 'id'; the sample submission has 'mask' there" in output
+
+
 def test_fewer_folds_must_be_asked_for(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     lonely = tmp_path / "runs/tiny/recipe"

@@ -87,7 +87,7 @@ def _read_voc(lists: Path) -> Layout:
     test: dict[str, Sample] = {}
     for name, fold in (("train", 1), ("val", 0), ("trainval", 1), ("test", 1)):
         path, split = lists / f"{name}.txt", test if name == "test" else train
-        for stem in path.read_text(encoding="utf-8-sig").split() if path.exists() else []:
+        for stem in path.read_text("utf-8-sig", "surrogateescape").split() if path.exists() else []:
             if stem not in images or (name != "test" and stem not in masks):
                 raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
             split.setdefault(stem, Sample(stem, images[stem], masks.get(stem), fold))
