@@ -161,7 +161,7 @@ def entry(
         parser.exit(1, f"rank {distributed.rank()}: another process of this job ended; start it again to go on\n")
     except KeyboardInterrupt:
         job = sys.modules.get("comp.distributed")  # where it is not imported yet, none was joined
-        said = "interrupted; the same command starts again with what is on disk\n"
+        said = "interrupted; the same command goes on from what is on disk\n"
         parser.exit(130, None if job and job.rank() else said)  # of all ranks, one says so
 
 

@@ -3,12 +3,12 @@
 import contextlib
 import ctypes
 import math
-import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from comp import distributed
 from comp.errors import Refused
 
 # In what words cuDNN and cuBLAS say that memory does not suffice, where PyTorch does not raise its own error.
@@ -41,8 +41,7 @@ class Machine:
 
 def find_devices(name: str = "auto") -> list[str]:
     """The devices that "auto", one name, or several as "cuda:0,cuda:1" stand for; "auto" is every GPU, or the CPU."""
-    launched = torch.distributed.is_torchelastic_launched()
-    count = torch.cuda.device_count() if name == "auto" and not launched else 0
+    count = torch.cuda.device_count() if name == "auto" and distributed.local_rank() is None else 0
     return [f"cuda:{number}" for number in range(count)] or name.split(",")
 
 
@@ -50,7 +49,7 @@ def choose_device(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
     if name == "auto":
         # Under torchrun each process has a GPU of its own.
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{distributed.local_rank() or 0}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:

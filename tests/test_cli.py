@@ -63,7 +63,7 @@ def test_ctrl_c_promises_nothing_that_was_not_begun(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.entry(cli.Parser("a test"), main)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the same command starts again with what is on disk\n"
+    assert capsys.readouterr().err == "interrupted; the same command goes on from what is on disk\n"
 
 
 # Surroundings: each start is a process of its own
