@@ -1,11 +1,13 @@
 """Where to compute, in which precision, and with memory that is kept."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 
 from comp import device
 from comp.errors import Refused
@@ -51,3 +53,15 @@ def test_the_cpu_faults_its_memory_in_once():
     )
     pages = 20 * 49 * 2**20 // 4096
     assert int(ran.stdout) < pages / 20, ran.stderr
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
+    """The parts that a CPU can judge: losses equal, infinite steps left out; `tests/gpu.py` itself is for a GPU."""
+    command = [sys.executable, str(ROOT / "tests/gpu.py"), "--only", "1,5", "--device", "cpu"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    table = json.loads((tmp_path / "runs/demo/gpu/gpu.json").read_text())
+    verdicts = [(line["part"], line["verdict"]) for line in table["lines"] if line["verdict"] != "skipped"]
+    assert ran.returncode == 0 and verdicts == [(1, "ok")] * 4 + [(5, "ok")] * 3, ran.stdout + ran.stderr
+    unknown = subprocess.run([*command, "--only", "11"], capture_output=True, text=True, cwd=tmp_path)
+    assert unknown.returncode == 2 and "parts 1 to 10" in unknown.stderr
