@@ -65,7 +65,7 @@ def choose_device(name: str = "auto") -> Device:
 
 
 def _cuda(device: torch.device) -> Device:
-    torch.cuda.set_device(device)  # or what names no device would take memory of the first one
+    torch.cuda.set_device(device.index or 0)  # or what names no device would take memory of the first one
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name(device)

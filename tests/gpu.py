@@ -510,7 +510,7 @@ def jobs(args: argparse.Namespace) -> list:
     from comp.kaggle.jobs import Job
 
     competition, leaf = config.load_config("demo").competition, args.runs / "demo" / args.run / "gpu.json"
-    given = cli.arguments_but()
+    given = cli.arguments_but(*cli.HERE)
     return [Job(Path(__file__), given, f"gpu-{args.run}", competition, Path("input"), args.runs, leaves=[leaf])]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from comp import device
+from comp import device, distributed
 from comp.errors import Refused
 
 STEPS = """
@@ -33,11 +33,21 @@ def test_precision_is_decided_with_a_reason(monkeypatch):
     monkeypatch.setattr(device, "_cpu_flags", set)
     assert device.choose_device("cpu").dtype == torch.float32
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "set_device", [].append)
     for capability, dtype in {(7, 5): torch.float16, (9, 0): torch.bfloat16, (6, 0): torch.float32}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d, c=capability: c)
         assert device._cuda(torch.device("cuda")).dtype == dtype
     with pytest.raises(Refused):
         device.choose_device("tpu")
+
+
+def test_several_devices_are_every_gpu_or_those_that_are_named(monkeypatch):
+    assert device.find_devices("auto") == ["auto"] and device.find_devices("cpu,cpu") == ["cpu", "cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device.find_devices("auto") == ["cuda:0", "cuda:1"] and device.find_devices("cuda:1") == ["cuda:1"]
+    for name, value in zip(distributed.LAUNCHED, ("0", "1", "2", "127.0.0.1", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert device.find_devices("auto") == ["auto"]  # torchrun has given each process its own
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])

@@ -364,3 +364,25 @@ def test_out_of_memory_leaves_no_trace_in_batch_statistics():
         step(group, 0.0, [0])
         seen.append(torch.cat([b.flatten() for b in model.buffers() if b.is_floating_point()]))
     assert torch.equal(*seen)
+
+
+def test_the_scale_of_float16_never_falls_to_nothing():
+    half = device.Device(torch.device("cpu"), torch.float16, "a T4 that is not here")
+    data = prepare(settings())
+    group = [(6, torch.from_numpy(data.split.images[:6]), torch.from_numpy(data.split.masks[:6]))]
+    model, _ = segmenter.build_segmenter(data.config.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
+    model.place(half).train()
+    step = Step(
+        model, losses.build_loss(data.config.loss, ("a", "b", "c"), data.index.counts.sum(0), None), data.config
+    )
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    real, infinite = step.loss_of, torch.tensor(float("inf"))
+    step.loss_of = lambda z, y: real(z, y) * infinite
+    before = [p.clone() for p in model.parameters()]
+    for _ in range(20):
+        step(group, 1e-3, [0])
+    assert step.scaler.get_scale() == 1.0
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    step.loss_of = real
+    assert step(group, 1e-3, [0]).isfinite() and all(p.isfinite().all() for p in model.parameters())
+    assert not all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))

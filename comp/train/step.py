@@ -29,6 +29,7 @@ class Step:
         self.optimizer = schedule.make_optimizer(config.optimizer, model)
         self.scaler = schedule.make_scaler(self.device)
         self.parts = 1
+        self._one = torch.ones((), device=self.device.device)
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     def __call__(self, group: list[Batch], lr: float, seed: list[int]) -> Tensor:
@@ -54,6 +55,9 @@ class Step:
         else:
             loss = loss * math.nan  # so that it is counted as left out
         self.scaler.update(None if self.device.dtype == torch.float16 else 1.0)
+        if self.device.dtype == torch.float16:
+            # Halved by every step that is left out, it would become 0, and the next good step would write NaN.
+            self.scaler.update(self.scaler.scale(self._one).clamp(min=1.0))
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
