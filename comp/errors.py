@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 LONGEST = 1000  # characters of a line
 
@@ -19,6 +20,12 @@ class Refused(ValueError):
         line = line.rpartition("comp.errors.Refused: ")[2].strip()
         line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 4 :]}"
         super().__init__("".join(char if char.isprintable() else " " for char in line))
+
+
+@cache
+def print_once(line: str) -> None:
+    """Tell what concerns many batches or samples, but only once."""
+    print(line, flush=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from comp import config
 from comp.data import augment, batches
 from comp.data.arrays import Split
-from comp.errors import Refused
+from comp.errors import Refused, print_once
 
 
 def settings(**augmentation) -> config.Augment:
@@ -105,7 +105,7 @@ def test_an_unknown_transform_or_argument_is_refused(transform, says):
 
 def test_a_transform_that_warns_works_and_says_so_once(capsys):
     rotate = {"name": "ShiftScaleRotate", "shift_limit": 0.1, "p": 1.0}
-    augment._print_once.cache_clear()
+    print_once.cache_clear()
     for _ in range(2):
         transform = augment.build_transforms([{"name": "RandomRotate90"}, rotate])
         assert transform(np.zeros((16, 16, 1), np.uint8), np.zeros((16, 16), np.uint8), 0)[1].shape == (16, 16)

@@ -4,7 +4,6 @@ Randomness is a function of a seed that the caller derives from (run seed, epoch
 the number of workers and restarts change nothing.
 """
 
-import functools
 import os
 import random
 import warnings
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor
 
 from comp.config import Augment
-from comp.errors import Refused, did_you_mean
+from comp.errors import Refused, did_you_mean, print_once
 
-_print_once = functools.cache(print)
 Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -48,7 +46,7 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
             reason = " ".join(str(error).split()).partition(" [type=")[0]
             raise Refused(f"{key} ({name}): {reason}") from None
         for warning in said:
-            _print_once(f"{key} ({name}): {' '.join(str(warning.message).split())}")
+            print_once(f"{key} ({name}): {' '.join(str(warning.message).split())}")
         return made
 
     pipeline = albumentations.Compose([build(k, **transform) for k, transform in enumerate(transforms)])

@@ -1,7 +1,6 @@
 """Probabilities for images: test-time augmentation, averaged after softmax; large images in tiles."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from comp.config import Fit, Predict
 from comp.data.arrays import Size, fitted_size
 from comp.data.neighbours import Neighbours
 from comp.device import Device, is_out_of_memory, to_device
-from comp.errors import Refused
+from comp.errors import Refused, print_once
 from comp.model.segmenter import Segmenter
 
 T = TypeVar("T")
@@ -65,7 +64,7 @@ def logits(model: Segmenter, images: Tensor) -> Tensor:
         seen = model(images)
     if model.device.dtype == torch.float16 and not seen.isfinite().all():
         # Float16 ends at 65,504, where a model that was trained in bf16 need not end.
-        warnings.warn("values beyond float16: these images are predicted in float32, which is slower", stacklevel=2)
+        print_once("values beyond float16: such batches are predicted in float32, which is slower")
         with torch.autocast(images.device.type, enabled=False):
             seen = model(images)
     return seen
