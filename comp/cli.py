@@ -48,7 +48,9 @@ def parser(description: str, runs: str = "store") -> Parser:
     )  # fmt: skip
     made.add_argument("--input", type=Path, default=Path("input"), help="folder of the npz (default: input)")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    made.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda:1; for folds side by side cuda:0,cuda:1 (default: auto)"
+    )
     return made
 
 
@@ -136,8 +138,10 @@ def entry(
             "--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here",
             help="here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)",
         )  # fmt: skip
-    _make_do()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
+    _mend_surroundings()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores the second
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that what is half written is removed
     try:
         arguments = parser.parse_args()
         if jobs is None or arguments.on == "here":
@@ -165,7 +169,7 @@ def entry(
         parser.exit(130, None if job and job.rank() else said)  # of all ranks, one says so
 
 
-def _make_do() -> None:
+def _mend_surroundings() -> None:
     """Keep surroundings that are not made for Python from ending this process."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is another, and shows everything
         sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks; stderr does so by itself

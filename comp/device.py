@@ -40,13 +40,33 @@ class Machine:
 
 
 def find_devices(name: str = "auto") -> list[str]:
-    """The devices that "auto", one name, or several as "cuda:0,cuda:1" stand for; "auto" is every GPU, or the CPU."""
-    count = torch.cuda.device_count() if name == "auto" and distributed.local_rank() is None else 0
-    return [f"cuda:{number}" for number in range(count)] or name.split(",")
+    """The devices that "auto", one name, or several as "cuda:0,cuda:1" stand for; "auto" is every GPU, or the CPU.
+
+    Raises Refused for one that is not there.
+    """
+    if distributed.local_rank() is None and name == "auto":
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    names = name.split(",")
+    if len(names) > 1 and distributed.local_rank() is not None:
+        raise Refused(f"--device {name}: torchrun gives each of its processes one; leave it out")
+    for one in names:
+        _parse(one)
+    return names
 
 
 def choose_device(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
+    device = _parse(name)
+    if device.type == "cpu":
+        _keep_freed_memory()
+        if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
+            return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
+        return Device(device, torch.float32, "the CPU has no bf16 instructions")
+    return _cuda(device)
+
+
+def _parse(name: str) -> torch.device:
+    """A device by its name, as it is known without being touched. Raises Refused."""
     if name == "auto":
         # Under torchrun each process has a GPU of its own.
         name = f"cuda:{distributed.local_rank() or 0}" if torch.cuda.is_available() else "cpu"
@@ -54,14 +74,10 @@ def choose_device(name: str = "auto") -> Device:
         device = torch.device(name)
     except RuntimeError:
         raise Refused(f"--device {name}: there are auto, cpu, cuda and cuda:0, cuda:1, …") from None
-    if device.type == "cpu":
-        _keep_freed_memory()
-        if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
-            return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
-        return Device(device, torch.float32, "the CPU has no bf16 instructions")
-    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if (device.index or 0) >= count:
         raise Refused(f"--device {name}: there are cpu and {torch.cuda.device_count()} cuda devices here")
-    return _cuda(device)
+    return device
 
 
 def _cuda(device: torch.device) -> Device:

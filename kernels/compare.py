@@ -45,9 +45,10 @@ def main(args: argparse.Namespace) -> int:
     workers = batches.default_workers(chosen.device, distributed.world_size()) if args.workers is None else args.workers
     folder = comparison_folder(args, competition)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
+    numbers = {name: cli.fold_numbers(args.fold, config.folds.count, full=False) for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
-        check_folds(data[name], cli.fold_numbers(args.fold, config.folds.count, full=False), folder.parent / name)
+        check_folds(data[name], numbers[name], folder.parent / name)
         images = data[name].split.inputs
         mean_and_deviation = segmenter.measure_normalisation(images, np.arange(1))
         segmenter.build_segmenter(config.model, images.shape[3], len(competition.classes), *mean_and_deviation)
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     notes: list[str] = []
     failed: list[str] = []
     table = ""
-    for name, config in variants.items():
+    for name in variants:
         print(f"\n{name}, on {chosen}")
-        for number in cli.fold_numbers(args.fold, config.folds.count, full=False):
+        for number in numbers[name]:
             before = runs.is_finished(runs.fold_folder(folder.parent / name, number))
             deadline = cli.deadline(time.monotonic(), args.time_budget)
             try:

@@ -91,7 +91,9 @@ def train_one(args: argparse.Namespace, number: int, device: str, processes: int
     given = cli.arguments_but("--fold", "--device", "--workers", "--time-budget")
     own = ["--fold", str(number), "--device", device, "--workers", str(workers)]
     left = cli.deadline(time.monotonic(), args.time_budget) - time.monotonic()
-    return [sys.executable, sys.argv[0], *given, *own, *([f"--time-budget={left:.0f}s"] if left < math.inf else [])]
+    if left < math.inf:
+        own.append(f"--time-budget={max(1, left):.0f}s")
+    return [sys.executable, sys.argv[0], *given, *own]
 
 
 def jobs(args: argparse.Namespace) -> list:

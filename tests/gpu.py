@@ -159,10 +159,10 @@ def training_in_each_precision(bench: Bench) -> None:
         first, *_, last = (row["train_loss"] for row in history)
         scales = [row.get("scale") for row in history]
         shown = f"scale {' '.join('?' if scale is None else f'{scale:g}' for scale in scales)}"
-        good = last < first and all(scale is None or (scale > 0 if half else scale == 1) for scale in scales)
+        good = last < first and all(scale is None or (scale >= 1 if half else scale == 1) for scale in scales)
         figure = f"loss {first:.3f} to {last:.3f}, score {max(row['score'] for row in history):.3f}, {shown}"
         name = f"{len(history)} epochs of the demo in {NAMES[device.dtype]}"
-        bench.say(name, figure, "loss falls, scale " + ("> 0" if half else "1"), good)
+        bench.say(name, figure, "loss falls, scale " + (">= 1" if half else "1"), good)
 
 
 def killed_and_gone_on(bench: Bench) -> None:
@@ -231,7 +231,7 @@ def planted_infinities(bench: Bench) -> None:
         figure = f"loss {after[0]:.3f} to {after[-1]:.3f}, weights finite: {finite}"
         bench.say("40 good steps after them", figure, "it falls, True", good)
         half, figure = device.dtype == torch.float16, f"{scale:g}, at last {step.scaler.get_scale():g}"
-        bench.say("scale after them", figure, "> 0" if half else "1", scale > 0 if half else scale == 1)
+        bench.say("scale after them", figure, ">= 1" if half else "1", scale >= 1 if half else scale == 1)
 
 
 def another_precision_than_trained(bench: Bench) -> None:
@@ -455,10 +455,8 @@ def main(args: argparse.Namespace) -> int:
     here = choose_device(args.device)
     if args.train:
         folder, fold, *settings = args.train
-        data, fit.CHECKPOINT_EVERY = (
-            demo_data(Bench(here, Path(folder)), *settings),
-            0.5 if settings else 60.0,
-        )  # seconds
+        data = demo_data(Bench(here, Path(folder)), *settings)
+        fit.CHECKPOINT_EVERY = 0.5 if settings else 60.0  # seconds
         train_fold(data, int(fold), Path(folder, "demo", "run"), Machine(here, workers=4))
         return 0
     with tempfile.TemporaryDirectory(prefix="comp-gpu-", ignore_cleanup_errors=True) as place:

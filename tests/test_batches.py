@@ -55,10 +55,16 @@ def test_any_number_of_workers_and_any_start_give_the_same_batches():
     loaded = config.load_config("demo", overrides=["batch_size=6", "seed=4"])
     seen = []
     for workers in (0, 1, 2):
-        loader = batches.TrainBatches(split, np.arange(20), np.ones(20), loaded, workers, pin=False)
-        seen.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
-        late = list(loader.epoch(1, skip=2))
-        assert same(late, seen[-1][-2:])
+
+        def begin(workers=workers):
+            return batches.TrainBatches(split, np.arange(20), np.ones(20), loaded, workers, pin=False)
+
+        loader, later = begin(), begin()
+        seen.append([batch for epoch in (0, 1, 2) for batch in loader.epoch(epoch)])
+        late = [*later.epoch(1, skip=2), *later.epoch(2)]
+        assert same(late, seen[-1][-6:])
+        loader.close()
+        later.close()
     assert all(same(seen[0], other) for other in seen[1:])
     size, first, _ = seen[0][0]
     assert size == 5 and first.dtype == torch.uint8 and first.shape == (5, 16, 24, 1)
@@ -192,7 +198,7 @@ def test_workers_that_hang_are_one_line(monkeypatch):
     loader.close()
 
 
-@pytest.mark.parametrize(("free", "workers", "ahead"), [(1 << 40, 8, 4), (64 << 20, 6, 1), (4 << 20, 0, 0)])
+@pytest.mark.parametrize(("free", "workers", "ahead"), [(1 << 40, 8, 4), (128 << 20, 6, 1), (4 << 20, 0, 0)])
 def test_no_more_workers_than_the_shared_memory_takes(monkeypatch, capsys, free, workers, ahead):
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
     assert batches._fit_shared_memory(8, 4 << 20, held=2) == (workers, ahead)
@@ -204,3 +210,24 @@ def test_no_more_workers_than_the_shared_memory_takes(monkeypatch, capsys, free,
 def test_mixing_waits_for_no_device_and_meets_another_sample():
     shifts = {augment._draw_shift(4, np.random.default_rng(seed)) for seed in range(50)}
     assert shifts == {1, 2, 3} and augment._draw_shift(1, np.random.default_rng(0)) == 1
+
+
+def test_a_worker_that_dies_between_epochs_is_one_line(monkeypatch):
+    loader = loader_of(2)
+    list(loader.epoch(0))
+    for worker in loader._workers:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+    with pytest.raises(Refused, match="ended with status -9"):
+        for epoch in (1, 2, 3, 4):  # what they had read ahead still comes
+            list(loader.epoch(epoch))
+
+
+def test_workers_read_on_while_an_epoch_is_validated():
+    loader = loader_of(1)
+    before = list(loader.epoch(0))
+    time.sleep(0.5)
+    assert loader._loaded._tasks_outstanding > 0
+    after = list(loader.epoch(1))
+    assert len(before) == len(after) == 4
+    loader.close()

@@ -42,12 +42,16 @@ def test_precision_is_decided_with_a_reason(monkeypatch):
 
 
 def test_several_devices_are_every_gpu_or_those_that_are_named(monkeypatch):
-    assert device.find_devices("auto") == ["auto"] and device.find_devices("cpu,cpu") == ["cpu", "cpu"]
+    assert device.find_devices("auto") == ["cpu"] and device.find_devices("cpu,cpu") == ["cpu", "cpu"]
+    with pytest.raises(Refused, match="--device cuda:7"):
+        device.find_devices("cpu,cuda:7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device.find_devices("auto") == ["cuda:0", "cuda:1"] and device.find_devices("cuda:1") == ["cuda:1"]
     for name, value in zip(distributed.LAUNCHED, ("0", "1", "2", "127.0.0.1", "29500"), strict=True):
         monkeypatch.setenv(name, value)
     assert device.find_devices("auto") == ["auto"]  # torchrun has given each process its own
+    with pytest.raises(Refused, match="torchrun"):
+        device.find_devices("cuda:0,cuda:1")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])

@@ -82,10 +82,19 @@ def test_no_credentials_and_no_disk_are_one_line(kaggle, tmp_path, monkeypatch):
         download.download_competition("cells", tmp_path / "input")
 
 
-def test_what_is_no_zip_file_is_fetched_again(kaggle, tmp_path, monkeypatch):
-    broken = io.BytesIO(b"PK\3\4 and nothing more").getvalue()
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_came_damaged_is_fetched_again(kaggle, tmp_path, monkeypatch, nested):
+    broken = io.BytesIO()
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("a.csv", "id\n" * 100, zipfile.ZIP_DEFLATED)
+    damaged = bytearray(broken.getvalue())
+    damaged[40] ^= 0xFF
+    if nested:
+        with zipfile.ZipFile(broken := io.BytesIO(), "w") as archive:
+            archive.writestr("inner.zip", bytes(damaged))
+        damaged = broken.getvalue()
     with monkeypatch.context() as patch:
-        patch.setattr(Kaggle, "file", lambda *_: broken)
-        with pytest.raises(Refused, match=r"cells\.zip: cannot be opened .*downloads it again"):
+        patch.setattr(Kaggle, "file", lambda *_: bytes(damaged))
+        with pytest.raises(Refused, match=r"cells: came damaged .*downloads it again"):
             download.download_competition("cells", tmp_path / "input")
     assert contents(download.download_competition("cells", tmp_path / "input")) == WHOLE

@@ -22,11 +22,11 @@ def test_each_device_runs_one_command_at_a_time_and_one_that_fails_stops_no_othe
     assert lines.index("c | naïve") == 5  # once a device was free
 
 
-def test_ctrl_c_is_passed_on_once_and_nothing_else_is_begun(capsys):
+def test_ctrl_c_ends_all_once_and_nothing_else_is_begun(capsys):
     script = """
 import signal, time
 def heard(*_): print("heard", flush=True); time.sleep(0.5); print("saved", flush=True); raise SystemExit(130)
-signal.signal(signal.SIGINT, heard)
+signal.signal(signal.SIGTERM, heard)
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -36,6 +36,19 @@ time.sleep(60)
     assert sorted(capsys.readouterr().out.split("\n")[:-1]) == sorted(
         f"{name} | {word}" for name in "ab" for word in ("ready", "heard", "saved")
     )
+
+
+def test_a_second_ctrl_c_kills_what_does_not_end(capsys):
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    for seconds in (1.5, 2.5):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_devices("ab", ["x", "y"], lambda *_: [sys.executable, "-c", script])
+    assert time.monotonic() - started < 30
+    assert sorted(capsys.readouterr().out.split()) == sorted("a | deaf b | deaf".split())
 
 
 @pytest.mark.slow

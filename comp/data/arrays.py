@@ -98,7 +98,8 @@ def load_test(competition: Competition, folder: Path) -> Split:
 def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     """Whether the npz holds the test images that the competition names.
 
-    Refused where their channels are not the training images', which is better known before training.
+    Refused where their channels are not the training images', or nothing says whose neighbours they are, which is
+    better known before training.
     """
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
     if selector.partition("[")[0] not in npz.list_keys(path):
@@ -106,6 +107,8 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     test = convert.Wanted(*_select(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
         raise Refused(f"{test}: {test.shape[3]} channels; the training images have {train.images.shape[3]}")
+    if competition.arrays.neighbours:
+        _check_neighbours(path, "test", _find_optional(path, competition.arrays, "test_groups"))
     return True
 
 
@@ -202,9 +205,14 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     cache = convert.cache_folder(folder)
     prefix = cache / f"{convert.file_state(path)}.{convert.digest([images.key, masks.key if masks else ''])}"
     loaded = masks.load(ids, cache) if masks else None
-    if arrays.neighbours and groups is None:
-        raise Refused(f"{path}: no {part}_groups, which say whose neighbours competition.arrays.neighbours means")
+    if arrays.neighbours:
+        _check_neighbours(path, part, groups is not None)
     return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix, arrays.neighbours)
+
+
+def _check_neighbours(path: Path, part: str, grouped: object) -> None:
+    if not grouped:
+        raise Refused(f"{path}: no {part}_groups, which say whose neighbours competition.arrays.neighbours means")
 
 
 def _select(path: Path, selector: str) -> tuple[npz.Member, int | None]:

@@ -56,31 +56,20 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
 class TrainBatches:
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
-    One loader with persistent workers serves the whole run; `epoch(k, skip)` starts epoch `k` after
-    its first `skip` batches, and `close()` ends the workers.
+    One loader serves the whole run, and reads ahead from epoch to epoch: the first call is `epoch(k, skip)`, which
+    begins epoch `k` after its first `skip` batches; then come `epoch(k + 1)` and so on. `close()` ends its workers.
     """
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
-        self._keys: list[np.ndarray] = []  # what the loader loads next
-        self._workers: set[multiprocessing.process.BaseProcess] = set()
-        samples, ahead = _Samples(split, config), AHEAD
+        self._samples, self._count, self._ahead, self._pin = _Samples(split, config), workers, AHEAD, pin
         if workers:
-            size = sum(tensor.numel() for tensor in samples[np.array([[0, 0, rows[0]]])])
+            size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
             held = config.optimizer.accumulate + 1  # batches that the trainer has in its hands
-            workers, ahead = _fit_shared_memory(workers, size * config.batch_size // distributed.world_size(), held)
-        self._loader = DataLoader(
-            samples,
-            sampler=self._keys,  # whole batches, which the dataset reads at once
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,  # whatever a notebook has set: the arrays are mapped
-            persistent_workers=workers > 0,
-            prefetch_factor=ahead if workers else None,
-            pin_memory=pin,
-            worker_init_fn=_begin_worker,
-            timeout=1 if workers else 0,  # seconds, after which `_next` looks at the workers
-        )
+            size *= -(-config.batch_size // distributed.world_size())
+            self._count, self._ahead = _fit_shared_memory(workers, size, held)
+        self._workers: set[multiprocessing.process.BaseProcess] = set()
+        self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def steps(self, epoch: int) -> int:
         """Number of batches in an epoch."""
@@ -94,16 +83,41 @@ class TrainBatches:
         whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
         if (fewest := min(map(len, whole), default=ranks)) < ranks:
             raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
-        self._keys[:] = [keys[distributed.own_share()] for keys in whole]
+        if self._loaded is None:
+            self._loaded = self._load(epoch, skip)
+        for keys in whole:
+            images, labels = self._next(self._loaded)
+            yield len(keys), images, labels
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            worker.kill()
+
+    def _load(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            self._samples,
+            sampler=self._keys(epoch, skip),  # whole batches, which the dataset reads at once
+            batch_size=None,
+            num_workers=self._count,
+            multiprocessing_context="fork" if self._count else None,  # whatever a notebook set: the arrays are mapped
+            prefetch_factor=self._ahead if self._count else None,
+            pin_memory=self._pin,
+            worker_init_fn=_begin_worker,
+            timeout=1 if self._count else 0,  # seconds, after which `_next` looks at the workers
+        )
         before, handler = {*multiprocessing.active_children()}, signal.getsignal(signal.SIGCHLD)
-        loaded = iter(self._loader)
-        self._workers |= {*multiprocessing.active_children()} - before
+        loaded = iter(loader)
+        self._workers = {*multiprocessing.active_children()} - before
         if threading.current_thread() is threading.main_thread():
             # torch's own handler raises at once when a worker dies, and be it in the middle of a step.
             signal.signal(signal.SIGCHLD, handler)
-        for keys in whole:
-            images, labels = self._next(loaded)
-            yield len(keys), images, labels
+        return loaded
+
+    def _keys(self, epoch: int, skip: int) -> Iterator[np.ndarray]:
+        while True:
+            yield from (keys[distributed.own_share()] for keys in self._plan(epoch)[skip:])
+            epoch, skip = epoch + 1, 0
 
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         waited = 0
@@ -121,11 +135,6 @@ class TrainBatches:
             waited += 1
             if waited > PATIENCE:
                 raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
-
-    def close(self) -> None:
-        """End the workers, whatever they are doing."""
-        for worker in self._workers:
-            worker.terminate()
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
@@ -162,10 +171,11 @@ def _begin_worker(worker: int) -> None:
 def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
     """How many workers, and batches ahead of each, the shared memory takes, where a batch has `size` bytes.
 
-    `held` batches are in use beside those. Half of it is left to others. A worker that finds it full would die.
+    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one. A worker
+    that finds it full would die.
     """
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    slots = max(0, free // 2 // size - held)
+    slots = max(0, free // 4 // size - held)
     fitting = min(workers, slots)
     if fitting < workers:
         more = "docker run --shm-size=8g gives more"

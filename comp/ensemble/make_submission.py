@@ -18,6 +18,7 @@ from comp.config import Competition, Predict
 from comp.data.arrays import Index, Split
 from comp.device import Device
 from comp.ensemble.blend import Blend, label_images
+from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
 from comp.submission.check import check_submission, read_header
 from comp.submission.write import open_writer
@@ -42,6 +43,8 @@ def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test:
         "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
     about = json.dumps([made_of, competition.submission.model_dump_json(), competition.arrays.fit])
+    if test.neighbours:
+        about += json.dumps([test.neighbours, test.groups.tolist() if test.groups is not None else None])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
 
@@ -58,6 +61,9 @@ def predict_blend(
     for folds, weight in zip(runs, weights, strict=True):
         for fold in folds:
             model, config = segmenter.load_model(fold.folder / MODEL, device)
+            if (trained := config.competition.arrays.neighbours) != test.neighbours:
+                wanted = f"with arrays.neighbours = {list(trained)}, not {list(test.neighbours)}"
+                raise Refused(f"{fold.folder}: was trained {wanted}, as the competition's TOML says now")
             own = config.predict
             models.append((model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
 

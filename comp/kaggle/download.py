@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,31 +34,33 @@ def download_competition(competition: str, folder: Path) -> Path:
         opened = work / "opened"
         shutil.rmtree(opened, ignore_errors=True)  # of a start that was killed
         opened.mkdir()
-        for file in work.glob("[!.]*.*"):
-            _open_archive(file, opened) if file.suffix == ".zip" else shutil.copy(file, opened)
-        while archives := list(opened.rglob("*.zip")):  # some hold others
-            for file in archives:
-                _open_archive(file, file.with_suffix(""))
-                file.unlink()
+        try:
+            for file in work.glob("[!.]*.*"):
+                _open_archive(file, opened) if file.suffix == ".zip" else shutil.copy(file, opened)
+            while archives := list(opened.rglob("*.zip")):  # some hold others
+                for file in archives:
+                    _open_archive(file, file.with_suffix(""))
+                    file.unlink()
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            shutil.rmtree(work)
+            raise Refused(f"{competition}: came damaged ({error}); the same command downloads it again") from None
+        except (NotImplementedError, RuntimeError) as error:  # another compression, a password
+            raise Refused(f"{file}: Python cannot open it ({error}); open it by hand, as {there}") from None
         opened.rename(there)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     return there
 
 
 def _open_archive(path: Path, place: Path) -> None:
     """Put what a zip file holds into a folder, without a folder of the archive's own name around it. Raises Refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            size, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
-            if size > free:
-                raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")
-            if {member.filename.split("/")[0] for member in members} == {place.name}:
-                place = place.parent
-            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-                for member in members:
-                    archive.extract(member, place)
-                    bar.update(member.file_size)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        path.unlink()
-        raise Refused(f"{path}: cannot be opened ({error}); the same command downloads it again") from None
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        size, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
+        if size > free:
+            raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")
+        if {member.filename.split("/")[0] for member in members} == {place.name}:
+            place = place.parent
+        with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+            for member in members:
+                archive.extract(member, place)
+                bar.update(member.file_size)

@@ -41,7 +41,7 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
     dtype = torch.int16 if min(step, count) * (classes + 1) * classes < 1 << 15 else torch.int32
     for true, predicted in zip(truth.split(step), prediction.split(step), strict=True):
         bad = (true >= classes) if ignore is None else (true >= classes) & (true != ignore)
-        if bad.any() or (predicted >= classes).any():
+        if (bad | (predicted >= classes)).any():
             raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
         true = true.to(dtype)
         if ignore is not None:
@@ -50,7 +50,7 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
         codes = (samples * (classes + 1) + true) * classes + predicted
         counts = torch.bincount(codes.flatten(), minlength=len(true) * (classes + 1) * classes)
         counted.append(counts.view(-1, classes + 1, classes)[:, :classes])
-    return torch.cat(counted) if counted else torch.zeros(0, classes, classes, dtype=torch.int64)
+    return torch.cat(counted)
 
 
 def to_margins(confusions: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -64,9 +63,10 @@ def logits(model: Segmenter, images: Tensor) -> Tensor:
         seen = model(images)
     if model.device.dtype == torch.float16 and not seen.isfinite().all():
         # Float16 ends at 65,504, where a model that was trained in bf16 need not end.
-        print_once("values beyond float16: such batches are predicted in float32, which is slower")
         with torch.autocast(images.device.type, enabled=False):
             seen = model(images)
+        if seen.isfinite().all():
+            print_once("values beyond float16: such batches are predicted in float32, which is slower")
     return seen
 
 
@@ -156,18 +156,17 @@ def for_each_batch(
     while len(rows):
         size = max(1, settings.batch_size // tiles)
         batches = np.split(rows, range(size, len(rows), size))
-        for batch, pixels in _read_ahead(images, batches, pin=device.device.type == "cuda"):
-            try:
+        try:
+            for batch, pixels in _read_ahead(images, batches, pin=device.device.type == "cuda"):
                 seen = look(to_device(pixels, device.device), batch, settings)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if settings.batch_size == 1:
-                    raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
-                settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
-                break
-            yield batch, seen
-            rows = rows[len(batch) :]
+                yield batch, seen
+                rows = rows[len(batch) :]
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if settings.batch_size == 1:
+                raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
+            settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
 
 
 def _read_ahead(
@@ -181,10 +180,9 @@ def _read_ahead(
 
     with ThreadPoolExecutor(1) as thread:
         reading = thread.submit(read, batches[0])
-        for batch, following in zip_longest(batches, batches[1:]):
+        for batch, following in zip(batches, [*batches[1:], batches[0][:0]], strict=True):
             pixels = reading.result()
-            if following is not None:
-                reading = thread.submit(read, following)
+            reading = thread.submit(read, following)
             yield batch, pixels
 
 

@@ -44,8 +44,10 @@ def check_submission(
         expected, source = next(sample_rows), Path(sample).name
     order = write.find_order(competition, expected)
 
+    places = np.argsort(order).tolist()  # of the key's fields and the value; none, where they are in their order
+
     def parts(fields: list[str]) -> tuple[Key, str]:
-        *key, value = [fields[order.index(k)] for k in range(len(order))] or fields
+        *key, value = [fields[place] for place in places] or fields
         return tuple(key), value
 
     if sample is not None:

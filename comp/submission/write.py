@@ -28,7 +28,7 @@ Write = Callable[[Iterable[Any], np.ndarray | Sequence[np.ndarray]], None]
 def open_writer(path: str | Path, competition: Competition, columns: Sequence[str] = ()) -> Iterator[Write]:
     """Yield `write(ids, labels)`, which appends a batch; the file appears when the block ends, whole.
 
-    `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle". Its columns are
+    `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle". The columns are
     written in the order of `columns`, a sample submission's header, where that is given. Memory stays that of one
     batch. Raises Refused for pixel rows of different sizes, for no row and where `columns` are not the competition's.
     """

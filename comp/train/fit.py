@@ -31,8 +31,9 @@ from comp.model.segmenter import Segmenter
 from comp.train import checkpoint, runs, schedule
 from comp.train.step import Batch, Step
 
-CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses, unless
-CHECKPOINT_SHARE = 0.02  # writing would then take more of the time
+CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses
+CHECKPOINT_SHARE = 0.02  # of the time is spent on them at most, so large models lose more
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Watch = Callable[[int, Segmenter], None]  # called with the number of an epoch that has ended, from 1, and its model
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
@@ -91,7 +92,7 @@ def fit(
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := checkpoint.load_checkpoint(folder / checkpoint.NAME, modules, step.optimizer):
         scaling = restored.pop("scaler", {})
-        if scaling and scaling["scale"] != 1.0:  # fp16's own; it is empty from a CPU, and 1 from bf16
+        if scaling and machine.device.dtype == torch.float16:  # it is empty from a CPU, and always 1 in bf16
             step.scaler.load_state_dict(scaling)
         if not _same_fields(restored, vars(state)):
             raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
@@ -114,12 +115,11 @@ def fit(
 
     def save() -> None:
         nonlocal due
-        if distributed.rank():
-            return
         asked = time.monotonic()
-        state.seconds = time.monotonic() - began
-        facts = asdict(state) | {"scaler": step.scaler.state_dict()}
-        checkpoint.save_checkpoint(folder / checkpoint.NAME, modules, step.optimizer, facts)
+        state.seconds = asked - began
+        if not distributed.rank():
+            facts = asdict(state) | {"scaler": step.scaler.state_dict()}
+            checkpoint.save_checkpoint(folder / checkpoint.NAME, modules, step.optimizer, facts)
         due = time.monotonic() + max(CHECKPOINT_EVERY, (time.monotonic() - asked) / CHECKPOINT_SHARE)
 
     def wait_for_batches() -> list[Batch]:
@@ -127,7 +127,7 @@ def fit(
         try:
             with stop.heard_at_once():
                 return list(islice(loaded, config.optimizer.accumulate))
-        except (KeyboardInterrupt, Refused):
+        except BaseException:
             settle()
             if state.trained:
                 save()
@@ -260,7 +260,7 @@ def evaluate(
         confusions = metrics.count_confusion(masks, predict.to_labels(logits), classes, ignored)
         return loss_of(logits, masks).double() * len(batch), metrics.to_margins(confusions)
 
-    # Each rank looks at its share, and the sum over ranks holds all. What was counted stays on the device until then.
+    # Each rank looks at its share, and the sum over ranks holds all.
     mine = np.arange(len(rows))[distributed.own_share()]
     total, counted = torch.zeros((), dtype=torch.float64, device=model.device.device), []
     for _, (loss, some) in predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device):
@@ -283,7 +283,7 @@ def _same_fields(facts: dict[str, Any], state: dict[str, Any]) -> bool:
 
 
 class _Stop:
-    """Whether Ctrl-C or SIGTERM has asked training to stop, which the loop does at a safe place."""
+    """Whether Ctrl-C, SIGTERM or a lost terminal has asked training to stop, which the loop does at a safe place."""
 
     asked = waits = False
 
@@ -291,8 +291,12 @@ class _Stop:
     def heard_at_once(self) -> Iterator[None]:
         """Around a wait at a safe place: raise KeyboardInterrupt in the midst of it. Ranks stop together, later."""
         self.waits = distributed.world_size() == 1
-        yield
-        self.waits = False
+        try:
+            if self.waits and self.asked:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self.waits = False
 
 
 @contextmanager
@@ -310,7 +314,8 @@ def _stop_requests() -> Iterator[_Stop]:
             stop.waits = False
             raise KeyboardInterrupt
 
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in wanted}
     try:
         yield stop
     finally:

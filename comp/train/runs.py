@@ -34,9 +34,10 @@ class Fold:
 
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, margins int64 (n, 4, C)."""
-        ids, probabilities, margins = (
-            npz.read_member(self.folder / OOF, key) for key in ("ids", "probabilities", "margins")
-        )
+        names = ("ids", "probabilities", "margins")
+        if lacking := {*names} - {*npz.list_keys(path := self.folder / OOF)}:
+            raise Refused(f"{path}: of another version, without {min(lacking)}; delete its folder and train it again")
+        ids, probabilities, margins = (npz.read_member(path, key) for key in names)
         return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(margins)
 
     def history(self) -> pd.DataFrame:

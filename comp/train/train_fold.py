@@ -40,7 +40,7 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
     needed = images * len(classes) * math.prod(data.split.images.shape[1:3]) * np.float16().nbytes
     there = next(place for place in (run_folder, *run_folder.absolute().parents) if place.exists())
     if needed > (free := shutil.disk_usage(there).free):
-        fits = "free some, name another disk with --runs, or train fewer folds at a time"
+        fits = "free some, or name another disk with --runs"
         raise Refused(
             f"{run_folder}: {images} images predicted out of fold take {needed / 1e6:,.0f} MB, "
             f"and the disk has {free / 1e6:,.0f} MB free; {fits}"
@@ -188,7 +188,7 @@ def _draw(
     if transform := augment.build_transforms(config.augment.transforms):
         draws = {
             f"augmented {draw + 1}": [
-                transform(split.images[row], split.masks[row], 4 * place + draw) for place, row in enumerate(train[:3])
+                transform(split.inputs[row], split.masks[row], 4 * place + draw) for place, row in enumerate(train[:3])
             ]
             for draw in range(4)
         }
