@@ -66,13 +66,34 @@ class Arrays(Section):
 
 
 class Source(Section):
-    """How kernels/prepare.py turns image and mask files into arrays."""
+    """Where a competition's download has its images and masks, and how kernels/prepare.py makes arrays of them.
 
-    size: tuple[Positive, Positive] = (256, 256)  # height, width
-    ids: Literal["stem", "name"] = "stem"  # the id of an image: its file's name without suffix, or with it
-    obey_exif: bool = True  # turn images upright as EXIF says; false: masks were drawn on the images as stored
+    Paths begin at the download's folder. In them {field} is a part of a name, the same wherever it occurs, `*` anything
+    but a slash, `**/` any folders; an image and a mask are a pair where the fields that both paths have are equal.
+    """
+
+    images: str = ""  # as in "train/{id}_sat.jpg"; empty: the common layouts are looked for
+    masks: str = ""  # as in "train/{id}_mask.png"; where a mask has several files, {class} may be a file's class
+    test: str = ""
+    test_masks: str = ""  # known only for practice competitions
+    bands: tuple[str, ...] = ()  # what {band} is in the paths of an image's files, in the order of the channels
+    id: str = "{id}"  # of fields, and of {name}, the name of the image's file
+    group: str = ""  # of fields; samples of one group never straddle a fold
+    fold: str = ""  # of fields, where a split is given: the fold in which a sample validates, or "val" and "train"
+    list: dict[Literal["file", "id"], str] = {}  # a CSV of the training samples; its other columns are fields, too
+    # Run-lengths as masks: a CSV with columns for id, runs and, if there are several, class; or `split`, such as
+    # "{id}_{class}", says how the id holds both. starts = "relative" counts from the end of the run before; order,
+    # "column" or "row", is needed only where the masks do not prove it.
+    table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
+    reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
+    instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own
+    border: Count = 0  # the class "border" is where two objects lie in the square of this many pixels; 0: none
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
     labels: dict[str, str] = {}
+    # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
+    range: Literal["percentiles"] | tuple[float, float] | tuple[tuple[float, float], ...] = ()
+    size: tuple[Positive, Positive] = (256, 256)  # height, width of the arrays
+    obey_exif: bool = True  # turn images upright as EXIF says; false: masks were drawn on the images as stored
 
 
 class Metric(Section):
@@ -110,6 +131,7 @@ class Competition(Section):
     datasets: tuple[str, ...] = ()  # Kaggle datasets, owner/slug, that its kernels read: arrays, weights
     recipe: str = "default"  # used when none is named; a .toml file is meant from where the competition's lies
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
+    overlap: bool = False  # a pixel may be of several classes: bit k-1 of a mask's value is class k, up to 8
     source: Source = Source()
     arrays: Arrays = Arrays()
     metric: Metric = Metric()
@@ -214,6 +236,8 @@ def load_config(competition: str = "demo", recipe: str | None = None, overrides:
     taken. An override's value is read as TOML, or else as plain text. Raises Refused.
     """
     about = _read("competitions", competition)
+    if isinstance(source := about.get("source"), dict) and isinstance(source.get("reader"), str):
+        source["reader"] = str(Path(competition).parent / source["reader"])  # which lies beside the TOML
     recipe = recipe or _beside(competition, str(about.get("recipe", "default")))
     values = {"recipe": Path(recipe).stem} | _read_recipe(recipe) | {"competition": about}
     # model.architecture first, since it resets model.options
@@ -267,6 +291,7 @@ def _check_together(config: Config) -> None:
             f'competition.submission.rows: "image" is one mask for an image, and there are {len(classes) - 1} classes '
             'beside the background; "image_class" writes a row for each'
         )
+    _check_source(competition)
     weights = config.loss.class_weights
     by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
     for key, numbers in by_class.items():
@@ -280,6 +305,27 @@ def _check_together(config: Config) -> None:
         if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignored):
             fits = f"0 to {len(classes) - 1}" + ("" if ignored is None else f", and {ignored}, which is ignored,")
             raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is not a label; {fits} would fit")
+
+
+def _check_source(competition: Competition) -> None:
+    own, most = competition.source, 8 if competition.arrays.ignore is None else 7
+    if competition.overlap and len(competition.classes) - 1 > most:
+        raise Refused(f"competition.overlap: {len(competition.classes) - 1} classes beside the first; {most} would fit")
+    if competition.overlap and competition.arrays.ignore not in (None, 255):
+        raise Refused(f"competition.arrays.ignore: {competition.arrays.ignore}; where classes overlap, 255 would fit")
+    paths = {"images": own.images, "masks": own.masks, "test": own.test, "table": own.table, "reader": own.reader}
+    given = {key for key, value in paths.items() if value}
+    for key, others in {"masks": {"images"}, "table": {"images", "reader"}, "test": {"images"}}.items():
+        if key in given and not given & others:
+            raise Refused(f'competition.source.{key}: needs source.images, as in "train/{{id}}.png", beside it')
+    for key, values in {"starts": ("absolute", "relative"), "order": ("column", "row")}.items():
+        if (value := own.table.get(key, values[0])) not in values:  # type: ignore[call-overload]
+            raise Refused(f"competition.source.table.{key}: {value!r}; {' or '.join(values)} would fit")
+    for one, other in (("masks", "table"), ("reader", "images")):
+        if {one, other} <= given:
+            raise Refused(f"competition.source: has {one} and {other}, which say the same thing; one of them would fit")
+    if own.border and (not own.instances or "border" not in competition.classes):
+        raise Refused('competition.source.border: needs instances = true and a class named "border"')
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:

@@ -17,8 +17,6 @@ os.environ["KAGGLE_API_ENVIRONMENT"] = "LOCALHOST"
 import numpy as np
 import pytest
 
-from comp.submission import runlength
-
 ROOT = Path(__file__).parent.parent
 
 COMPETITION = """\
@@ -53,14 +51,6 @@ mixup = 0.3
 tta = "hflip"
 batch_size = 8
 """
-
-
-def decode_runs(text: str, shape: tuple[int, int], order: str = "column", empty: str = "") -> np.ndarray:
-    """The mask, bool (H, W), of one run-length text, as a competition's graders read it."""
-    flat = np.zeros(shape[0] * shape[1], bool)
-    for start, length in zip(*runlength.parse_runs("" if text == empty else text, flat.size), strict=True):
-        flat[start - 1 : start - 1 + length] = True
-    return flat.reshape(shape, order="C" if order == "row" else "F")
 
 
 def count_margins(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from comp import config
 from comp.data import arrays
 from comp.prepare import audit, build
 from comp.prepare.audit import SIDE
-from comp.prepare.layouts import Finding
+from comp.prepare.samples import Finding
 from comp.report import sheets
 
 MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"

@@ -10,7 +10,9 @@ from PIL import Image
 from comp import config, files
 from comp.data import arrays, npz
 from comp.errors import Refused
-from comp.prepare import build, decode, layouts, mask_coding
+from comp.prepare import build, decode, mask_coding, scaling
+from comp.prepare.find import find_samples
+from comp.prepare.samples import Found
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,6 +51,11 @@ def pairs(folder: Path, count=4, low=0, high=255, size=(20, 30)) -> Path:
     return folder
 
 
+def find(folder: Path, parts=("train", "test"), **source) -> Found:
+    own = competition().model_copy(update={"source": config.Source(**source)})
+    return find_samples(own, folder, folder, parts)
+
+
 def made(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
         return {key: file[key] for key in file.files}
@@ -72,13 +79,13 @@ def test_voc_lists_decide_split_and_fold(tmp_path):
     lists.mkdir(parents=True)
     for name, stems in {"train": "b", "val": "ca", "trainval": "abc", "test": "d"}.items():
         (lists / f"{name}.txt").write_text("\n".join(stems) + "\n", encoding="utf-8-sig" if name == "val" else "utf-8")
-    layout = layouts.find_samples(tmp_path)
+    layout = find(tmp_path)
     assert [(sample.id, sample.fold) for sample in layout.train] == [("a", 0), ("b", 1), ("c", 0)]
     assert [sample.id for sample in layout.test] == ["d"]
     assert layout.odd == []  # VOC's lists name a part of its images
     (lists / "val.txt").write_bytes(b"c\nmissing\xe9\n")  # of Latin-1
     with pytest.raises(Refused, match=r"val\.txt: names missing"):
-        layouts.find_samples(tmp_path)
+        find(tmp_path)
 
 
 def test_files_that_do_not_belong_are_named(tmp_path):
@@ -90,7 +97,7 @@ def test_files_that_do_not_belong_are_named(tmp_path):
     save_image(tmp_path / "logo.png"), save_image(tmp_path / "figures/readme.png")
     for name in ("images/a.mat", "images/Thumbs.db", "annotations/trimaps/._a.png"):
         (tmp_path / name).write_bytes(b"odd")
-    layout = layouts.find_samples(tmp_path)
+    layout = find(tmp_path)
     assert [sample.id for sample in layout.train] == ["a"]
     assert {(odd.id, odd.finding) for odd in layout.odd} == {
         ("a.mat", "not an image"),
@@ -115,8 +122,9 @@ def test_files_that_do_not_belong_are_named(tmp_path):
 )
 def test_pairs_by_the_folders_names(tmp_path, image_at, mask_at):
     save_image(tmp_path / image_at), save_mask(tmp_path / mask_at, halves(0, 1))
-    (sample,) = layouts.find_samples(tmp_path).train
-    assert (sample.id, sample.image, sample.mask) == (Path(image_at).stem, tmp_path / image_at, tmp_path / mask_at)
+    (sample,) = find(tmp_path).train
+    assert (sample.id, sample.images) == (Path(image_at).stem, (tmp_path / image_at,))
+    assert sample.mask_files == [(tmp_path / mask_at, None)]
 
 
 def test_folders_behind_links_are_read(tmp_path):
@@ -125,12 +133,12 @@ def test_folders_behind_links_are_read(tmp_path):
     source.mkdir()
     for name in ("images", "masks", "test_images"):
         (source / name).symlink_to(tmp_path / "elsewhere" / name)
-    layout = layouts.find_samples(source)
+    layout = find(source)
     assert [len(layout.train), len(layout.test), layout.odd] == [4, 4, []]
 
 
 def test_ids_can_be_the_files_names(tmp_path):
-    own = competition().model_copy(update={"source": config.Source(ids="name")})
+    own = competition().model_copy(update={"source": config.Source(id="{name}")})
     build.prepare(own, pairs(tmp_path / "source"), tmp_path / "own.npz", (16, 16))
     npz = made(tmp_path / "own.npz")
     assert npz["train_ids"].tolist()[:2] == ["p0.jpg", "p1.jpg"] and npz["test_ids"][0] == "t0.jpg"
@@ -150,18 +158,19 @@ def test_folders_named_val_are_a_given_fold(tmp_path, val):
 
 def test_ambiguous_layouts_are_refused(tmp_path):
     with pytest.raises(Refused, match="no such folder"):
-        layouts.find_samples(tmp_path / "nowhere")
+        find(tmp_path / "nowhere")
     save_image(tmp_path / "images/a.jpg"), save_mask(tmp_path / "ground truth/a.png", halves(0, 1))
     with pytest.raises(Refused, match=r"no image with a mask .images lie in ground truth/, images/"):
-        layouts.find_samples(tmp_path)
+        find(tmp_path)
+    (tmp_path / "ground truth/a.png").unlink()
     save_mask(tmp_path / "masks/a.png", halves(0, 1))
     for other in ("images/more/a.jpg", "val/images/a.jpg", "labels/a.png"):
         save_image(tmp_path / other)
-        with pytest.raises(Refused, match="same stem"):
-            layouts.find_samples(tmp_path)
+        with pytest.raises(Refused, match=r"same stem|could hold its masks"):
+            find(tmp_path)
         (tmp_path / other).unlink()
     with pytest.raises(Refused, match="no test images"):
-        layouts.find_samples(tmp_path, for_test=True)
+        find(tmp_path, ("test",))
 
 
 # Mask codings
@@ -283,17 +292,21 @@ def test_codings_that_do_not_fit_are_refused(tmp_path, values, classes, given, m
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "CMYK", "LA"])
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+def test_every_kind_of_image_becomes_grey_or_rgb(tmp_path, mode):
     kind = "TIFF" if mode == "CMYK" else "PNG"
     path = save_image(tmp_path / "a.jpg", mode=mode, format=kind)
     found = np.asarray(decode.read_image(path))
-    assert found.shape == (20, 30, 3) and found.dtype == np.uint8
-    assert (found == np.asarray(Image.open(path).convert("RGB"))).all()
+    channels = 1 if mode in ("1", "L", "LA") else 3
+    assert found.shape == (20, 30, channels) and found.dtype == np.uint8
+    assert (found == np.asarray(Image.open(path).convert("RGB"))[..., :channels]).all()
+    assert decode.read_header(path) == decode.Header((20, 30), channels, False)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert np.asarray(decode.read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    rule = scaling.find_scaling((), [[tmp_path / "a.png"]], 1, deep=True)
+    found, lost = rule.apply(decode.read_image(tmp_path / "a.png"), 0, tmp_path, strict=True)
+    assert found[0, :, 0].tolist() == [0, 1, 128, 255] and not lost
 
 
 def test_grey_images_are_scaled_by_the_bits_that_the_set_uses(tmp_path, monkeypatch, capsys):
@@ -305,13 +318,13 @@ def test_grey_images_are_scaled_by_the_bits_that_the_set_uses(tmp_path, monkeypa
         save_mask(source / f"masks/{name}.png", halves(0, 255))
     own = competition().model_copy(update={"kaggle": "own"})
     out = make(source, tmp_path / "place/own.npz", own)
-    assert [int(image.max()) for image in out["train_images"]] == [300 >> 4, 4000 >> 4]
-    assert "grey images of 12 bits" in capsys.readouterr().out
+    assert [int(image.max()) for image in out["train_images"]] == [round(v * 255 / 4095) for v in (300, 4000)]
+    assert "images of 12 bits" in capsys.readouterr().out
     # Hidden test images are read as those were, whatever they hold themselves.
     Image.fromarray(np.full((20, 30), 500, np.uint16)).save(source / "test_images/c.png")
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "input")
     hidden = made(build.prepare_hidden_test(own, tmp_path / "place") / "own.npz")
-    assert hidden["test_images"].max() == 500 >> 4
+    assert hidden["test_images"].max() == round(500 * 255 / 4095)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

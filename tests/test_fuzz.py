@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, decode_runs
+from conftest import ROOT
 
 from comp import cli, config, device
 from comp.data import arrays, augment, batches, folds
@@ -332,10 +332,10 @@ def use_runs(chance):
     ]
     shape = (chance.randint(1, 5), chance.randint(1, 5))
     order = one_of(chance, ["column", "row"])
-    mask = decode_runs(one_of(chance, [" ", " ", "  ", ","]).join(words), shape, order)
+    mask = runlength.decode_runs(one_of(chance, [" ", " ", "  ", ","]).join(words), shape, order)
     assert (
         mask.shape == shape
-        and decode_runs(runlength.encode_runs(mask[None], order)[0], shape, order).tolist() == mask.tolist()
+        and runlength.decode_runs(runlength.encode_runs(mask[None], order)[0], shape, order).tolist() == mask.tolist()
     )
 
 

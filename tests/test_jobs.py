@@ -234,7 +234,7 @@ def test_a_code_competitions_kernel_reads_the_images_that_are_hidden_till_then(t
     for folder, images in zip(("images", "masks"), draw(24, 0), strict=True):
         save(folder, images)
     save("test_images", draw(5, 1)[0], "seen-")
-    code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nids = "name"\n'
+    code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nid = "{name}"\n'
     lay_out(place, competition=code)
     (place / "input/tiny.npz").unlink()
     source = ("--source", str(data), "--size", "32x48")

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import RECIPE, ROOT, TINY, count_margins, decode_runs, draw, inside, lay_out
+from conftest import RECIPE, ROOT, TINY, count_margins, draw, inside, lay_out
 
 from comp import config
 from comp.kaggle import sandbox
 from comp.model import metrics
+from comp.submission import runlength
 from comp.train import train_fold
 
 pytestmark = pytest.mark.slow
@@ -109,7 +110,7 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
         truth = npz["test_masks"]
     labels = np.zeros_like(truth)
     for row in frame.itertuples():
-        labels[int(row.id)][decode_runs(row.rle, (32, 48), "column").astype(bool)] = row[2]
+        labels[int(row.id)][runlength.decode_runs(row.rle, (32, 48), "column").astype(bool)] = row[2]
     score = metrics.score(count_margins(truth, labels, 3), config.Metric(background="drop_class"))
     assert about["score"]["leaderboard"] == pytest.approx(score, abs=1e-6)
     assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)

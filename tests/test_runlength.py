@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from conftest import decode_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from comp.errors import Refused
 from comp.submission import runlength
+from comp.submission.runlength import decode_runs
 
 ORDERS = st.sampled_from(["column", "row"])
 MASKS = arrays.arrays(bool, st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(1, 9)))
@@ -65,9 +65,39 @@ def test_encodes_views_that_are_not_contiguous():
             assert runlength.encode_runs(view, order) == [plain(mask, order) for mask in view]
 
 
-def test_decodes_the_empty_token():
-    for text, empty in (("", ""), ("-", "-"), ("1 0", "1 0")):
-        assert not decode_runs(text, (2, 3), empty=empty).any()
+def relative(mask):
+    """SIIM's own writer: how many pixels are skipped, how many are set, and so on."""
+    text, skipped, length = [], 0, 0
+    for pixel in [*mask.T.flatten(), False]:
+        if pixel:
+            length += 1
+        elif length:
+            text += [skipped, length]
+            skipped, length = 1, 0
+        else:
+            skipped += 1
+    return " ".join(map(str, text))
+
+
+@given(MASKS)
+def test_relative_starts(masks):
+    for mask in masks:
+        assert np.array_equal(decode_runs(relative(mask), mask.shape, "column", relative=True), mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("0 7", "7 is no number"),
+        ("5 2", "outside the image"),
+        ("0 2 -1 2", "-1 is no number"),
+        ("3 0", "shorter than one"),
+        ("1", "odd number"),
+    ],
+)
+def test_relative_runs_that_do_not_fit(text, problem):
+    with pytest.raises(Refused, match=problem):
+        decode_runs(text, (2, 3), relative=True)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from comp.files import atomic_write, find_below_input
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LARGEST_SIDE = 65_535  # pixels of an original image
 INDEX_VERSION = 2  # raised when `build_index` changes, so that older caches are not used
+BINCOUNT = 32  # labels from which on one count of all is faster than one for each
 INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
 
@@ -134,7 +135,7 @@ def build_index(split: Split, competition: Competition) -> Index:
     """
     if split.cache is None:
         return _scan(split, competition)
-    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored]
+    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]
     stored = split.cache.with_name(f"{split.cache.name}.index-{convert.digest(asked, split.ids.tobytes())}.npz")
     with suppress(Refused):
         return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
@@ -146,7 +147,8 @@ def build_index(split: Split, competition: Competition) -> Index:
 
 def _scan(split: Split, competition: Competition) -> Index:
     samples, classes, ignore = len(split.images), len(competition.classes), competition.arrays.ignored
-    labels = sorted({*range(classes), *([] if ignore is None else [ignore])})
+    known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
+    labels = sorted({*range(known), *([] if ignore is None else [ignore])})
     counts = np.zeros((samples, len(labels)), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
     step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
@@ -157,10 +159,13 @@ def _scan(split: Split, competition: Competition) -> Index:
             if split.masks is not None:
                 mask = split.masks[row]
                 mask_hash[row] = _hash(mask)
-                counts[row] = [np.count_nonzero(mask == label) for label in labels]  # for few, faster than bincount
+                if len(labels) > BINCOUNT:
+                    counts[row] = np.bincount(mask.ravel(), minlength=256)[labels]
+                else:
+                    counts[row] = [np.count_nonzero(mask == label) for label in labels]
                 if counts[row].sum() != mask.size:
                     label = mask[~np.isin(mask, labels)][0]
-                    wrong = f"sample {str(split.ids[row])!r} has label {label}; 0 to {classes - 1} would fit"
+                    wrong = f"sample {str(split.ids[row])!r} has label {label}; 0 to {known - 1} would fit"
                     hint = "other values are named as competition.arrays.labels=[0,255] or arrays.ignore=255"
                     raise Refused(f"{competition.file}: {wrong}; {hint}")
 
@@ -171,7 +176,12 @@ def _scan(split: Split, competition: Competition) -> Index:
             release_pages(split.masks)
     if ignore is not None:
         counts[:, labels.index(ignore)] = 0
-    return Index(counts[:, :classes], image_hash, mask_hash, (counts > 0).sum(axis=1) <= 1)
+    constant = (counts > 0).sum(axis=1) <= 1
+    counts = counts[:, :known]
+    if competition.overlap:  # of each class, the pixels whose labels have its bit
+        bits = np.arange(known)[:, None] >> np.arange(classes - 1) & 1
+        counts = np.column_stack([counts[:, 0], counts @ bits])
+    return Index(counts, image_hash, mask_hash, constant)
 
 
 def _hash(sample: np.ndarray) -> int:

@@ -32,7 +32,7 @@ IMAGE = (
     "accelerate", "albumentations", "huggingface-hub", "jinja2", "joblib", "kornia", "matplotlib", "nbformat", "numba",
     "numpy", "omegaconf", "opencv-python-headless", "optuna", "pandas", "polars", "pycocotools", "pydantic",
     "pytorch-lightning", "safetensors", "scikit-image", "scikit-learn", "scipy", "tensorboard", "timm", "torch",
-    "torchmetrics", "torchvision", "tqdm", "transformers",
+    "tifffile", "torchmetrics", "torchvision", "tqdm", "transformers",
 )  # fmt: skip
 WORKING_LIMIT = 20e9  # bytes; Kaggle keeps no more
 MACHINE = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # describe hardware, not the user

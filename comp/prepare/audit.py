@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from comp.config import Competition
 from comp.data.arrays import Index, Split, TrainSplit, build_index, release_pages
 from comp.files import atomic_write, write_text
-from comp.prepare.layouts import Finding
+from comp.prepare.samples import Finding
 from comp.report import sheets
 from comp.report.tables import shorten
 
@@ -26,6 +26,7 @@ NEAR_CORRELATION = 0.98  # of the thumbnails
 SHARING = 3  # different images under one mask, from which on it is a finding
 FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
 ACROSS = 6  # images in a row of the sheet
+HIGHEST_BIT = [label.bit_length() for label in range(256)]  # of overlapping classes, the last
 NAMED = 3  # ids that the table names of every kind
 
 
@@ -131,13 +132,16 @@ def write_audit(
     with atomic_write(folder / "audit.csv") as beside:
         findings.to_csv(beside, index=False)
     unscored = [label for label in [competition.arrays.ignored] if label is not None]
-    sheets.draw_sheet(_rows(train, test, findings), competition.classes, folder / "audit.png", unscored)
+    drawn = np.array(HIGHEST_BIT if competition.overlap else range(256), np.uint8)
+    drawn[unscored] = unscored
+    rows = _rows(train, test, findings, drawn)
+    sheets.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
     return text
 
 
 def _class_table(competition: Competition, index: Index, area: int) -> str:
     counts = pd.DataFrame(index.counts, columns=[shorten(name, 23) for name in competition.classes])
-    if (ignored := area - index.counts.sum(axis=1)).any():
+    if not competition.overlap and (ignored := area - index.counts.sum(axis=1)).any():
         counts["(ignored)"] = ignored
     pixels, images = counts.sum(), (counts > 0).sum()
     table = pd.DataFrame({"pixels": pixels.map("{:,}".format)})
@@ -147,15 +151,18 @@ def _class_table(competition: Competition, index: Index, area: int) -> str:
     return table.rename_axis(columns="class").to_string()
 
 
-def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame) -> Iterator[sheets.Row]:
-    """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
+def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame, drawn: np.ndarray) -> Iterator[sheets.Row]:
+    """Some training images, then for each kind of finding some of its; one that is like another follows that one.
+
+    `drawn`: as which label each label of a mask is drawn.
+    """
     places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
     if test is not None:
         places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
 
     def cell(name: str) -> sheets.Cell:
         split, k = places[name]
-        return split.images[k], None if split.masks is None else split.masks[k]
+        return split.images[k], None if split.masks is None else drawn[split.masks[k]]
 
     yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}
     for kind, of_kind in findings.groupby("finding", sort=False):

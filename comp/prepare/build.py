@@ -1,22 +1,22 @@
-"""Images and masks in folders, of any size and kind, as one npz of equal-sized uint8 arrays.
+"""A competition's download as one npz of equal-sized uint8 arrays.
 
-Its members are stored, so that they can be mapped: train_images, train_masks, train_ids, train_sizes,
-train_groups (near duplicates), train_folds (a given split: val 0, train 1), and for test images,
-ids, sizes, and masks where all have one. Sizes are the originals', int32 (N, 2), height and width.
-Samples are read while they are written, block by block, and the npz appears whole or not at all.
+Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
+1, uint16, where they are asked for), train_ids, train_sizes, train_groups (those of the TOML, or near duplicates),
+train_folds (a given split), and for test images, ids, sizes, and masks where all have one. Sizes are the originals',
+int32 (N, 2), height and width. Samples are read while they are written, block by block, and the npz appears whole or
+not at all.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 from tqdm import trange
 
 from comp import files
@@ -24,12 +24,15 @@ from comp.config import Competition
 from comp.data import arrays, convert, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
-from comp.prepare import audit, decode, layouts, mask_coding
-from comp.prepare.layouts import Finding, Sample
-from comp.prepare.mask_coding import Coding
+from comp.prepare import audit, decode, masks
+from comp.prepare.find import find_samples
+from comp.prepare.masks import MaskReader
+from comp.prepare.samples import Finding, Sample
+from comp.prepare.scaling import Scaling, find_scaling
+from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
-VERSION = 3  # raised when the same files would give other rows
+VERSION = 4  # raised when the same files would give other rows
 
 
 def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
@@ -43,28 +46,32 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
     if competition.arrays.labels:
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
-    layout = layouts.find_samples(source, own.ids)
-    samples, bits, odd = _inspect(layout.train + layout.test, own.obey_exif)
-    train, test = samples[: len(layout.train)], samples[len(layout.train) :]
-    masks = [sample.mask for sample in samples if sample.mask]
-    coding = mask_coding.detect_coding(masks, competition.classes, ignore, own.labels)
-    depth = f"; grey images of {bits} bits" if bits != decode.DEPTH else ""
-    print(f"{source}: {len(train):,} training and {len(test):,} test images; {coding.text}{depth}")
-    rows = [(one.id, one.fold, [convert.file_state(file) for file in (one.image, one.mask) if file]) for one in samples]
-    digest = convert.digest([VERSION, size, fit, own.obey_exif, bits, coding.kind, rows], coding.table.tobytes())
-    if path.exists():
-        if _read_facts(path).get("digest") != digest:
-            raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
-        print(f"{path}: was made of these images already; delete it to make it anew")
-        return
+    with TemporaryDirectory(prefix="comp-") as spool:
+        found = find_samples(competition, source, Path(spool))
+        samples, channels, deep, odd = _inspect(found.train + found.test, own.obey_exif)
+        train, test = samples[: len(found.train)], samples[len(found.train) :]
+        scaling = find_scaling(own.range, [one.images for one in train], channels, deep)
+        rows = _Rows(competition, size, channels, scaling, Path(spool), strict=True)
+        order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
+        reader = masks.make_reader(competition, samples, size, order, proof)
+        print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
+        told = [VERSION, size, fit, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
+        tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
+        digest = convert.digest([*told, competition.overlap, [*map(_state, samples)]], tables)
+        if path.exists():
+            if _read_facts(path).get("digest") != digest:
+                raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
+            print(f"{path}: was made of these images already; delete it to make it anew")
+            return
 
-    facts = {"digest": digest, "size": size, "bits": bits, "odd": layout.odd + odd}
-    members = chain(
-        _members("train", train, competition, size, bits, coding),
-        _members("test", test, competition, size, bits, coding),
-        [_member("prepared", json.dumps(facts))],
-    )
-    npz.write_npz(path, members)
+        def members() -> Iterator[tuple]:
+            yield from rows.members("train", train, reader)
+            yield from replace(rows, strict=False).members("test", test, reader)
+            facts = {"digest": digest, "size": size, "channels": channels, "scaling": asdict(scaling)}
+            facts["odd"] = found.odd + odd + sorted(rows.odd)  # when all has been read
+            yield _member("prepared", json.dumps(facts))
+
+        npz.write_npz(path, members())
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
@@ -83,9 +90,14 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
         return folder
     place = convert.cache_folder(folder) / "hidden"
     if not (new := place / competition.file).exists():
-        found = layouts.find_samples(home, competition.source.ids, for_test=True).test
-        samples, _, _ = _inspect(found, competition.source.obey_exif)
-        npz.write_npz(new, _members("test", samples, competition, tuple(facts["size"]), facts["bits"]))
+        scaling, size, channels = Scaling.read(facts["scaling"]), tuple(facts["size"]), facts["channels"]
+        with TemporaryDirectory(prefix="comp-") as spool:
+            found = find_samples(competition, home, Path(spool), parts=("test",))
+            samples, *_ = _inspect(found.test, competition.source.obey_exif, channels)
+            rows = _Rows(competition, size, channels, scaling, Path(spool), strict=False)
+            npz.write_npz(new, rows.members("test", samples))
+        for id, finding, detail, _ in sorted(rows.odd)[:5]:
+            print(f"{id}: {finding}: {detail}")
         print(f"{home}: {len(samples):,} test images")
     return place
 
@@ -101,75 +113,135 @@ def _read_facts(path: Path) -> dict:
         return {}
     try:
         facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
-        return {key: facts[key] for key in ("digest", "size", "bits", "odd")}
+        return {key: facts[key] for key in ("digest", "size", "channels", "scaling", "odd")}
     except (ValueError, TypeError, KeyError):
         raise Refused(f"{path}: prepared: not what this kernels/prepare.py writes; make the npz anew") from None
 
 
-def _inspect(samples: Sequence[Sample], obey_exif: bool) -> tuple[list[Sample], int, list[Finding]]:
-    """From all headers: the samples with their sizes, the bits of deep images, and what is odd. Raises Refused."""
+def _state(sample: Sample) -> list:
+    """What a sample is made of: another list once a file of it changes."""
+    layers = [
+        [convert.file_state(layer.content) if isinstance(layer.content, Path) else layer.content, layer.label]
+        for layer in sample.mask or ()
+    ]
+    return [sample.id, sample.fold, sample.group, [*map(convert.file_state, sample.images)], layers]
+
+
+def _inspect(
+    samples: Sequence[Sample], obey_exif: bool, channels: int | None = None
+) -> tuple[list[Sample], int, bool, list[Finding]]:
+    """From all headers: the samples with their sizes, the channels of all, whether some are deep, and what is odd.
+
+    Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`.
+    """
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(lambda sample: decode.read_header(sample.image, obey_exif), samples))
-        masks = list(pool.map(lambda sample: sample.mask and decode.read_header(sample.mask)[0], samples))
-    sized, deep_images, odd = [], [], []
-    for sample, (size, orientation, deep), mask in zip(samples, headers, masks, strict=True):
+        headers = list(pool.map(lambda one: [decode.read_header(path, obey_exif) for path in one.images], samples))
+        sizes = list(pool.map(lambda one: [decode.read_size(path) for path, _ in one.mask_files], samples))
+    sized, odd = [], []
+    counts = [sum(header.channels for header in bands) for bands in headers]
+    grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)
+    fits = channels or (max(counts) if grey_or_colours else counts[0])
+    for sample, count, bands, mask_sizes in zip(samples, counts, headers, sizes, strict=True):
+        size, orientation, frames = bands[0].size, bands[0].orientation, max(header.frames for header in bands)
         sized.append(replace(sample, size=size))
-        deep_images += [sample.image] if deep else []
+        if count != fits and not (grey_or_colours and (count, fits) == (1, 3)):
+            raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, the other images {fits}")
+        if count > decode.MOST_BANDS:
+            raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels; 1 to {decode.MOST_BANDS} would fit")
         if orientation > 1:
             how = "turned upright" if obey_exif else "not turned"
             odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {orientation}"))
-        if mask and mask != size:
-            turned = obey_exif and orientation >= decode.SIDEWAYS and mask == size[::-1]
-            hint = "; it fits the image as stored: set source.obey_exif = false" if turned else ""
-            raise Refused(f"{sample.mask}: is {mask[0]}×{mask[1]}, its image {size[0]}×{size[1]}{hint}")
-    return sized, decode.find_depth(deep_images), odd
+        if frames > 1:
+            odd.append(Finding(sample.id, "several frames", f"the first of {frames} is read"))
+        for path, header in zip(sample.images, bands, strict=True):
+            if header.size != size:
+                raise Refused(f"{path}: is {header.size[0]}×{header.size[1]}, the first band {size[0]}×{size[1]}")
+        for (path, _), mask in zip(sample.mask_files, mask_sizes, strict=True):
+            if mask != size:
+                turned = obey_exif and orientation >= decode.SIDEWAYS and mask == size[::-1]
+                hint = "; it fits the image as stored: set source.obey_exif = false" if turned else ""
+                raise Refused(f"{path}: is {mask[0]}×{mask[1]}, its image {size[0]}×{size[1]}{hint}")
+    return sized, fits, any(header.deep for bands in headers for header in bands), odd
 
 
-def _members(
-    name: str, samples: Sequence[Sample], competition: Competition, size: Size, bits: int, coding: Coding | None = None
-) -> Iterator[tuple]:
-    """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a coding no masks."""
-    if not samples:
-        return
-    obey_exif, fit, fill = competition.source.obey_exif, competition.arrays.fit, competition.arrays.ignore or 0
-    thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
+@dataclass(frozen=True)
+class _Rows:
+    """How samples become the rows of an npz. Strict: values beyond what the scaling was found from are refused."""
 
-    def read_image(k: int) -> np.ndarray:
-        image = decode.place_image(decode.read_image(samples[k].image, obey_exif, bits), size, fit)
-        thumbs[k] = audit.thumbnails(image[None])[0]
-        return image
+    competition: Competition
+    size: Size
+    channels: int
+    scaling: Scaling
+    spool: Path
+    strict: bool
+    odd: list[Finding] = field(default_factory=list)  # what was lost while reading
 
-    yield _stream(f"{name}_images", read_image, (len(samples), *size, 3))
-    masks = [sample.mask for sample in samples if sample.mask]
-    if coding and len(masks) == len(samples):
+    def original(self, sample: Sample) -> np.ndarray:
+        """The image as uint8 (H, W, C), of its own size."""
+        bands, band = [], 0
+        for path in sample.images:
+            values = decode.read_image(path, self.competition.source.obey_exif)
+            pixels, lost = self.scaling.apply(values, band, path, self.strict)
+            if lost:
+                self.odd.append(Finding(sample.id, "values cut off", lost))
+            bands.append(pixels)
+            band += values.shape[2]
+        image = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=-1)
+        return np.repeat(image, 3, axis=-1) if image.shape[2] < self.channels else image
 
-        def read_mask(k: int) -> np.ndarray:
-            labels = mask_coding.read_mask(masks[k], coding)
-            return decode.place_image(Image.fromarray(labels), size, fit, fill)
+    def members(self, part: str, samples: Sequence[Sample], reader: MaskReader | None = None) -> Iterator[tuple]:
+        """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
+        if not samples:
+            return
+        own, fit, count = self.competition.source, self.competition.arrays.fit, len(samples)
+        thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
 
-        yield _stream(f"{name}_masks", read_mask, (len(samples), *size))
-    ids = np.array([sample.id for sample in samples])
-    yield _member(f"{name}_ids", ids)
-    yield _member(f"{name}_sizes", np.array([sample.size for sample in samples], np.int32))
-    if name == "train":
-        groups = audit.near_groups(thumbs, ids)
-        if (groups != "").any():
-            yield _member("train_groups", groups)
-        folds = np.array([sample.fold for sample in samples], np.int16)
-        if len(np.unique(folds)) > 1:
-            yield _member("train_folds", folds)
+        def read_image(k: int) -> np.ndarray:
+            image = decode.place_image(self.original(samples[k]), self.size, fit)
+            thumbs[k] = audit.thumbnails(image[None])[0]
+            return image
+
+        yield _stream(f"{part}_images", read_image, (count, *self.size, self.channels))
+        if reader and all(sample.mask is not None for sample in samples):
+            shape = (count, *self.size)
+            if own.instances:  # which come behind the masks, but are read with them
+                numbers = np.lib.format.open_memmap(self.spool / f"{part}.npy", "w+", np.uint16, shape)
+
+            def read_mask(k: int) -> np.ndarray:
+                labels, objects, lost = reader.read(samples[k])
+                if own.instances:
+                    numbers[k] = objects
+                if lost:
+                    self.odd.append(Finding(samples[k].id, "objects overlap", lost))
+                return labels
+
+            yield _stream(f"{part}_masks", read_mask, shape)
+            if own.instances:
+                yield _stream(f"{part}_instances", lambda k: numbers[k], shape, np.uint16)
+        ids = np.array([sample.id for sample in samples])
+        yield _member(f"{part}_ids", ids)
+        yield _member(f"{part}_sizes", np.array([sample.size for sample in samples], np.int32))
+        if part == "train":
+            groups = np.array([sample.group for sample in samples]) if own.group or own.reader else None
+            if groups is None or not (groups != "").any():
+                groups = audit.near_groups(thumbs, ids)
+            if (groups != "").any():
+                yield _member("train_groups", groups)
+            folds = np.array([sample.fold for sample in samples], np.int16)
+            if len(np.unique(folds)) > 1:
+                yield _member("train_folds", folds)
 
 
-def _stream(key: str, read: Callable[[int], np.ndarray], shape: tuple[int, ...]) -> tuple:
-    """A uint8 member, whose rows `read` gives by their number, block by block, while it is written."""
+def _stream(key: str, read: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: type = np.uint8) -> tuple:
+    """A member whose rows `read` gives by their number, block by block, while it is written."""
 
     def blocks() -> Iterator[np.ndarray]:
-        step = max(1, BLOCK // prod(shape[1:]))
+        step = max(1, BLOCK // (prod(shape[1:]) * np.dtype(dtype).itemsize))
         with ThreadPoolExecutor() as pool:
             for first in trange(0, shape[0], step, desc=key, unit="block", disable=None):
                 yield np.stack([*pool.map(read, range(first, min(first + step, shape[0])))])
 
-    return key, shape, np.uint8, blocks()
+    return key, shape, dtype, blocks()
 
 
 def _member(key: str, values: ArrayLike) -> tuple:

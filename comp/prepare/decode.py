@@ -1,75 +1,225 @@
-"""One image file as an RGB array: what its header says, its pixels, and how they are brought to a size.
+"""One image or mask file as an array: what its header says, and its values.
 
-Images become 8-bit RGB whatever they were (palette, grey, 16-bit, CMYK, RGBA): first frame,
-transparency dropped, turned upright as EXIF says.
+Photographs become grey or RGB whatever they were (palette, CMYK, RGBA): first frame, transparency dropped, turned
+upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, stay as the file stores them.
 """
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 import numpy as np
+import tifffile
 from PIL import ExifTags, Image, ImageOps
 
 from comp.config import Fit
 from comp.data.arrays import Size, fitted_size
 from comp.errors import Refused
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy"}
+TIFF = {".tif", ".tiff"}
 SIDEWAYS = 5  # EXIF orientations from here on swap height and width
-DEPTH = 16  # bits of grey images deeper than 8, unless all of a set use fewer
-LOOKED_AT = 64  # of those images, to find out
+MOST_BANDS = 16
+GREY = ("1", "L", "LA", "I", "F")  # Pillow's modes of one channel; "I;16" and its kin begin with an I, too
+PHOTOMETRIC, WHITE_IS_0 = 262, 0  # a TIFF's tag, and its value where Pillow turns grey values round
 
 
-def read_header(path: Path, obey_exif: bool = False) -> tuple[Size, int, bool]:
-    """The size as the image is read, EXIF's orientation (1: upright), and whether it is deep: grey, over 8 bits."""
-    image = open_image(path, pixels=False)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    size = image.size if obey_exif and orientation >= SIDEWAYS else image.size[::-1]
-    return size, orientation, image.mode.startswith("I")
+class Header(NamedTuple):
+    """What a file says of its values before they are read."""
+
+    size: Size  # as the image is read
+    channels: int
+    deep: bool  # values that are not uint8
+    orientation: int = 1  # EXIF's; 1: upright
+    frames: int = 1  # of which the first is read
 
 
-def open_image(path: Path, pixels: bool = True) -> Image.Image:
-    """The first frame of a file, as it is, or only its header. Raises Refused."""
-    try:
+def read_header(path: Path, obey_exif: bool = False) -> Header:
+    """Read a file's header. Raises Refused."""
+    with _refuse(path):
+        if (stored := _open_stored(path, pixels=False)) is not None:
+            height, width = stored.shape[:2]
+            return Header((height, width), stored.shape[2], stored.dtype not in (np.uint8, np.bool_))
         with Image.open(path) as image:
+            deep_colour, frames = _is_deep_colour(image), getattr(image, "n_frames", 1)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            size = image.size if obey_exif and orientation >= SIDEWAYS else image.size[::-1]
+            deep = deep_colour or image.mode.startswith(("I", "F"))
+            return Header(size, 1 if _is_grey(image) and not deep_colour else 3, deep, orientation, frames)
+
+
+def read_size(path: Path) -> Size:
+    """The height and width of a mask, from its header alone. Raises Refused."""
+    with _refuse(path):
+        if (stored := _open_stored(path, pixels=False)) is not None:
+            return stored.shape[0], stored.shape[1]
+        with Image.open(path) as image:
+            return image.height, image.width
+
+
+def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
+    """An image's values (H, W, C): uint8 of a photograph, else of the dtype that the file holds. Raises Refused."""
+    with _refuse(path):
+        if (stored := _open_stored(path)) is not None:
+            return stored
+        with Image.open(path) as image:
+            if _is_deep_colour(image):
+                return _read_deep_colour(path)
             image.getexif()  # of some formats it is behind the pixels
-            if pixels:
-                image.load()
-            return image
-    except UNREADABLE as error:
-        raise Refused(f"{path}: cannot be read as an image: {error}") from None
+            seen = ImageOps.exif_transpose(image) if obey_exif else image
+            if seen.mode.startswith(("I", "F")):
+                return np.asarray(seen)[..., None]
+            if _is_grey(seen):
+                return np.asarray(seen.convert("L"))[..., None]
+            if "transparency" in seen.info:
+                seen = seen.convert("RGBA")
+            return np.asarray(seen.convert("RGB"))
 
 
-def find_depth(deep: Sequence[Path]) -> int:
-    """How many bits these images really use, 12 say of 16: those of the largest value in LOOKED_AT of them."""
-    some = deep[:: -(-len(deep) // LOOKED_AT) or 1]
-    largest = [int(np.asarray(open_image(path)).max()) for path in some]
-    return max(8, max(largest).bit_length()) if largest else DEPTH
+def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """A mask's values as they are stored, (H, W), or its colours, uint8 (H, W, 3); and its palette, if it has one.
 
-
-def read_image(path: Path, obey_exif: bool = True, bits: int = DEPTH) -> Image.Image:
-    """Read an image as 8-bit RGB; of a deep one the highest 8 of `bits` bits are kept. Raises Refused."""
-    image = open_image(path)
-    if obey_exif:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise Refused(f"{path}: holds fractions; 8- or 16-bit images would fit")
-    if image.mode.startswith("I"):
-        # PIL would clip 16-bit grey to 255 instead of scaling it.
-        values = np.asarray(image).astype(np.int64) >> (bits - 8)
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def place_image(image: Image.Image, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
-    """Resize, and pad with `fill` on the right and below: uint8 (H, W, 3) of an image, (H, W) of labels.
-
-    Images, which are RGB, are resized bilinearly with antialiasing, labels to the nearest.
+    A TIFF whose 0 is white is not turned round: its values are what was written. Raises Refused.
     """
-    height, width = fitted_size(image.size[::-1], size, fit)
-    resampling = Image.Resampling.BILINEAR if image.mode == "RGB" else Image.Resampling.NEAREST
-    pixels = np.asarray(image.resize((width, height), resampling))
-    padding = [(0, size[0] - height), (0, size[1] - width), (0, 0)]
-    return np.pad(pixels, padding[: pixels.ndim], constant_values=fill)
+    palette = None
+    with _refuse(path):
+        if (stored := _open_stored(path)) is None:
+            with Image.open(path) as image:
+                if _is_deep_colour(image):
+                    stored = _read_deep_colour(path)
+                elif image.mode == "P":
+                    stored = np.asarray(image)
+                    palette = bytes(image.getpalette() or [])
+                elif image.mode.startswith(("I", "F")):
+                    stored = np.asarray(image)
+                else:
+                    stored = np.asarray(image.convert("L" if _is_grey(image) else "RGB"))
+                    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_0:
+                        stored = 255 - stored
+    if stored.ndim == 3:
+        if stored.shape[2] == 1 or (stored == stored[..., :1]).all():
+            stored = stored[..., 0]
+        elif stored.shape[2] != 3 or stored.dtype != np.uint8:
+            raise Refused(f"{path}: a mask of {stored.shape[2]} bands of {stored.dtype}; one band would fit")
+    return stored, palette
+
+
+def place_image(pixels: np.ndarray, size: Size, fit: Fit) -> np.ndarray:
+    """Resize uint8 (H, W, C) bilinearly with antialiasing, and pad with 0 on the right and below."""
+    height, width = fitted_size((pixels.shape[0], pixels.shape[1]), size, fit)
+    if pixels.shape[2] != 3:
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels, -1, 0)]
+        resized = np.stack([np.asarray(b.resize((width, height), Image.Resampling.BILINEAR)) for b in bands], axis=-1)
+    else:
+        resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    return np.pad(resized, [(0, size[0] - height), (0, size[1] - width), (0, 0)])
+
+
+def place_labels(labels: np.ndarray, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
+    """Resize labels (H, W) of any dtype to the nearest, and pad with `fill` on the right and below."""
+    height, width = fitted_size((labels.shape[0], labels.shape[1]), size, fit)
+    rows, columns = (
+        (np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape, strict=True)
+    )
+    padding = [(0, size[0] - height), (0, size[1] - width)]
+    return np.pad(labels[rows[:, None], columns], padding, constant_values=fill)
+
+
+def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
+    """The bands (H, W, C) of an npy file or of a TIFF that is no photograph; None of any other file.
+
+    Without pixels, an array that has their shape and dtype.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
+        if stored.dtype.kind not in "buif":
+            raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
+        axes = "YX" if stored.ndim == 2 else "SYX" if stored.ndim == 3 and _bands_first(stored.shape) else "YXS"
+    elif suffix in TIFF:
+        with warnings.catch_warnings(), tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            page = series.keyframe
+            if page is None or (_is_photograph(page) and len(series.pages) == 1):
+                return None
+            axes = series.axes
+            if pixels and page.compression not in (1, 8, 32946, 32773) and len(series.pages) == 1:
+                stored = _read_compressed(path, series)
+            else:
+                stored = series.asarray() if pixels else np.broadcast_to(np.zeros((), series.dtype), series.shape)
+            if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and axes[-1] == "S":
+                stored = stored[..., :3]  # without the transparency
+    else:
+        return None
+    if stored.ndim == 2:
+        stored, axes = stored[..., None], "YXS"
+    if stored.ndim == 3 and 0 not in stored.shape:
+        bands = stored if axes[-1] == "S" else np.moveaxis(stored, 0, -1)
+        for arranged in (bands, stored):  # pages of many lines and few columns were an array with bands last
+            if arranged.shape[2] <= MOST_BANDS:
+                return arranged if stored.dtype != np.bool_ else arranged * np.uint8(255)
+    raise Refused(f"{path}: holds an array of shape {stored.shape}; an image of 1 to {MOST_BANDS} bands would fit")
+
+
+def _read_compressed(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+    """A TIFF whose compression tifffile leaves to imagecodecs, which not every machine has: then OpenCV reads it."""
+    try:
+        return series.asarray()
+    except ValueError:
+        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if values is None or values.shape != series.shape or values.dtype != series.dtype:
+            raise
+        return values if values.ndim == 2 else values[..., [2, 1, 0, *range(3, values.shape[2])]]
+
+
+def _is_photograph(page: tifffile.TiffPage) -> bool:
+    """Whether a TIFF's page is grey, colours or a palette in 8 bits, which Pillow reads, however compressed."""
+    photometric, samples = page.photometric, page.samplesperpixel
+    bits = {page.bitspersample} if isinstance(page.bitspersample, int) else {*page.bitspersample}
+    if not bits <= {1, 8} or page.dtype is None or page.dtype.kind not in "bu":
+        return False
+    colours = tifffile.PHOTOMETRIC
+    if photometric in (colours.MINISBLACK, colours.MINISWHITE, colours.PALETTE):
+        return samples == 1
+    return samples == 3 or photometric == colours.SEPARATED or (samples == 4 and any(page.extrasamples))
+
+
+def _bands_first(shape: tuple[int, ...]) -> bool:
+    """Whether the first of three axes is the bands; where both ends could be, the last is."""
+    return shape[0] <= MOST_BANDS < shape[2]
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in GREY or image.mode.startswith("I;")
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether these are colours of more than 8 bits, of which Pillow would drop the lower ones."""
+    tiles = getattr(image, "tile", None)  # until the pixels are read
+    how = str(tiles[0][3]) if tiles else ""
+    if image.format == "PNG":
+        return "16" in how and not image.mode.startswith("I")
+    return image.format == "PPM" and image.mode == "RGB" and re.search(r"\d{3,}", how) is not None
+
+
+def _read_deep_colour(path: Path) -> np.ndarray:
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if values is None:
+        raise Refused(f"{path}: cannot be read as an image of 16 bits")
+    return values[..., 2::-1] if values.ndim == 3 else values[..., None]
+
+
+@contextmanager
+def _refuse(path: Path) -> Iterator[None]:
+    """Turns what libraries raise at a damaged file into one line."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:  # on damaged bytes they raise nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refused(f"{path}: cannot be read as an image: {reason}") from None

@@ -1,126 +1,150 @@
-"""Which files below a folder are images, which are their masks, and which split each belongs to.
+"""Which files below a folder are images and which are their masks, where the TOML does not say it.
 
 Two layouts are known. PASCAL VOC has lists: ImageSets/Segmentation/{train,val,test}.txt name the
 stems in JPEGImages and SegmentationClass. In any other, the folders' names say what lies in them
 ("images", "train/masks", "annotations/trimaps", "test_images"), and a mask has the stem of its
-image, with or without "_mask" behind it. Files that belong nowhere are named, not lost.
+image, with or without "_mask" behind it. Files that belong nowhere are named, not lost; where two
+folders could hold the masks, neither is taken.
 """
 
-import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
-from comp.data.arrays import Size
+from comp.config import Competition
 from comp.errors import Refused
+from comp.prepare.patterns import SPLITS, fill
+from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, is_image, list_files
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 # Words of a folder's path, between slashes and underscores. "train_masks" holds masks.
 MASK_FOLDERS = {"mask", "masks", "label", "labels", "trimaps", "annotations"}
-VAL_FOLDERS = {"val", "valid", "validation"}
+VAL_FOLDERS = {word for word, fold in SPLITS.items() if fold == 0}
 IMAGE_FOLDERS = {"image", "images", "train", "test"} | VAL_FOLDERS
 
 
-class Finding(NamedTuple):
-    """One odd thing about one sample or file."""
-
-    id: str  # of a test sample "test/…"
-    finding: str  # its kind
-    detail: str
-    group: str = ""  # the first sample of those that belong together
-
-
-@dataclass(frozen=True, order=True)
-class Sample:
-    """One image, with its mask where it has one; ordered by id."""
-
-    id: str  # the file's stem, or its whole name
-    image: Path
-    mask: Path | None
-    fold: int = 1  # 0 if a given split validates on it
-    size: Size = (0, 0)  # of the image as it is read; `build` finds it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a folder holds; `odd` names every file that was left out, and why."""
-
-    train: list[Sample]
-    test: list[Sample]
-    odd: list[Finding]
-
-
-def find_samples(source: Path, ids: str = "stem", for_test: bool = False) -> Layout:
-    """Find the samples below `source`, ordered by stem. Raises Refused where the wanted split is not there.
-
-    `ids`: "stem" or, with the suffix, "name". `for_test`: the test images are wanted, else the training images.
-    """
-    if not source.is_dir():
-        raise Refused(f"{source}: no such folder")
+def find_in_folders(competition: Competition, source: Path, parts: tuple[str, ...]) -> Found:
+    """Find the samples below `source` without patterns. Raises Refused where the first part's are not there."""
+    files = list_files(source)
     lists = sorted(path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}ImageSets/Segmentation"))
     if len(lists) > 1:
         years = ", ".join(path.parts[-3] for path in lists)
         raise Refused(f"{source}: holds several VOC years ({years}); name one of them as --source")
-    layout = _read_voc(lists[0]) if lists else _read_folders(source)
-    if not (layout.test if for_test else layout.train):
-        there = {f"{one.detail}/" for one in layout.odd if one.finding in ("folder not used", "no mask")}
+    found = _read_voc(competition, lists[0]) if lists else _read_folders(competition, files, parts)
+    if not (found.train if "train" in parts else found.test):
+        there = {f"{one.detail}/" for one in found.odd if one.finding in ("folder not used", "no mask")}
         raise Refused(
-            f"{source}: no {'test images' if for_test else 'image with a mask'} (images lie in "
+            f"{source}: no {'image with a mask' if 'train' in parts else 'test images'} (images lie in "
             f"{', '.join(sorted(there)[:6]) or 'no folder'}); what fits: images/ and masks/ with equal stems "
-            "(test_images/ beside them), or annotations/trimaps/; or VOC's JPEGImages, SegmentationClass and ImageSets"
+            "(test_images/ beside them), or annotations/trimaps/; or VOC's JPEGImages, SegmentationClass and "
+            'ImageSets; or source.images = "…/{id}.png" and source.masks in the TOML'
         )
-    train, test = sorted(layout.train), sorted(layout.test)
-    if ids == "name":
-        train, test = ([replace(one, id=one.image.name) for one in split] for split in (train, test))
-    return Layout(train, test, layout.odd)
+    return found
 
 
-def _read_voc(lists: Path) -> Layout:
+def _read_voc(competition: Competition, lists: Path) -> Found:
     root = lists.parent.parent
     images, masks = (
-        {path.stem: path for path in (root / folder).glob("*") if _is_image(path)}
+        {as_seen(path.stem): path for path in (root / folder).glob("*") if is_image(path)}
         for folder in ("JPEGImages", "SegmentationClass")
     )
     train: dict[str, Sample] = {}
     test: dict[str, Sample] = {}
     for name, fold in (("train", 1), ("val", 0), ("trainval", 1), ("test", 1)):
         path, split = lists / f"{name}.txt", test if name == "test" else train
-        for stem in path.read_text("utf-8-sig", "surrogateescape").split() if path.exists() else []:
+        text = as_seen(path.read_text("utf-8-sig", "surrogateescape")) if path.exists() else ""
+        for stem in text.split():
             if stem not in images or (name != "test" and stem not in masks):
                 raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
-            split.setdefault(stem, Sample(stem, images[stem], masks.get(stem), fold))
-    return Layout([*train.values()], [*test.values()], [])
+            split.setdefault(stem, _sample(competition, images[stem], masks.get(stem), fold))
+    return Found([*train.values()], [*test.values()], [])
 
 
-def _read_folders(source: Path) -> Layout:
-    found: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
-    layout, val = Layout([], [], []), set()
-    for path in sorted(Path(place, name) for place, _, names in os.walk(source, followlinks=True) for name in names):
-        folder = path.relative_to(source).parent.as_posix()
-        words = set(re.split("[/_]", folder.lower()))
-        if not _is_image(path) or not words & (MASK_FOLDERS | IMAGE_FOLDERS):
-            layout.odd.append(Finding(path.name, "folder not used" if _is_image(path) else "not an image", folder))
-            continue
-        of_kind = found["test" if "test" in words else "train", "masks" if words & MASK_FOLDERS else "images"]
-        if (twin := of_kind.setdefault(path.stem, path)) != path:
-            raise Refused(f"{path}: has the same stem as {twin}; ids are stems, so one of them must be renamed")
-        if words & VAL_FOLDERS:
-            val.add(path.stem)
+@dataclass
+class _Folder:
+    """The images in one folder, by stem."""
 
-    for split, samples in (("train", layout.train), ("test", layout.test)):
-        masks = found[split, "masks"]
-        for stem, path in found[split, "images"].items():
-            mask = masks.pop(stem, None) or masks.pop(f"{stem}_mask", None)
-            if mask or split == "test":
-                samples.append(Sample(stem, path, mask, int(stem not in val)))
-            else:
-                layout.odd.append(Finding(stem, "no mask", path.relative_to(source).parent.as_posix()))
-        layout.odd.extend(Finding(stem, "no image", path.parent.name) for stem, path in masks.items())
-    return layout
+    name: str
+    files: dict[str, Path]
+
+    @property
+    def words(self) -> set[str]:
+        return set(re.split("[/_]", self.name.lower()))
+
+    @property
+    def end(self) -> str:
+        """What all stems end in, from an underscore or hyphen on: "_training" of 21_training and 22_training."""
+        first, last = min(ends := [stem[::-1] for stem in self.files]), max(ends)
+        end = "".join(a for k, a in enumerate(first) if first[: k + 1] == last[: k + 1])[::-1]
+        return end[match.start() :] if len(self.files) > 1 and (match := re.search("[_-]", end)) else ""
+
+    @property
+    def ids(self) -> set[str]:
+        return {stem.removesuffix(self.end) for stem in self.files}
+
+    @property
+    def pattern(self) -> str:
+        suffixes = {path.suffix for path in self.files.values()}
+        return f'"{self.name}/{{id}}{self.end}{suffixes.pop() if len(suffixes) == 1 else ".*"}"'
 
 
-def _is_image(path: Path) -> bool:
-    # "._name.jpg" is what macOS leaves in archives beside "name.jpg"; it holds no image.
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _read_folders(competition: Competition, files: list[tuple[str, Path]], parts: tuple[str, ...]) -> Found:
+    folders: dict[str, _Folder] = {}
+    found = Found([], [], [])
+    for name, path in files:
+        place = name.rpartition("/")[0] or "."
+        folder = _Folder(place, {})
+        if is_image(path):
+            folder = folders.setdefault(place, folder)
+            if (twin := folder.files.setdefault(as_seen(path.stem), path)) != path:
+                raise Refused(f"{path}: has the same stem as {twin}; which is meant? {_line('images', folder)} …")
+        if not is_image(path) or not folder.words & (MASK_FOLDERS | IMAGE_FOLDERS):
+            found.odd.append(Finding(path.name, "folder not used" if is_image(path) else "not an image", place))
+
+    kinds: dict[tuple[str, str], list[_Folder]] = defaultdict(list)
+    for folder in folders.values():
+        split = "test" if "test" in folder.words else "train"
+        known = folder.words & (MASK_FOLDERS | IMAGE_FOLDERS)
+        kinds[split, "masks" if folder.words & MASK_FOLDERS else "images" if known else "unknown"].append(folder)
+    if "train" in parts:
+        _refuse_ambiguity(kinds["train", "images"], kinds["train", "masks"], kinds["train", "unknown"])
+    for split, samples in (("train", found.train), ("test", found.test)):
+        masks = {stem: path for folder in kinds[split, "masks"] for stem, path in folder.files.items()}
+        for folder in kinds[split, "images"]:
+            for stem, path in folder.files.items():
+                mask = masks.pop(stem, None) or masks.pop(f"{stem}_mask", None)
+                if mask or split == "test":
+                    samples.append(_sample(competition, path, mask, int(not folder.words & VAL_FOLDERS)))
+                else:
+                    found.odd.append(Finding(stem, "no mask", folder.name))
+        found.odd.extend(Finding(stem, "no image", path.parent.name) for stem, path in masks.items())
+    return found
+
+
+def _refuse_ambiguity(images: list[_Folder], masks: list[_Folder], unknown: list[_Folder]) -> None:
+    """Refuse two folders of images with one stem, and two that could both hold an image's masks."""
+    for one, other in combinations(images, 2):
+        if same := one.files.keys() & other.files.keys():
+            raise Refused(
+                f"{other.files[min(same)]}: has the same stem as {one.files[min(same)]}; say in the TOML which is "
+                f"meant: {_line('images', one)}, or {_line('images', other)}"
+            )
+    for folder in images:
+        could = [one for one in masks + unknown if len(one.ids & folder.ids) * 2 > len(folder.ids)]
+        if len(could) > 1 and any(one in masks for one in could):
+            lines = ", or ".join(_line("masks", one) for one in could)
+            raise Refused(
+                f"{folder.name}/: {len(could)} folders could hold its masks; say in the TOML which one does: "
+                f"{_line('images', folder)} with {lines}"
+            )
+
+
+def _line(key: str, folder: _Folder) -> str:
+    return f"source.{key} = {folder.pattern}"
+
+
+def _sample(competition: Competition, image: Path, mask: Path | None, fold: int) -> Sample:
+    fields = {"id": as_seen(image.stem), "name": as_seen(image.name)}
+    id = fill("source.id", competition.source.id, fields)
+    return Sample(id, (image,), (Layer(mask),) if mask else None, fold)

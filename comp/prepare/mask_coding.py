@@ -50,7 +50,7 @@ def detect_coding(
         kind = "colours" if _hold_colours(some) else "values"
         counts: Counter[int] = Counter()
         for path in some:
-            counts.update(dict(zip(*np.unique(_read_codes(path, kind), return_counts=True), strict=True)))
+            counts.update(dict(zip(*np.unique(read_codes(path, kind), return_counts=True), strict=True)))
         if kind == "values" and len(classes) == 2 and {*counts} in ({0, 255}, {0, LARGEST}):
             meaning = {0: 0, max(counts): 1}
         else:
@@ -70,7 +70,7 @@ def detect_coding(
 
 def read_mask(path: Path, coding: Coding) -> np.ndarray:
     """Read a mask as labels, uint8 (H, W). Raises Refused where it cannot be read or does not fit the coding."""
-    codes = _read_codes(path, coding.kind)
+    codes = read_codes(path, coding.kind)
     labels = coding.table[codes]
     if (unknown := labels < 0).any():
         example = _name(int(codes[unknown][0]), coding.kind)
@@ -100,28 +100,35 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
     """Whether any mask is coloured, or palettes differ, so that values mean nothing."""
     palettes = set()
     for path in paths:
-        image = decode.open_image(path)
-        if image.mode == "P":
-            palettes.add(bytes(image.getpalette() or []))
-        elif np.ptp(np.asarray(image.convert("RGB")), axis=-1).any():
+        values, palette = decode.read_mask_values(path)
+        if values.ndim == 3:
             return True
+        palettes |= {palette} - {None}
     return len(palettes) > 1
 
 
-def _read_codes(path: Path, kind: Kind) -> np.ndarray:
-    """int32 (H, W)."""
-    image = decode.open_image(path)
-    if kind == "values" and (image.mode in ("P", "L", "F") or image.mode.startswith("I")):
-        values = np.asarray(image)
+def read_codes(path: Path, kind: Kind) -> np.ndarray:
+    """Whole numbers (H, W)."""
+    values, palette = decode.read_mask_values(path)
+    if kind == "colours":
+        if palette is not None:
+            colours = np.zeros((256, 3), np.uint8)
+            known = np.frombuffer(palette, np.uint8).reshape(-1, 3)
+            colours[: len(known)] = known
+            values = colours[values]
+        elif values.dtype != np.uint8:
+            raise Refused(f"{path}: holds {values.dtype}, but the other masks hold colours")
+        rgb = np.broadcast_to(values if values.ndim == 3 else values[..., None], (*values.shape[:2], 3))
+        red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+        return red << 16 | green << 8 | blue
+    if values.ndim == 3:
+        raise Refused(f"{path}: is coloured, but the other masks hold grey values")
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    with np.errstate(invalid="ignore"):
         if not ((values >= 0) & (values <= LARGEST) & (values == np.round(values))).all():
             raise Refused(f"{path}: holds fractions, NaN or values beyond {LARGEST}; 0 to {LARGEST} would fit")
-        return values.astype(np.int32)
-    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
-    if kind == "colours":
-        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-    if np.ptp(rgb, axis=-1).any():
-        raise Refused(f"{path}: is coloured, but the other masks hold grey values")
-    return rgb[..., 0]
+    return values.astype(np.int32)
 
 
 def _name(code: int, kind: Kind) -> str:

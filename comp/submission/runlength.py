@@ -26,11 +26,23 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
     return [text for first in range(0, len(masks), step) for text in _encode(masks[first : first + step], order)]
 
 
-def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
+def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", relative: bool = False) -> np.ndarray:
+    """The mask, bool (H, W), of one run-length text; `parse_runs` says what it refuses and what relative means."""
+    flat = np.zeros(shape[0] * shape[1], bool)
+    starts, lengths = parse_runs(text, flat.size, relative)
+    edges = np.zeros(flat.size + 1, np.int8)
+    edges[starts - 1] = 1
+    edges[starts - 1 + lengths] -= 1  # where the next run touches, both are there and nothing changes
+    np.cumsum(edges[:-1], out=flat.view(np.int8))
+    return flat.reshape(shape) if order == "row" else flat.reshape(shape[::-1]).T
+
+
+def parse_runs(text: str, pixels: int = UNKNOWN, relative: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Starts (from 1) and lengths, int64, of one text; `pixels` is the image's area, if it is known.
 
-    Raises Refused for what is not a whole number, an odd number of values, a start or length below 1, a run
-    that starts before the end of the one before it, and one that ends outside the image.
+    Relative starts count the pixels since the end of the run before. Raises Refused for what is not a whole number, an
+    odd number of values, a start or length below 1, a run that starts before the end of the one before it, and one
+    that ends outside the image.
     """
     words = text.split()
     try:
@@ -41,6 +53,10 @@ def parse_runs(text: str, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
     starts, lengths = values[::2], values[1::2]
+    if relative:
+        if (values < 0).any() or (values > pixels).any():
+            raise Refused(f"{values[(values < 0) | (values > pixels)][0]} is no number of the image's {pixels} pixels")
+        starts = 1 + np.cumsum(starts) + np.cumsum(lengths) - lengths
     for broken, problem in (
         (starts < 1, "starts before pixel 1, the first"),
         (lengths < 1, "is shorter than one pixel"),

@@ -1,0 +1,56 @@
+"""The samples of a download: by a reader, by patterns, or in one of the common layouts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from comp.config import Competition
+from comp.errors import Refused
+from comp.prepare import layouts, patterns, reader, table
+from comp.prepare.samples import Finding, Found, Sample
+
+BOTH = "train", "test"
+
+
+def find_samples(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...] = BOTH) -> Found:
+    """Find the samples below `folder`, ordered by id. What a reader yields is kept in the folder `spool`.
+
+    `parts`: "test" alone is enough where only hidden images are read. Raises Refused where the first of the parts
+    has no sample, or a sample of the training part has no mask.
+    """
+    own = competition.source
+    if own.reader:
+        found = reader.run_reader(competition, folder, spool, parts)
+    elif own.images or own.test:
+        found = patterns.find_by_patterns(competition, folder, parts)
+    else:
+        found = layouts.find_in_folders(competition, folder, parts)
+    train, odd = sorted(found.train), list(found.odd)
+    if own.table and "train" in parts:
+        train, lost = _join(competition, table.read_layers(competition, folder), train)
+        odd += lost
+    kinds = [finding.finding for finding in odd]
+    for kind in ("no mask", "no image", "not in the list"):
+        if kind in kinds:
+            print(f"{folder}: {kind}: {kinds.count(kind):,} left out, the first {odd[kinds.index(kind)].id}")
+    wanted = train if "train" in parts else found.test
+    if not wanted:
+        raise Refused(f"{folder}: no image has a mask" if "train" in parts else f"{folder}: no test images")
+    if unknown := [sample for sample in train if sample.mask is None]:
+        raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
+    return Found(train, sorted(found.test), odd)
+
+
+def _join(
+    competition: Competition, layers: dict[str, list], samples: list[Sample]
+) -> tuple[list[Sample], list[Finding]]:
+    """The samples with the layers that a table has of them, and the table's ids that have no image."""
+    file = competition.source.table["file"]
+    known = {sample.id for sample in samples}
+    if not known & layers.keys():
+        theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")
+        raise Refused(f"source.table: {file} has ids such as {theirs!r}, the images such as {ours!r}; source.id makes "
+                      'an image\'s id, as in "{name}", its file\'s name, or "{id}.png"')  # fmt: skip
+    if absent := known - layers.keys():
+        print(f"{file}: has no row of {len(absent):,} of {len(known):,} images, the first {min(absent)}: empty masks")
+    odd = [Finding(id, "no image", file) for id in layers if id not in known]
+    return [replace(one, mask=tuple(layers.get(one.id, ()))) for one in samples], odd

@@ -1,0 +1,194 @@
+"""Paths with fields, such as "train/{id}_sat.jpg", which find images and masks and pair them.
+
+`{field}` is a part of a name, the same wherever it occurs; `*` is anything but a slash, `**/` any folders. An image and
+a mask belong together where the fields that both patterns have are equal.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from comp.config import Competition, Source
+from comp.errors import Refused
+from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, find_label, is_image, list_files
+
+# What a fold is called where it has no number.
+SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
+OWN = ("band", "class")  # fields that pair nothing: {band} is one of source.bands, {class} the class of a mask's file
+
+Fields = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A path with fields, and the key of the TOML that says it."""
+
+    key: str
+    text: str
+    regex: re.Pattern
+    fields: tuple[str, ...]
+
+    def find(self, files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Fields, Path]]:
+        """The images that it matches, with their fields. Raises Refused where there is none."""
+        files = list(files)
+        matched = [(found.groupdict(), path) for name, path in files if (found := self.regex.fullmatch(name))]
+        images = [(fields, path) for fields, path in matched if is_image(path)]
+        if not images:
+            folders = {path.parent: name for name, path in reversed(files)}
+            shown = ", ".join([*folders.values()][::-1][:5])
+            what = "nothing"
+            if matched:
+                what = f"only {matched[0][1].name} and its like, which a source.reader would have to read"
+            raise Refused(f"{self.key} = {self.text!r}: matches {what}; there are {shown or 'no files'}")
+        yield from images
+
+
+def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}) -> Pattern:
+    """Compile a pattern; the fields of `known` match one of some words. Raises Refused for one that is malformed."""
+    fields: list[str] = []
+    regex = ""
+    for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", as_seen(text).removeprefix("./")):
+        if part.startswith("{"):
+            name = part[1:-1]
+            if not name.isidentifier():
+                raise Refused(f"{key}: {part} is no field; a name such as {{id}} would fit")
+            words = "|".join(map(re.escape, sorted(known.get(name, ()), key=len, reverse=True)))
+            regex += f"(?P={name})" if name in fields else f"(?P<{name}>{words or '[^/]+?'})"
+            fields += [name] * (name not in fields)
+        else:
+            regex += {"*": "[^/]*", "**/": "(?:.*/)?"}.get(part, re.escape(part))
+    if "{" in text.replace("{", "", text.count("}")) or text.count("{") != text.count("}"):
+        raise Refused(f"{key}: {text!r}: a brace is not closed, or not opened")
+    return Pattern(key, text, re.compile(regex), tuple(fields))
+
+
+def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
+    """A text such as "{case}_{n}" with its fields filled in. Raises Refused for a field that is not there."""
+
+    def value(found: re.Match) -> str:
+        if found[1] not in fields:
+            raise Refused(f"{key} = {text!r}: no field {found[0]}; there are {', '.join(fields)}")
+        return fields[found[1]]
+
+    return re.sub(r"\{(\w+)\}", value, text)
+
+
+def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
+    """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
+    own, files = competition.source, list_files(folder)
+    found = Found([], [], [])
+    if "train" in parts:
+        rows = read_list(own, folder) if own.list else None
+        images, fields_of = _find_images("source.images", own.images, own, files)
+        masks = _Masks("source.masks", own.masks, competition, files, own.images) if own.masks else None
+        for id, paths in images.items():
+            fields = fields_of[id]
+            layers = masks.of(fields) if masks else None
+            if rows is not None:
+                if id not in rows:
+                    found.odd.append(Finding(id, "not in the list", own.list["file"]))
+                    continue
+                fields = rows[id] | fields
+            if layers == ():
+                found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
+                continue
+            group, fold = fill("source.group", own.group, fields), fill("source.fold", own.fold, fields)
+            found.train.append(Sample(id, paths, layers, _read_fold(fold, id), group))
+        found.odd.extend(masks.left() if masks else [])
+    if "test" in parts and own.test:
+        images, fields_of = _find_images("source.test", own.test, own, files)
+        masks = _Masks("source.test_masks", own.test_masks, competition, files, own.test) if own.test_masks else None
+        for id, paths in images.items():
+            found.test.append(Sample(id, paths, (masks.of(fields_of[id]) or None) if masks else None))
+    return found
+
+
+def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """A CSV as text. Raises Refused where it cannot be read, or lacks one of the columns."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file") from None
+    except (ValueError, UnicodeError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise Refused(f"{path}: cannot be read as a CSV: {str(error).splitlines()[0]}") from None
+    for column in columns:
+        if column not in table:
+            raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
+    return table
+
+
+def read_list(own: Source, folder: Path) -> dict[str, Fields]:
+    """The columns of `source.list` by id. Raises Refused where an id is there twice."""
+    path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
+    table = read_table(path, [column])
+    ids = table[column].map(as_seen)
+    if (twice := ids.duplicated()).any():
+        raise Refused(f"{path}: row {twice.idxmax() + 2}: the id {ids[twice.idxmax()]!r} is there twice")
+    return dict(zip(ids, table.to_dict("records"), strict=True))
+
+
+def _find_images(
+    key: str, text: str, own: Source, files: list[tuple[str, Path]]
+) -> tuple[dict[str, tuple[Path, ...]], dict[str, Fields]]:
+    """Image files by id, a file for each of source.bands, and their fields."""
+    pattern = compile_pattern(key, text, {"band": own.bands})
+    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    fields_of: dict[str, Fields] = {}
+    for fields, path in pattern.find(files):
+        band = fields.pop("band", "")
+        if band and not own.bands:
+            there = sorted({fields["band"] for fields, _ in pattern.find(files)})
+            shown = ", ".join(f'"{name}"' for name in there[:20])
+            raise Refused(f"source.bands: say which {{band}} in which order, as in source.bands = [{shown}]")
+        fields["name"] = as_seen(path.name)
+        id = fill("source.id", own.id, fields)
+        if (twin := found[id].setdefault(band, path)) != path:
+            raise Refused(f"{path}: has the id {id!r}, as {twin} has; more fields in source.id would tell them apart")
+        fields_of.setdefault(id, fields)
+    for id, paths in found.items():
+        if lacking := [band for band in own.bands if "band" in pattern.fields and band not in paths]:
+            raise Refused(f"{next(iter(paths.values()))}: the sample {id!r} has no file of the band {lacking[0]!r}")
+    return {id: tuple(paths[band] for band in own.bands or paths) for id, paths in found.items()}, fields_of
+
+
+class _Masks:
+    """The files that a mask pattern finds, by the fields that it shares with the images' pattern."""
+
+    def __init__(self, key: str, text: str, competition: Competition, files: list[tuple[str, Path]], images: str):
+        self.pattern = compile_pattern(key, text, {"class": ()})
+        self.shared = [name for name in compile_pattern(key, images).fields if name in self.pattern.fields]
+        self.shared = [name for name in self.shared if name not in OWN]
+        if not self.shared:
+            raise Refused(f"{key} = {text!r}: shares no field with {images!r}, so that nothing pairs them")
+        self.layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
+        seen: dict[Path, Path] = {}
+        for fields, path in self.pattern.find(files):
+            if (twin := seen.setdefault(path.with_suffix(""), path)) != path:
+                raise Refused(f"{path}: and {twin.name} beside it could both be the mask; {key} must say which")
+            label = find_label(fields["class"], competition.classes, str(path)) if "class" in fields else None
+            layers = self.layers[tuple(fields[name] for name in self.shared)]
+            layers += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
+        self.used: set[tuple[str, ...]] = set()
+
+    def of(self, fields: Fields) -> tuple[Layer, ...]:
+        self.used.add(key := tuple(fields[name] for name in self.shared))
+        return tuple(self.layers.get(key, ()))
+
+    def left(self) -> list[Finding]:
+        unused = (layers for key, layers in self.layers.items() if key not in self.used and layers)
+        paths = (layers[0].content for layers in unused)
+        return [Finding(path.stem, "no image", path.parent.name) for path in paths if isinstance(path, Path)]
+
+
+def _read_fold(text: str, id: str) -> int:
+    if not text:
+        return 1
+    if text.isdecimal():
+        return int(text)
+    if text.lower() not in SPLITS:
+        raise Refused(f"source.fold: the sample {id!r} is in {text!r}; a number or {', '.join(SPLITS)} would fit")
+    return SPLITS[text.lower()]

@@ -1,0 +1,109 @@
+"""A reader of one's own: a Python file beside the TOML, with one function that yields samples.
+
+    def read_samples(folder, part):                # a Path; "train" or "test"
+        for path in sorted((folder / part).glob("*.npy")):
+            yield path.stem, image, mask, group    # str, array (H, W) or (H, W, C), array (H, W) or None, str or None
+
+What it yields is kept in npy files, named by what they hold, which are then read as any image and mask.
+"""
+
+import hashlib
+import importlib.util
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comp.config import Competition
+from comp.errors import Refused
+from comp.prepare.decode import MOST_BANDS
+from comp.prepare.samples import Found, Layer, Sample
+
+FUNCTION = "read_samples"
+FITS = "str, array (H, W) or (H, W, C), array (H, W) or None, str or None"
+
+
+def run_reader(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...]) -> Found:
+    """Everything that the reader yields of these parts. Raises Refused for what it raises, and what does not fit."""
+    path = Path(competition.source.reader)
+    for there, what in ((folder.is_dir(), folder), (path.is_file(), path)):
+        if not there:
+            raise Refused(f"{what}: no such {'folder' if what is folder else 'file'}")
+    found: dict[str, list[Sample]] = {"train": [], "test": []}
+    for part in parts:
+        known: set[str] = set()
+        for number, values in enumerate(_yielded(path, folder, part)):
+            sample = _keep(values, f"{path}: {part} sample {number}", competition, spool)
+            if sample.id in known:
+                raise Refused(f"{path}: {part} sample {number}: the id {sample.id!r} was there before")
+            known.add(sample.id)
+            found[part].append(sample)
+    return Found(found["train"], found["test"], [])
+
+
+def _yielded(path: Path, folder: Path, part: str) -> Iterator[Any]:
+    number: int | None = None
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        function = getattr(module, FUNCTION, None)
+        if not callable(function):
+            raise Refused(f"{path}: has no function {FUNCTION}(folder, part)")
+        for number, values in enumerate(function(folder, part)):  # noqa: B007
+            yield values
+    except Refused:
+        raise
+    except Exception as error:  # the reader is the user's, and may raise anything
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = f"line {own[-1].lineno}" if own else f"line {getattr(error, 'lineno', '?')}"
+        after = "" if number is None else f", after {part} sample {number}"
+        raise Refused(f"{path}: {line}{after}: {type(error).__name__}: {error}") from None
+
+
+def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sample:
+    """One tuple that a reader yielded, as a sample whose arrays are files. Raises Refused, naming the field."""
+    if not isinstance(values, tuple | list) or len(values) != 4:
+        raise Refused(f"{where}: yields {type(values).__name__}; id, image, mask, group would fit: {FITS}")
+    id, image, mask, group = values
+    if not isinstance(id, str) or not id:
+        raise Refused(f"{where}: its id is {id!r:.60}; text would fit")
+    where = f"{where}, {id!r}"
+    image = _array(f"{where}: image", image, (2, 3))
+    layers: tuple[Layer, ...] | None = None
+    if mask is not None:
+        mask = _array(f"{where}: mask", mask, (2, 3))
+        if mask.shape[:2] != image.shape[:2]:
+            raise Refused(f"{where}: mask: of shape {mask.shape}, the image of {image.shape}")
+        layers = (Layer(_save(mask, spool)),)
+        if mask.ndim == 3:
+            names = competition.classes[1:]
+            if mask.shape[2] != len(names):
+                raise Refused(f"{where}: mask: {mask.shape[2]} layers; {len(names)}, one for each class, would fit")
+            layers = tuple(Layer(_save(mask[..., k], spool), k + 1) for k in range(len(names)))
+    if group is not None and not isinstance(group, str):
+        raise Refused(f"{where}: group: {group!r:.60}; text or None would fit")
+    return Sample(id, (_save(image, spool),), layers, group=group or "")
+
+
+def _array(where: str, values: Any, dimensions: tuple[int, ...]) -> np.ndarray:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
+        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise Refused(f"{where}: {found}; a numpy array of numbers would fit")
+    if values.ndim not in dimensions or 0 in values.shape or (values.ndim == 3 and values.shape[2] > MOST_BANDS):
+        raise Refused(f"{where}: of shape {values.shape}; (H, W) or (H, W, C), C at most {MOST_BANDS}, would fit")
+    return values
+
+
+def _save(values: np.ndarray, spool: Path) -> Path:
+    """Keep an array in a file that is named by what it holds, so that equal arrays are one file and one state."""
+    values = np.ascontiguousarray(values)
+    about = f"{values.dtype}{values.shape}".encode()
+    path = spool / f"{hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()}.npy"
+    if not path.exists():
+        np.save(path, values)
+        os.utime(path, (0, 0))
+    return path

@@ -1,0 +1,81 @@
+"""What is found in a download: samples, the layers of their masks, and what is odd."""
+
+import os
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from comp.data.arrays import Size
+from comp.errors import Refused, did_you_mean
+from comp.prepare.decode import SUFFIXES
+
+
+class Finding(NamedTuple):
+    """One odd thing about one sample or file."""
+
+    id: str  # of a test sample "test/…"
+    finding: str  # its kind
+    detail: str
+    group: str = ""  # the first sample of those that belong together
+
+
+class Layer(NamedTuple):
+    """One part of a mask: a file, or run-lengths of one class."""
+
+    content: Path | str
+    label: int | None = None  # the class; None: the file's values say
+    row: str = ""  # where run-lengths stand
+
+
+@dataclass(frozen=True, order=True)
+class Sample:
+    """One image, with its mask where it has one; ordered by id."""
+
+    id: str
+    images: tuple[Path, ...] = field(compare=False)  # one file, or one for each band or set of bands
+    mask: tuple[Layer, ...] | None = field(default=None, compare=False)  # None: not known; (): nothing is marked
+    fold: int = field(default=1, compare=False)  # in which it validates, where a split is given
+    group: str = field(default="", compare=False)
+    size: Size = field(default=(0, 0), compare=False)  # of the image as it is read; `build` finds it
+
+    @property
+    def mask_files(self) -> list[tuple[Path, int | None]]:
+        """The files among the layers of its mask, with their labels."""
+        return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The samples of a download, ordered by id; `odd` names what was left out, and why."""
+
+    train: list[Sample]
+    test: list[Sample]
+    odd: list[Finding]
+
+
+def list_files(folder: Path) -> list[tuple[str, Path]]:
+    """Every file below a folder: its path from there as people see it (NFC, with slashes), and as it is; sorted."""
+    if not folder.is_dir():
+        raise Refused(f"{folder}: no such folder")
+    paths = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted((as_seen(path.relative_to(folder).as_posix()), path) for path in paths)
+
+
+def as_seen(text: str) -> str:
+    """Letters with marks in one form: an archive of macOS writes é as two characters, a CSV as one."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_image(path: Path) -> bool:
+    # "._name.jpg" is what macOS leaves in archives beside "name.jpg"; it holds no image.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def find_label(name: str, classes: tuple[str, ...], where: str) -> int:
+    """The label of a class that is given by its name or its number. Raises Refused, beginning with `where`."""
+    if name in classes:
+        return classes.index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")

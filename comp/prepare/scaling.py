@@ -1,0 +1,105 @@
+"""How deeper values than 8 bits become uint8: one rule for a competition, kept in its npz for its hidden images.
+
+A `source.range` names the values that become 0 and 255, for all bands or for each; "percentiles" finds them in the
+training images. Without one, values of 16 bits are divided by what the bits in use can hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from comp.errors import Refused
+from comp.prepare import decode
+
+LOOKED_AT = 64  # images, to find the bits in use or the percentiles
+PIXELS = 4096  # of each of them, for percentiles
+PERCENTILES = 0.5, 99.5
+WHAT_FITS = 'source.range = [low, high], the values that become 0 and 255, or source.range = "percentiles"'
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Ranges that become 0 to 255, one for all bands or one for each; none: every image is uint8."""
+
+    ranges: tuple[Range, ...] = ()
+    bits: int = 0  # in use, where that is what decided: then images of 8 bits stay as they are
+
+    @classmethod
+    def read(cls, stored: dict) -> "Scaling":
+        """From what JSON makes of it."""
+        return cls(tuple((low, high) for low, high in stored["ranges"]), stored["bits"])
+
+    def __str__(self) -> str:
+        if self.bits:
+            return f"images of {self.bits} bits are scaled to 8"
+        some = ", ".join(f"{low:g} to {high:g}" for low, high in self.ranges)
+        return f"images are scaled from {some}" if some else "images of 8 bits"
+
+    def apply(self, values: np.ndarray, band: int, path: Path, strict: bool) -> tuple[np.ndarray, str]:
+        """Values (H, W, C) whose first is this band as uint8; and what was lost, in words. Strict: it is refused."""
+        lost = ""
+        if values.dtype == np.uint8 and (self.bits or not self.ranges):
+            return values, lost
+        if not self.ranges:
+            raise Refused(f"{path}: holds {values.dtype}, the other images uint8; {WHAT_FITS}")
+        ranges = np.array(self.ranges if len(self.ranges) == 1 else self.ranges[band : band + values.shape[2]])
+        if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
+            lost = f"{bad.mean():.1%} of the values are NaN or infinite"
+            values = np.where(bad, ranges[:, 0].astype(values.dtype), values)
+        elif self.bits and values.dtype.kind == "f":
+            lost = f"holds {values.dtype}, the other images whole numbers"
+        elif self.bits and (values.max() > ranges[0, 1] or values.min() < 0):
+            worst = values.min() if values.min() < 0 else values.max()
+            lost = f"holds {worst}, and {LOOKED_AT} images no more than {self.bits} bits"
+        if lost and strict:
+            raise Refused(f"{path}: {lost}; {WHAT_FITS}, would fit; or a source.reader of your own")
+        scaled = (values - ranges[:, 0]) * (255 / (ranges[:, 1] - ranges[:, 0]))
+        return np.rint(scaled).clip(0, 255).astype(np.uint8), lost
+
+
+def find_scaling(
+    given: Literal["percentiles"] | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool
+) -> Scaling:
+    """The rule for images of one or more band files each. `deep`: some are not uint8. Raises Refused."""
+    some = images[:: -(-len(images) // LOOKED_AT) or 1]
+    if given == "percentiles":
+        ranges = _percentiles(some, channels)
+    elif given:
+        ranges = [(float(low), float(high)) for low, high in np.reshape(given, (-1, 2))]
+        if len(ranges) not in (1, channels):
+            raise Refused(f"source.range: {len(ranges)} ranges; the images have {channels} channels")
+    elif deep:
+        return _by_bits(some)
+    else:
+        return Scaling()
+    for band, (low, high) in enumerate(ranges):
+        if not low < high:
+            raise Refused(f"source.range: from {low:g} to {high:g} in band {band}; the first must be the lower one")
+    return Scaling(tuple((float(low), float(high)) for low, high in ranges))
+
+
+def _by_bits(images: Sequence[Sequence[Path]]) -> Scaling:
+    largest = 0
+    for path in (path for paths in images for path in paths):
+        values = decode.read_image(path)
+        if values.dtype.kind not in "ui" or values.min() < 0:
+            lowest, highest = np.nanmin(values), np.nanmax(values)
+            raise Refused(f"{path}: holds {values.dtype} from {lowest:g} to {highest:g}; {WHAT_FITS}, would fit")
+        largest = max(largest, int(values.max()) if values.dtype != np.uint8 else 0)
+    bits = max(8, largest.bit_length())
+    return Scaling(((0.0, 2.0**bits - 1),), bits)
+
+
+def _percentiles(images: Sequence[Sequence[Path]], channels: int) -> list[Range]:
+    pixels = []
+    for paths in images:
+        values = np.concatenate([decode.read_image(path) for path in paths], axis=-1, dtype=np.float64)
+        values = values.reshape(-1, values.shape[-1])
+        pixels.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])
+    low, high = np.nanpercentile(np.concatenate(pixels), PERCENTILES, axis=0)
+    return [(float(a), float(b) if b > a else float(a) + 1) for a, b in zip(low, high, strict=True)]

@@ -1,0 +1,122 @@
+"""Run-lengths in a CSV as the layers of masks, and the proof of the order in which they count pixels."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from comp.config import Competition
+from comp.errors import Refused
+from comp.prepare.patterns import compile_pattern, read_table
+from comp.prepare.samples import Layer, Sample, as_seen, find_label
+from comp.submission.runlength import Order, decode_runs
+
+EMPTY = {"", "-1", "-", "1 0", "nan"}  # what competitions write for no pixel
+LOOKED_AT = 64  # masks that prove the order
+CLEAR = 1.2  # how many times the runs across, or the contrast along the edges, of one reading exceed the other's
+ORDERS: tuple[Order, Order] = ("column", "row")
+
+
+def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]]:
+    """Layers by id of the rows of `source.table`; an id whose rows are empty has none. Raises Refused.
+
+    A row may hold many masks' id and class in one column, which `split` takes apart: "{id}_{class}".
+    """
+    own, classes = competition.source.table, competition.classes
+    for key in ("file", "runs"):
+        if not own.get(key):  # type: ignore[call-overload]
+            raise Refused(f'source.table.{key}: missing; as in {{ file = "train.csv", id = "id", runs = "rle_mask" }}')
+    path, column = folder / own["file"], own.get("id", "id")
+    rows = read_table(path, [column, own["runs"], *([own["class"]] if "class" in own else [])])
+    names = rows[own["class"]].tolist() if "class" in own else [""] * len(rows)
+    if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
+        raise Refused(
+            "source.table.split: says how the id's column holds {id} and {class}; then there is no other class"
+        )
+    named = {"class": [*classes, *map(str, range(len(classes)))]}
+    split = compile_pattern("source.table.split", own.get("split", ""), named)
+    empty = EMPTY | {competition.submission.empty}
+    found: dict[str, list[Layer]] = {}
+    for row, (id, name, runs) in enumerate(zip(rows[column], names, rows[own["runs"]], strict=True), 2):
+        where = f"{path}: row {row}"
+        if "split" in own:
+            if not (parts := split.regex.fullmatch(id)):
+                raise Refused(f"{where}: {id!r} is not {own['split']!r} with one of the classes {', '.join(classes)}")
+            id, name = parts["id"], parts["class"]
+        layers = found.setdefault(as_seen(id), [])
+        if runs.strip() not in empty:
+            label = find_label(name, classes, where) if name else 1
+            if not label:
+                raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
+            layers.append(Layer(runs, label, where))
+    return found
+
+
+def decode_layer(layer: Layer, sample: Sample, order: Order, relative: bool) -> np.ndarray:
+    """A layer of run-lengths as bool (H, W). Raises Refused, naming the row."""
+    try:
+        return decode_runs(str(layer.content), sample.size, order, relative)
+    except Refused as refused:
+        hint = "" if relative or "before the end" not in str(refused) else '; or table.starts = "relative"?'
+        raise Refused(f"{layer.row}: {sample.id}, {sample.size[0]}×{sample.size[1]}: {refused}{hint}") from None
+
+
+def find_order(
+    competition: Competition, samples: Sequence[Sample], read: Callable[[Sample], np.ndarray]
+) -> tuple[Order, str]:
+    """The order in which a table's runs count pixels, and the proof in words. Raises Refused where the TOML is wrong.
+
+    Masks that are decoded in the wrong order fall apart: more runs lie across them. In a square image the wrong
+    reading is the transposed mask, which tells nothing; but then its edges are not where the image, uint8 (H, W, C)
+    by `read`, has its own.
+    """
+    table = competition.source.table
+    some = [one for one in samples if any(isinstance(layer.content, str) for layer in one.mask or ())]
+    some = some[:: -(-len(some) // LOOKED_AT) or 1]
+    runs, contrasts = np.zeros((len(some), 2)), np.zeros((len(some), 2))
+    for k, sample in enumerate(some):
+        layers = [layer for layer in sample.mask or () if isinstance(layer.content, str)]
+        relative = table.get("starts") == "relative"
+        column, row = (
+            np.any([decode_layer(layer, sample, order, relative) for layer in layers], axis=0) for order in ORDERS
+        )
+        if sample.size[0] != sample.size[1]:
+            runs[k] = _count_runs(column), _count_runs(row.T)
+        else:
+            image = read(sample).mean(axis=-1, dtype=np.float32)
+            contrasts[k] = _edge_contrast(image, column), _edge_contrast(image, row)
+    said: Order | None = next((order for order in ORDERS if order == table.get("order")), None)
+    noise = np.sqrt(runs.sum()), np.sqrt((np.diff(contrasts) ** 2).sum())
+    for scores, chance, better, what in (
+        (runs.sum(axis=0), noise[0], np.argmin, "runs across"),
+        (contrasts.sum(axis=0), noise[1], np.argmax, "contrast of the image along edges"),
+    ):
+        if scores.max() <= CLEAR * scores.min() or np.ptp(scores) <= 2 * chance:
+            continue
+        proved = ORDERS[better(scores)]
+        figures = " and ".join(f"{score:,.0f} by {order}" for score, order in zip(scores, ORDERS, strict=True))
+        proof = f"run-lengths count by {proved}: in {len(some)} masks {what} {figures}"
+        file = competition.submission.order if competition.submission.format == "rle" else proved
+        for key, told in (("source.table.order", said or proved), ("submission.order", file)):
+            if told != proved:
+                raise Refused(f"{key} = {told!r}: {table['file']}: {proof}")
+        return proved, proof
+    if said:
+        return said, f"run-lengths count by {said}, as source.table.order says"
+    figures = " and ".join(f"{count:,.0f}" for count in runs.sum(axis=0))
+    raise Refused(
+        f"{table['file']}: {len(some)} masks look right by column and by row ({figures} runs across); "
+        'source.table.order = "column" or "row" would say which it is'
+    )
+
+
+def _count_runs(mask: np.ndarray) -> int:
+    """How many runs lie along the rows of a mask, bool (H, W)."""
+    return np.count_nonzero(mask[:, 0]) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
+
+
+def _edge_contrast(image: np.ndarray, mask: np.ndarray) -> float:
+    """By how many grey levels the image changes across the edges of a mask, on average."""
+    steps = [(np.abs(np.diff(image, axis=axis)), np.diff(mask, axis=axis)) for axis in (0, 1)]
+    values = np.concatenate([step[edge] for step, edge in steps])
+    return float(values.mean()) if len(values) else 0.0

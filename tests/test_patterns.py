@@ -1,0 +1,211 @@
+"""Paths with fields find images, pair them with masks, and give ids, groups and folds."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+from drawn import competition, discs, find, image, prepare, save
+
+from comp.errors import Refused
+from comp.prepare import build
+from comp.prepare.patterns import compile_pattern, fill
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fields"),
+    [
+        ("train/{id}_sat.jpg", "train/a_b_sat.jpg", {"id": "a_b"}),
+        ("{case}/{case}_{day}/s_{n}_*.png", "c1/c1_d2/s_3_266_1.5.png", {"case": "c1", "day": "d2", "n": "3"}),
+        ("{case}/{case}_{day}/s_{n}_*.png", "c1/c2_d2/s_3_266_1.5.png", None),
+        ("{id}/masks/*.png", "a/masks/b.png", {"id": "a"}),
+        ("{id}/masks/*.png", "a/masks/b/c.png", None),
+        ("**/{id}.png", "a/b/c.png", {"id": "c"}),
+        ("**/{id}.png", "c.png", {"id": "c"}),
+        ("./a[1]/{id}.png", "a[1]/x.png", {"id": "x"}),
+    ],
+)
+def test_what_a_pattern_matches(pattern, path, fields):
+    found = compile_pattern("source.images", pattern).regex.fullmatch(path)
+    assert (found and found.groupdict()) == fields
+
+
+@pytest.mark.parametrize("pattern", ["{id", "id}", "{}/a.png", "{a b}.png", "{id}}/a.png"])
+def test_malformed_patterns_are_refused(pattern):
+    with pytest.raises(Refused, match=r"^source\.images"):
+        compile_pattern("source.images", pattern)
+
+
+def test_a_format_names_the_fields_that_there_are():
+    assert fill("source.id", "{case}_{n}.png", {"case": "a", "n": "1"}) == "a_1.png"
+    with pytest.raises(Refused, match=r"source\.id = '\{id\}': no field \{id\}; there are case, n"):
+        fill("source.id", "{id}", {"case": "a", "n": "1"})
+
+
+def test_suffixes_of_names_pair(tmp_path):
+    for k in "ab":
+        save(tmp_path / f"train/{k}_sat.jpg", image(0))
+        save(tmp_path / f"train/{k}_mask.png", discs(0)[0] * np.uint8(255))
+    save(tmp_path / "valid/c_sat.jpg", image(0))
+    found = find(tmp_path, images="train/{id}_sat.jpg", masks="train/{id}_mask.png", test="valid/{id}_sat.jpg")
+    assert [one.id for one in found.train] == ["a", "b"] and [one.id for one in found.test] == ["c"]
+    assert found.train[1].mask_files == [(tmp_path / "train/b_mask.png", None)] and found.test[0].mask is None
+
+
+def test_folders_give_ids_groups_and_folds(tmp_path):
+    source = tmp_path / "own"
+    for k, (split, case) in enumerate((("train", "c1"), ("train", "c2"), ("val", "c3"))):
+        for n in "12":
+            save(source / f"{split}/{case}/{case}_d{k}/scans/slice_{n}_266_1.50.png", image(9 * k + int(n)))
+            save(source / f"labels/{case}-{n}.png", discs(k)[0] * np.uint8(1))
+    patterns = {"images": "{split}/{case}/{case}_{day}/scans/slice_{n}_*.png", "masks": "labels/{case}-{n}.png"}
+    made = {"id": "{case}_{day}_{n}", "group": "{case}", "fold": "{split}"}
+    out = prepare(source, competition(**patterns, **made))
+    assert out["train_ids"].tolist() == ["c1_d0_1", "c1_d0_2", "c2_d1_1", "c2_d1_2", "c3_d2_1", "c3_d2_2"]
+    assert out["train_groups"].tolist() == ["c1", "c1", "c2", "c2", "c3", "c3"]
+    assert out["train_folds"].tolist() == [1, 1, 1, 1, 0, 0]
+    assert (out["train_masks"][4] == discs(2)[0]).all()
+    with pytest.raises(Refused, match=r"source\.fold: the sample 'c1_d0_1' is in 'c1'; a number or val"):
+        find(source, **patterns, **made | {"fold": "{case}"})
+
+
+def test_bands_become_channels_in_their_order(tmp_path):
+    source = tmp_path / "own"
+    for k in "ab":
+        for n, band in enumerate(("B02", "B03", "B08")):
+            save(source / f"train/{k}/{band}.tif", np.full((16, 16), 10 * n + ord(k) - 97, np.uint8))
+        save(source / f"labels/{k}.tif", discs(0)[0] * np.uint8(1))
+    patterns = {"images": "train/{id}/{band}.tif", "masks": "labels/{id}.tif"}
+    out = prepare(source, competition(bands=["B08", "B02"], **patterns))
+    assert out["train_images"][:, 0, 0].tolist() == [[20, 0], [21, 1]]
+    with pytest.raises(Refused, match=r'source\.bands = \["B02", "B03", "B08"\]'):
+        find(source, **patterns)
+    (source / "train/b/B08.tif").unlink()
+    with pytest.raises(Refused, match="the sample 'b' has no file of the band 'B08'"):
+        find(source, bands=["B08", "B02"], **patterns)
+    save(source / "train/b/B08.tif", image(0, (8, 8), 0))
+    with pytest.raises(Refused, match=r"B02\.tif: is 16×16, the first band 8×8"):
+        prepare(source, competition(bands=["B08", "B02"], **patterns), "other.npz")
+
+
+def test_a_csv_tells_groups_and_which_samples_count(tmp_path):
+    for k in "abc":
+        save(tmp_path / f"images/{k}.png", image(0))
+        save(tmp_path / f"masks/{k}.png", discs(0)[0] * np.uint8(1))
+    patterns = {"images": "images/{id}.png", "masks": "masks/{id}.png"}
+    listed = {"list": {"file": "meta.csv", "id": "chip"}, "group": "{place}", "fold": "{fold}"}
+    (tmp_path / "meta.csv").write_text("\ufeffchip,place,fold\na,x,0\nc,y,2\nelsewhere,z,1\n", encoding="utf-8")
+    found = find(tmp_path, **patterns, **listed)
+    assert [(one.id, one.group, one.fold) for one in found.train] == [("a", "x", 0), ("c", "y", 2)]
+    assert [(odd.id, odd.finding) for odd in found.odd] == [("b", "not in the list")]
+    (tmp_path / "meta.csv").write_text("chip,place,fold\na,x,0\na,y,1\n")
+    with pytest.raises(Refused, match=r"meta\.csv: row 3: the id 'a' is there twice"):
+        find(tmp_path, **patterns, **listed)
+    with pytest.raises(Refused, match=r"meta\.csv: no column 'id'; there are chip, place, fold"):
+        find(tmp_path, **patterns, **listed | {"list": {"file": "meta.csv"}})
+    with pytest.raises(Refused, match=r"nowhere\.csv: no such file"):
+        find(tmp_path, **patterns, **listed | {"list": {"file": "nowhere.csv"}})
+
+
+def test_names_are_compared_as_people_see_them(tmp_path):
+    apart = unicodedata.normalize("NFD", "Zürich")
+    save(tmp_path / f"images/{apart}.png", image(0))
+    save(tmp_path / "masks/Zürich.png", discs(0)[0] * np.uint8(1))
+    (tmp_path / "meta.csv").write_text("id,place\nZürich,CH\n")
+    patterns = {"images": "images/{id}.png", "masks": "masks/{id}.png", "list": {"file": "meta.csv"}}
+    (one,) = find(tmp_path, **patterns, group="{place}").train
+    assert (one.id, one.group) == ("Zürich", "CH") and one.mask
+    assert [one.id for one in find(tmp_path).train] == ["Zürich"]  # without patterns, too
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"images": "train/{id}.png"}, r"matches nothing; there are dicom/a\.dcm, images/a\.png, masks/a\.png"),
+        ({"images": "dicom/{id}.*"}, r"matches only a\.dcm and its like, which a source\.reader would have to read"),
+        ({"images": "{x}/{id}.png"}, r"has the id 'a', as .*more fields in source\.id would tell them apart"),
+        ({"images": "images/{id}.png", "masks": "masks/{n}.png"}, "shares no field with 'images/{id}.png'"),
+        ({"images": "images/{id}.png", "masks": "more/{id}.*"}, r"a\.tif: and a\.png beside it could both be the mask"),
+        ({"images": "images/{id}.png", "masks": "more/{id}_{class}.png"}, "no class 'tree'; there are rest, thing"),
+        ({"images": "images/{id}.png"}, r"images/a\.png: has no mask; source\.masks or source\.table would say"),
+        ({"images": "images/{id}.png", "id": "{n}"}, r"source\.id = '\{n\}': no field \{n\}; there are id, name"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_refused(tmp_path, source, problem):
+    save(tmp_path / "images/a.png", image(0))
+    for path in ("masks/a.png", "more/a.png", "more/a.tif", "more/a_tree.png"):
+        save(tmp_path / path, discs(0)[0] * np.uint8(1))
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom/a.dcm").write_bytes(b"")
+    with pytest.raises(Refused, match=problem):
+        find(tmp_path, **source)
+
+
+def test_images_and_masks_without_the_other_are_counted_and_named(tmp_path, capsys):
+    source = tmp_path / "own"
+    for k in "abc":
+        save(source / f"images/{k}.png", image(ord(k)))
+    for k in "bcde":
+        save(source / f"masks/{k}.png", discs(0)[0] * np.uint8(1))
+    out = prepare(source, competition(images="images/{id}.png", masks="masks/{id}.png"))
+    assert out["train_ids"].tolist() == ["b", "c"]
+    said = capsys.readouterr().out
+    assert "no mask: 1 left out, the first a\n" in said and "no image: 2 left out, the first d\n" in said
+    assert [told[:2] for told in build.stored_findings(tmp_path / "own.npz")] == [
+        ("a", "no mask"), ("d", "no image"), ("e", "no image"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"masks": "a/{id}.png"}, r"source\.masks: needs source\.images"),
+        ({"test": "a/{id}.png"}, r"source\.test: needs source\.images"),
+        ({"table": {"file": "a.csv", "runs": "r"}}, r"source\.table: needs source\.images"),
+        ({"images": "a", "masks": "b", "table": {"file": "c"}}, "has masks and table, which say the same thing"),
+        ({"images": "a", "reader": "b.py"}, "has reader and images, which say the same thing"),
+        ({"border": 3, "instances": True}, 'needs instances = true and a class named "border"'),
+        ({"images": "a", "table": {"file": "a", "start": "b"}}, "source.table.*'file', 'id', 'class'"),
+        ({"images": "a", "table": {"file": "a", "order": "rows"}}, "'rows'; column or row would fit"),
+        ({"range": "percentile"}, "source.range: input should be 'percentiles'"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(source, problem):
+    with pytest.raises(Refused, match=problem):
+        competition(**source)
+
+
+# Without patterns
+
+
+def test_two_folders_that_could_hold_the_masks_are_refused(tmp_path):
+    """DRIVE: mask/ is the field of view, 1st_manual/ the truth."""
+    for k in (21, 22, 23):
+        save(tmp_path / f"training/images/{k}_training.tif", image(k))
+        for name in ("1st_manual/{}_manual1.gif", "mask/{}_training_mask.gif"):
+            save(tmp_path / "training" / name.format(k), discs(k)[0] * np.uint8(255))
+        save(tmp_path / f"test/images/{k - 20:02}_test.tif", image(k))
+        save(tmp_path / f"test/mask/{k - 20:02}_test_mask.gif", discs(k)[0] * np.uint8(255))
+    with pytest.raises(Refused) as refused:
+        find(tmp_path)
+    for line in ("images/{id}_training.tif", "1st_manual/{id}_manual1.gif", "mask/{id}_training_mask.gif"):
+        assert f'"training/{line}"' in str(refused.value)
+    patterns = {"images": "training/images/{id}_training.tif", "masks": "training/1st_manual/{id}_manual1.gif"}
+    assert [one.id for one in find(tmp_path, **patterns).train] == ["21", "22", "23"]
+
+
+def test_two_folders_of_images_with_one_stem_are_refused(tmp_path):
+    for folder in ("rgb_images", "sar_images", "labels"):
+        for k in "ab":
+            save(tmp_path / f"train/{folder}/{k}.png", discs(0)[0] * np.uint8(1))
+    with pytest.raises(Refused, match=r'source\.images = "train/rgb_images/\{id\}\.png", or .*"train/sar_images'):
+        find(tmp_path)
+
+
+def test_train_and_val_are_no_two_readings(tmp_path):
+    for split in ("train", "val"):
+        for k in "ab":
+            for folder in ("images", "masks"):
+                save(tmp_path / f"{split}/{folder}/{split}-{k}.png", discs(0)[0] * np.uint8(1))
+    assert [(one.id, one.fold) for one in find(tmp_path).train] == [
+        ("train-a", 1), ("train-b", 1), ("val-a", 0), ("val-b", 0),
+    ]  # fmt: skip
