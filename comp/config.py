@@ -237,7 +237,8 @@ def load_config(competition: str = "demo", recipe: str | None = None, overrides:
     """
     about = _read("competitions", competition)
     if isinstance(source := about.get("source"), dict) and isinstance(source.get("reader"), str):
-        source["reader"] = str(Path(competition).parent / source["reader"])  # which lies beside the TOML
+        beside = Path(competition).parent if competition.endswith(".toml") else SHIPPED / "competitions"
+        source["reader"] = str(beside / source["reader"])
     recipe = recipe or _beside(competition, str(about.get("recipe", "default")))
     values = {"recipe": Path(recipe).stem} | _read_recipe(recipe) | {"competition": about}
     # model.architecture first, since it resets model.options

@@ -4,8 +4,9 @@
 
 Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
 Python sources in xz in base64. Only these ever enter a pack: the entry script, the .py, .toml, .html and .mplstyle
-files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that
-the arguments name, with those of the same folder that these name. So credentials, which lie in none of them, cannot.
+files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that the
+arguments name, with the TOML files and readers of the same folder that these name. So credentials, which lie in none
+of them, cannot.
 """
 
 import base64
@@ -112,7 +113,7 @@ def make_notebook(script: str) -> str:
 
 
 def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
-    """The arguments as the kernel gets them, and the TOML files that travel with them, by their paths in the pack."""
+    """The arguments as the kernel gets them, and the files that travel with them, by their paths in the pack."""
     words: list[str] = []
     carried: dict[str, bytes] = {}
     for word in arguments:
@@ -120,13 +121,15 @@ def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]
         if name.endswith(".toml"):
             place, wanted = f"given/{len(carried)}", [Path(name)]
             for path in wanted:  # which grows meanwhile
-                values = config.read_toml(path)
+                values = config.read_toml(path) if path.suffix == ".toml" else {}
                 credentials.refuse_credentials([path])
                 carried[f"{place}/{path.name}"] = path.read_bytes()
-                for other in (str(values.get(key, "")) for key in ("base", "recipe")):
-                    if other.endswith(".toml") and "/" in other:
+                source = values.get("source")
+                others = [values.get("base"), values.get("recipe"), isinstance(source, dict) and source.get("reader")]
+                for other in map(str, others):
+                    if other.endswith((".toml", ".py")) and "/" in other:
                         raise Refused(f"{path}: names {other}: only files of its own folder travel with it")
-                    if other.endswith(".toml") and f"{place}/{other}" not in carried:
+                    if other.endswith((".toml", ".py")) and f"{place}/{other}" not in carried:
                         wanted.append(path.with_name(other))
             name = f"pack:{place}/{wanted[0].name}"
         words.append(option + equals + name)
