@@ -106,7 +106,7 @@ def test_runs_from_an_empty_folder(entry, tmp_path, recipe):
     assert ended.returncode == 0, ended.stderr
     assert "'--fold', '0', '--set', 'odd=\"a b\\\\\"\U0001f600'" in ended.stdout
     assert "update 1 main __main__" in ended.stdout
-    assert "epochs 7 shipped ['demo'" in ended.stdout
+    assert "epochs 7 shipped ['airbus'" in ended.stdout
     assert os.listdir(tmp_path / "working") == ["out.txt"]
 
 

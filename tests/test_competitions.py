@@ -1,0 +1,222 @@
+"""The competitions that ship: drawn downloads under their own file names become arrays, and hidden images, too."""
+
+import csv
+
+import numpy as np
+import pytest
+from drawn import image, save
+
+from comp import config, files
+from comp.data import arrays
+from comp.prepare import build
+from comp.submission.runlength import encode_runs
+
+SIZE = (24, 32)
+# Of each competition: the names of images' files (a list where there are several bands), the ids that the submission
+# has, the groups where they matter, and a hidden image with its id.
+LAYOUTS = {
+    "tgs-salt": (
+        {"000e218f21": "train/images/000e218f21.png", "003c477d7c": "train/images/003c477d7c.png"},
+        ("0005bb9630", "test/images/0005bb9630.png"),
+    ),
+    "dsb2018": (
+        {k: f"stage1_train/{k}/images/{k}.png" for k in ("00071198d0", "0121d6759c")},
+        ("0287e7ee5b", "stage1_test/0287e7ee5b/images/0287e7ee5b.png"),
+    ),
+    "carvana": (
+        {"00087a6bd4dc_01.jpg": "train/00087a6bd4dc_01.jpg", "00087a6bd4dc_02.jpg": "train/00087a6bd4dc_02.jpg"},
+        ("0004d4463b50_01.jpg", "test/0004d4463b50_01.jpg"),
+    ),
+    "airbus": (
+        {"00003e153.jpg": "train_v2/00003e153.jpg", "000155de5.jpg": "train_v2/000155de5.jpg"},
+        ("00002bd58.jpg", "test_v2/00002bd58.jpg"),
+    ),
+    "deepglobe": (
+        {"119": "train/119_sat.jpg", "10452": "train/10452_sat.jpg"},
+        ("100877", "valid/100877_sat.jpg"),
+    ),
+    "severstal": (
+        {"0002cc93b.jpg": "train_images/0002cc93b.jpg", "00031f466.jpg": "train_images/00031f466.jpg"},
+        ("0000f269f.jpg", "test_images/0000f269f.jpg"),
+    ),
+    "clouds": (
+        {"0011165.jpg": "train_images/0011165.jpg", "002be4f.jpg": "train_images/002be4f.jpg"},
+        ("002f507.jpg", "test_images/002f507.jpg"),
+    ),
+    "on-cloud-n": (
+        {k: [f"train_features/{k}/{band}.tif" for band in ("B02", "B03", "B04", "B08")] for k in ("adwp", "adwu")},
+        None,
+    ),
+    "uw-madison": (
+        {
+            "case123_day20_slice_0001": "train/case123/case123_day20/scans/slice_0001_266_266_1.50_1.50.png",
+            "case123_day20_slice_0002": "train/case123/case123_day20/scans/slice_0002_266_266_1.50_1.50.png",
+        },
+        ("case3_day4_slice_0001", "test/case3/case3_day4/scans/slice_0001_266_266_1.50_1.50.png"),
+    ),
+    "hubmap-organs": (
+        {"10044": "train_images/10044.tiff", "10274": "train_images/10274.tiff"},
+        ("10078", "test_images/10078.tiff"),
+    ),
+    "contrails": (
+        {
+            "1000216489776414077": [f"validation/1000216489776414077/band_{k:02}.npy" for k in range(8, 17)],
+            "1704010292581573769": [f"train/1704010292581573769/band_{k:02}.npy" for k in range(8, 17)],
+        },
+        ("1002653297254493116", [f"test/1002653297254493116/band_{k:02}.npy" for k in range(8, 17)]),
+    ),
+    "sennet": (
+        {f"{k}_{n}": f"train/{k}/images/{n}.tif" for k, n in (("kidney_1_dense", "0000"), ("kidney_2", "0110"))},
+        ("kidney_5_0000", "test/kidney_5/images/0000.tif"),
+    ),
+    "kelp": (
+        {"AA498489": "train_satellite/AA498489_satellite.tif", "AG629689": "train_satellite/AG629689_satellite.tif"},
+        ("AI624241", "test_satellite/AI624241_satellite.tif"),
+    ),
+    "dfc2025": (
+        {k: f"train/sar_images/{k}.tif" for k in ("TrainArea_0001", "TrainArea_0002")},
+        ("ValArea_001", "val/sar_images/ValArea_001.tif"),
+    ),
+}  # fmt: skip
+GROUPS = {
+    "carvana": ["00087a6bd4dc"] * 2,
+    "on-cloud-n": ["Chifunfu", "Lagos"],
+    "uw-madison": ["case123"] * 2,
+    "sennet": ["kidney_1_dense", "kidney_2"],
+}
+CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1}
+
+
+def draw(name, number, bright):
+    """The values of one image's file, brighter where `bright` is."""
+    base = np.where(bright, 200, 40) + image(number, SIZE, 0) // 8
+    if name == "contrails":
+        return np.repeat(243 + base[..., None] / np.float32(5), 8, axis=-1)
+    if name in ("on-cloud-n", "uw-madison", "sennet"):
+        return base.astype(np.uint16) * 100
+    if name == "kelp":
+        return np.repeat(base[..., None], 7, axis=-1).astype(np.int16) * 40 - 500
+    return base.astype(np.uint8) if name in CHANNELS else np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def save_images(folder, name, paths, number, bright):
+    for path in [paths] if isinstance(paths, str) else paths:
+        options = {"planarconfig": "contig"} if name == "kelp" else {}
+        target = folder / path
+        save(target if target.suffix != ".tiff" else target.with_suffix(".tif"), draw(name, number, bright), **options)
+        if target.suffix == ".tiff":
+            target.with_suffix(".tif").rename(target)
+
+
+def table(folder, file, *rows):
+    with open(folder / file, "w", newline="") as opened:
+        csv.writer(opened).writerows(rows)
+
+
+def save_masks(folder, name, ids, masks):
+    """Masks bool (N, classes - 1, H, W) as this competition has them."""
+    order = "row" if name == "uw-madison" else "column"
+    texts = [encode_runs(mask, order) for mask in masks]
+    any_class = masks.any(axis=1)
+    match name:
+        case "tgs-salt":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"train/masks/{id}.png", mask * np.uint16(65535))
+        case "dsb2018":
+            for id, mask in zip(ids, any_class, strict=True):
+                for k in range(2):  # left and right, an object each
+                    half = mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k)
+                    save(folder / f"stage1_train/{id}/masks/{k}.png", half * np.uint8(255))
+        case "carvana":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"train_masks/{id[:-4]}_mask.gif", mask * np.uint8(255))
+        case "airbus":
+            rows = [(id, text[0]) for id, text in zip(ids, texts, strict=True)]
+            table(folder, "train_ship_segmentations_v2.csv", ("ImageId", "EncodedPixels"), *rows)
+        case "deepglobe":
+            colours = np.array([[0, 255, 255], [255, 255, 0], [255, 0, 255], [0, 255, 0], [0, 0, 255], [255] * 3])
+            for id, labels in zip(ids, exclusive(masks), strict=True):
+                save(folder / f"train/{id}_mask.png", colours[labels].astype(np.uint8))
+        case "severstal":
+            rows = [(id, k, t) for id, text in zip(ids, texts, strict=True) for k, t in enumerate(text, 1) if t]
+            table(folder, "train.csv", ("ImageId", "ClassId", "EncodedPixels"), *rows)
+        case "clouds":
+            names = ("Fish", "Flower", "Gravel", "Sugar")
+            rows = [
+                (f"{id}_{n}", t) for id, text in zip(ids, texts, strict=True) for n, t in zip(names, text, strict=True)
+            ]
+            table(folder, "train.csv", ("Image_Label", "EncodedPixels"), *rows)
+        case "on-cloud-n":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"train_labels/{id}.tif", mask.astype(np.uint8))
+            rows = [(id, place, "2020-01-01") for id, place in zip(ids, GROUPS[name], strict=True)]
+            table(folder, "train_metadata.csv", ("chip_id", "location", "datetime"), *rows)
+        case "uw-madison":
+            names = ("large_bowel", "small_bowel", "stomach")
+            rows = [(id, n, t) for id, text in zip(ids, texts, strict=True) for n, t in zip(names, text, strict=True)]
+            table(folder, "train.csv", ("id", "class", "segmentation"), *rows)
+        case "hubmap-organs":
+            rows = [(id, "lung", text[0]) for id, text in zip(ids, texts, strict=True)]
+            table(folder, "train.csv", ("id", "organ", "rle"), *rows)
+        case "contrails":
+            for (id, paths), mask in zip(LAYOUTS[name][0].items(), any_class, strict=True):
+                place = (folder / paths[0]).parent
+                assert place.name == id
+                save(place / "human_pixel_masks.npy", mask[..., None].astype(np.int32))
+        case "sennet":
+            for id, mask in zip(ids, any_class, strict=True):
+                kidney, _, n = id.rpartition("_")
+                save(folder / f"train/{kidney}/labels/{n}.tif", mask * np.uint8(255))
+        case "kelp":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"train_kelp/{id}_kelp.tif", mask.astype(np.uint8))
+        case "dfc2025":
+            for id, labels in zip(ids, exclusive(masks), strict=True):
+                save(folder / f"train/labels/{id}.tif", (labels + 1).astype(np.uint8))
+                save(folder / f"train/rgb_images/{id}.tif", image(1, SIZE))
+
+
+def exclusive(masks):
+    """Labels (N, H, W) of masks (N, classes - 1, H, W) that do not overlap."""
+    return (masks * np.arange(1, masks.shape[1] + 1)[:, None, None]).max(axis=1)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS])
+def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monkeypatch, name):
+    shipped = config.load_config(name, overrides=["competition.kaggle=slug"]).competition
+    own = shipped.model_copy(update={"source": shipped.source.model_copy(update={"size": SIZE})})
+    samples, hidden = LAYOUTS[name]
+    folder, classes = tmp_path / "input/slug", len(own.classes)
+    masks = np.zeros((len(samples), classes - 1, *SIZE), bool)
+    for k in range(len(samples)):
+        for c in range(classes - 1):
+            overlap = 4 if own.overlap else 0
+            width = (SIZE[1] - overlap) // (classes - 1)
+            masks[k, c, 2 + k : 20 + c % 3, 1 + c * width : (c + 1) * width + overlap] = True
+    for k, paths in enumerate(samples.values()):
+        save_images(folder, name, paths, k, masks[k].any(axis=0))
+    save_masks(folder, name, samples, masks)
+    if hidden:
+        save_images(folder, name, hidden[1], 9, masks[0].any(axis=0))
+
+    monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "input")
+    build.prepare(own, folder, tmp_path / "place" / own.file, SIZE)
+    train = arrays.load_train(own, tmp_path / "place")
+    order = np.argsort([*samples])
+    bits = (masks.astype(np.uint8) << np.arange(classes - 1)[:, None, None]).sum(axis=1)
+    expected = bits if own.overlap else exclusive(masks)
+    assert train.ids.tolist() == sorted(samples) and (train.masks == expected[order]).all()
+    assert train.images.shape == (len(samples), *SIZE, CHANNELS.get(name, 3))
+    inside = masks[order].any(axis=1)
+    last = train.images[..., -1]
+    assert last[inside].mean() > 2 * last[~inside].mean()
+    assert (train.groups.tolist() if name in GROUPS else None) == GROUPS.get(name)
+    assert arrays.build_index(train, own).counts[:, 1:].all()
+    if hidden:
+        test = arrays.load_test(own, tmp_path / "place")
+        anew = arrays.load_test(own, build.prepare_hidden_test(own, tmp_path / "place"))
+        assert test.ids.tolist() == anew.ids.tolist() == [hidden[0]] and (test.images == anew.images).all()
+
+
+def test_every_competition_that_ships_is_drawn_here_or_elsewhere():
+    assert {*config.shipped_names("competitions")} == {*LAYOUTS, "demo", "mars", "pets", "voc2007"}
