@@ -1,10 +1,11 @@
-"""Make a competition's npz from images and masks in folders, and audit what is in it.
+"""Make a competition's npz from its download, and audit what is in it.
 
-    python kernels/prepare.py --competition pets --source DIR    # -> input/pets.npz, then its audit
-    python kernels/prepare.py --competition mars                 # the audit of an npz that is there
+    python kernels/prepare.py --competition tgs-salt --source DIR    # -> input/tgs-salt.npz, then its audit
+    python kernels/prepare.py --competition mars                     # the audit of an npz that is there
 
-What DIR may hold: VOC's folders and lists; images/ with masks/ or annotations/trimaps/, and
-test_images/; or train/, val/ and test/ with such folders in them. The audit goes to runs/<competition>/audit.
+Where the TOML's section `source` does not say what DIR holds, it is VOC's folders and lists; images/ with masks/ or
+annotations/trimaps/, and test_images/; or train/, val/ and test/ with such folders in them. The audit goes to
+runs/<competition>/audit.
 """
 
 import argparse

@@ -202,10 +202,10 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "input")
     build.prepare(own, folder, tmp_path / "place" / own.file, SIZE)
     train = arrays.load_train(own, tmp_path / "place")
-    order = np.argsort([*samples])
+    order = [[*samples].index(id) for id in train.ids.tolist()]
     bits = (masks.astype(np.uint8) << np.arange(classes - 1)[:, None, None]).sum(axis=1)
     expected = bits if own.overlap else exclusive(masks)
-    assert train.ids.tolist() == sorted(samples) and (train.masks == expected[order]).all()
+    assert len(train.ids) == len(samples) and (train.masks == expected[order]).all()
     assert train.images.shape == (len(samples), *SIZE, CHANNELS.get(name, 3))
     inside = masks[order].any(axis=1)
     last = train.images[..., -1]

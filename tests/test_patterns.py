@@ -87,6 +87,19 @@ def test_bands_become_channels_in_their_order(tmp_path):
         prepare(source, competition(bands=["B08", "B02"], **patterns), "other.npz")
 
 
+def test_slices_come_in_the_order_of_their_numbers_also_in_the_test_set(tmp_path):
+    source = tmp_path / "own"
+    for n in (1, 2, 9, 10, 11):
+        save(source / f"train/k/{n}.png", image(n))
+        save(source / f"test/k/{n}.png", image(n))
+        save(source / f"labels/k-{n}.png", discs(n)[0] * np.uint8(1))
+    patterns = {"images": "train/{case}/{n}.png", "masks": "labels/{case}-{n}.png", "test": "test/{case}/{n}.png"}
+    out = prepare(source, competition(id="{case}_{n}", group="{case}", **patterns))
+    for part in ("train", "test"):
+        assert out[f"{part}_ids"].tolist() == ["k_1", "k_2", "k_9", "k_10", "k_11"]
+        assert out[f"{part}_groups"].tolist() == ["k"] * 5
+
+
 def test_a_csv_tells_groups_and_which_samples_count(tmp_path):
     for k in "abc":
         save(tmp_path / f"images/{k}.png", image(0))

@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT, draw, inside
 from PIL import Image
 
+from comp import config
 from comp.kaggle import sandbox
+from comp.prepare.find import find_samples
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NEEDS_AN_ACCOUNT = ("--on kaggle", "submit.py")
@@ -46,11 +48,13 @@ def place(tmp_path_factory):
         training_set=np.stack([images, masks], 1).astype(float),
         test_set=images[:3],
     )
-    salt = {"train_images": images, "train_masks": 255 * (masks == 1).astype(np.uint8), "test_images": images[:3]}
-    np.savez(folder / "input/salt.npz", **salt)
+    names = [f"n{k:02}" for k in range(20)]
+    write_images(folder / "salt/train/images", names, ".png", images)
+    write_images(folder / "salt/train/masks", names, ".png", 65535 * (masks == 1).astype(np.uint16))
+    write_images(folder / "salt/test/images", ["t0", "t1"], ".png", images[:2])
     for text in re.findall(r"```toml\n(.*?)```", README, re.DOTALL):
         (folder / ("own.toml" if text.startswith("base") else "salt.toml")).write_text(text, encoding="utf-8")
-    names, colours = [f"n{k:02}" for k in range(20)], np.repeat(images[..., None], 3, -1)
+    colours = np.repeat(images[..., None], 3, -1)
     write_images(folder / "DIR/images", names, ".jpg", colours)
     write_images(folder / "DIR/trimaps", names, ".png", 1 + masks % 3)
     write_images(folder / "DIR/test_images", ["t0", "t1"], ".jpg", colours[:2])
@@ -92,6 +96,26 @@ def test_its_commands_run(place, monkeypatch, capsys):
         if "sandbox" in command:
             quick = [*QUICK, "--run", "rehearsed"]  # the run itself is finished by now
         inside(monkeypatch, capsys, script.removeprefix("kernels/"), *arguments, *quick, "--device", "cpu", cwd=place)
+
+
+def test_its_reader_and_its_table_are_keys_that_there_are(tmp_path):
+    (reader,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "own.py").write_text("import numpy as np\n" + reader)
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        np.save(tmp_path / part / "a.npy", np.ones((8, 8, 4), np.uint8))
+    rows = re.findall(r"^\| (?:run-lengths|a mask|slices|a file|colours|anything).*? \| (.*) \|$", README, re.MULTILINE)
+    lines = [line for row in rows for line in re.findall("`(.*?)`", row)]
+    assert len(rows) == 6 and len(lines) == 12
+    for line in lines:
+        (tmp_path / "own.toml").write_text(
+            'name = "own"\nclasses = ["rest", "building"]\narrays = { ignore = 255 }\n[source]\n'
+            + line
+            + ('\nimages = "{id}.png"' if line.split()[0] not in ("images", "reader") else "")
+        )
+        own = config.load_config(str(tmp_path / "own.toml")).competition
+    found = find_samples(own, tmp_path, tmp_path)
+    assert [one.id for one in found.train + found.test] == ["a", "a"] and found.train[0].mask and not found.test[0].mask
 
 
 def test_it_is_short_and_its_pictures_are_there():

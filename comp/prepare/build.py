@@ -2,9 +2,9 @@
 
 Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
 1, uint16, where they are asked for), train_ids, train_sizes, train_groups (those of the TOML, or near duplicates),
-train_folds (a given split), and for test images, ids, sizes, and masks where all have one. Sizes are the originals',
-int32 (N, 2), height and width. Samples are read while they are written, block by block, and the npz appears whole or
-not at all.
+train_folds (a given split), and for test images, ids, sizes, groups of the TOML, and masks where all have one. Sizes
+are the originals', int32 (N, 2), height and width. Samples are read while they are written, block by block, and the
+npz appears whole or not at all.
 """
 
 import json
@@ -193,7 +193,7 @@ class _Rows:
         """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
         if not samples:
             return
-        own, fit, count = self.competition.source, self.competition.arrays.fit, len(samples)
+        fit, count, numbered = self.competition.arrays.fit, len(samples), self.competition.source.instances
         thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
 
         def read_image(k: int) -> np.ndarray:
@@ -204,29 +204,29 @@ class _Rows:
         yield _stream(f"{part}_images", read_image, (count, *self.size, self.channels))
         if reader and all(sample.mask is not None for sample in samples):
             shape = (count, *self.size)
-            if own.instances:  # which come behind the masks, but are read with them
+            if numbered:  # which come behind the masks, but are read with them
                 numbers = np.lib.format.open_memmap(self.spool / f"{part}.npy", "w+", np.uint16, shape)
 
             def read_mask(k: int) -> np.ndarray:
                 labels, objects, lost = reader.read(samples[k])
-                if own.instances:
+                if numbered:
                     numbers[k] = objects
                 if lost:
                     self.odd.append(Finding(samples[k].id, "objects overlap", lost))
                 return labels
 
             yield _stream(f"{part}_masks", read_mask, shape)
-            if own.instances:
+            if numbered:
                 yield _stream(f"{part}_instances", lambda k: numbers[k], shape, np.uint16)
         ids = np.array([sample.id for sample in samples])
         yield _member(f"{part}_ids", ids)
         yield _member(f"{part}_sizes", np.array([sample.size for sample in samples], np.int32))
+        groups = np.array([sample.group for sample in samples])
+        if part == "train" and not (groups != "").any():
+            groups = audit.near_groups(thumbs, ids)
+        if (groups != "").any():
+            yield _member(f"{part}_groups", groups)
         if part == "train":
-            groups = np.array([sample.group for sample in samples]) if own.group or own.reader else None
-            if groups is None or not (groups != "").any():
-                groups = audit.near_groups(thumbs, ids)
-            if (groups != "").any():
-                yield _member("train_groups", groups)
             folds = np.array([sample.fold for sample in samples], np.int16)
             if len(np.unique(folds)) > 1:
                 yield _member("train_folds", folds)

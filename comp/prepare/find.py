@@ -1,6 +1,7 @@
 """The samples of a download: by a reader, by patterns, or in one of the common layouts."""
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from comp.config import Competition
@@ -24,7 +25,7 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
         found = patterns.find_by_patterns(competition, folder, parts)
     else:
         found = layouts.find_in_folders(competition, folder, parts)
-    train, odd = sorted(found.train), list(found.odd)
+    train, odd = sorted(found.train, key=attrgetter("place")), list(found.odd)
     if own.table and "train" in parts:
         train, lost = _join(competition, table.read_layers(competition, folder), train)
         odd += lost
@@ -37,7 +38,7 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
         raise Refused(f"{folder}: no image has a mask" if "train" in parts else f"{folder}: no test images")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
-    return Found(train, sorted(found.test), odd)
+    return Found(train, sorted(found.test, key=attrgetter("place")), odd)
 
 
 def _join(

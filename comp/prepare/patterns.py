@@ -103,7 +103,10 @@ def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, .
         images, fields_of = _find_images("source.test", own.test, own, files)
         masks = _Masks("source.test_masks", own.test_masks, competition, files, own.test) if own.test_masks else None
         for id, paths in images.items():
-            found.test.append(Sample(id, paths, (masks.of(fields_of[id]) or None) if masks else None))
+            fields = fields_of[id]
+            # A list of training samples may say more of them than is known of these.
+            group = fill("source.group", own.group, fields) if not own.list else ""
+            found.test.append(Sample(id, paths, (masks.of(fields) or None) if masks else None, group=group))
     return found
 
 

@@ -1,8 +1,9 @@
 """What is found in a download: samples, the layers of their masks, and what is odd."""
 
 import os
+import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,16 +29,22 @@ class Layer(NamedTuple):
     row: str = ""  # where run-lengths stand
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Sample:
-    """One image, with its mask where it has one; ordered by id."""
+    """One image, with its mask where it has one."""
 
     id: str
-    images: tuple[Path, ...] = field(compare=False)  # one file, or one for each band or set of bands
-    mask: tuple[Layer, ...] | None = field(default=None, compare=False)  # None: not known; (): nothing is marked
-    fold: int = field(default=1, compare=False)  # in which it validates, where a split is given
-    group: str = field(default="", compare=False)
-    size: Size = field(default=(0, 0), compare=False)  # of the image as it is read; `build` finds it
+    images: tuple[Path, ...]  # one file, or one for each band or set of bands
+    mask: tuple[Layer, ...] | None = None  # None: not known; (): nothing is marked
+    fold: int = 1  # in which it validates, where a split is given
+    group: str = ""
+    size: Size = (0, 0)  # of the image as it is read; `build` finds it
+
+    @property
+    def place(self) -> tuple:
+        """Its place in order: by id, in which numbers count as such, so that slice_9 comes before slice_10."""
+        parts = re.split("([0-9]+)", self.id)
+        return [int(part) if k % 2 else part for k, part in enumerate(parts)], self.id
 
     @property
     def mask_files(self) -> list[tuple[Path, int | None]]:
