@@ -37,6 +37,15 @@ def test_a_file_for_each_class(tmp_path):
     assert (mask == rows(0, 4) + 2 * rows(4, 8)).all()
 
 
+def test_names_of_files_are_taken_apart_by_the_classes_that_there_are(tmp_path):
+    folder = tmp_path / "own"
+    save(folder / "images/a_b.png", image(0))
+    save(folder / "masks/a_b_large_bowel.png", rows(0, 4) * np.uint8(255))
+    toml = {"classes": ["rest", "bowel", "large_bowel"]}
+    own = competition(toml, images="images/{id}.png", masks="masks/{id}_{class}.png")
+    assert (prepare(folder, own)["train_masks"] == 2 * rows(0, 4)).all()
+
+
 def test_overlapping_classes_are_bits(tmp_path):
     folder = download(tmp_path / "own", ("bowel", rows(0, 8)), ("stomach", rows(4, 12)))
     with pytest.raises(Refused, match="64 pixels are stomach here and bowel in another layer; overlap = true"):

@@ -79,6 +79,8 @@ def test_bands_become_channels_in_their_order(tmp_path):
     assert out["train_images"][:, 0, 0].tolist() == [[20, 0], [21, 1]]
     with pytest.raises(Refused, match=r'source\.bands = \["B02", "B03", "B08"\]'):
         find(source, **patterns)
+    with pytest.raises(Refused, match=r"source\.test = .* has no field \{band\}, and source\.bands names 2"):
+        find(source, bands=["B08", "B02"], test="train/{id}/B02.tif", **patterns)
     (source / "train/b/B08.tif").unlink()
     with pytest.raises(Refused, match="the sample 'b' has no file of the band 'B08'"):
         find(source, bands=["B08", "B02"], **patterns)
@@ -138,7 +140,10 @@ def test_names_are_compared_as_people_see_them(tmp_path):
         ({"images": "{x}/{id}.png"}, r"has the id 'a', as .*more fields in source\.id would tell them apart"),
         ({"images": "images/{id}.png", "masks": "masks/{n}.png"}, "shares no field with 'images/{id}.png'"),
         ({"images": "images/{id}.png", "masks": "more/{id}.*"}, r"a\.tif: and a\.png beside it could both be the mask"),
-        ({"images": "images/{id}.png", "masks": "more/{id}_{class}.png"}, "no class 'tree'; there are rest, thing"),
+        (
+            {"images": "images/{id}.png", "masks": "more/{id}_{class}.png"},
+            "in source.masks is none of rest, thing",
+        ),
         ({"images": "images/{id}.png"}, r"images/a\.png: has no mask; source\.masks or source\.table would say"),
         ({"images": "images/{id}.png", "id": "{n}"}, r"source\.id = '\{n\}': no field \{n\}; there are id, name"),
     ],

@@ -5,7 +5,6 @@ upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, 
 """
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,16 +140,14 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
         axes = "YX" if stored.ndim == 2 else "SYX" if stored.ndim == 3 and _bands_first(stored.shape) else "YXS"
     elif suffix in TIFF:
-        with warnings.catch_warnings(), tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path) as file:
             series = file.series[0]
             page = series.keyframe
             if page is None or (_is_photograph(page) and len(series.pages) == 1):
                 return None
             axes = series.axes
-            if pixels and page.compression not in (1, 8, 32946, 32773) and len(series.pages) == 1:
-                stored = _read_compressed(path, series)
-            else:
-                stored = series.asarray() if pixels else np.broadcast_to(np.zeros((), series.dtype), series.shape)
+            # A broadcast zero has the shape and no memory.
+            stored = _read_series(path, series) if pixels else np.broadcast_to(series.dtype.type(0), series.shape)
             if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and axes[-1] == "S":
                 stored = stored[..., :3]  # without the transparency
     else:
@@ -165,8 +162,8 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
     raise Refused(f"{path}: holds an array of shape {stored.shape}; an image of 1 to {MOST_BANDS} bands would fit")
 
 
-def _read_compressed(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
-    """A TIFF whose compression tifffile leaves to imagecodecs, which not every machine has: then OpenCV reads it."""
+def _read_series(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+    """A TIFF's values; where tifffile wants imagecodecs for them, which not every machine has, OpenCV reads a page."""
     try:
         return series.asarray()
     except ValueError:

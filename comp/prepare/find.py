@@ -33,9 +33,9 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     for kind in ("no mask", "no image", "not in the list"):
         if kind in kinds:
             print(f"{folder}: {kind}: {kinds.count(kind):,} left out, the first {odd[kinds.index(kind)].id}")
-    wanted = train if "train" in parts else found.test
-    if not wanted:
-        raise Refused(f"{folder}: no image has a mask" if "train" in parts else f"{folder}: no test images")
+    if not (train if "train" in parts else found.test):
+        what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
+        raise Refused(f"{folder}: no {what}")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
     return Found(train, sorted(found.test, key=attrgetter("place")), odd)

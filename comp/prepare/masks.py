@@ -84,7 +84,7 @@ class MaskReader:
             coding = self.binary if layer.label is not None else self.coding
             assert coding is not None
             own = mask_coding.read_mask(layer.content, coding)
-        return own * np.uint8(layer.label or 1), own > 0
+        return own * np.uint8(layer.label or 1), (own > 0) & (own != (self.competition.arrays.ignored or 0))
 
     def _name(self, label: int) -> str:
         return self.competition.classes[label] if label < len(self.competition.classes) else "ignored"
@@ -100,6 +100,8 @@ def make_reader(
     of_class = [path for one in samples for path, label in one.mask_files if label is not None]
     coding, texts = None, [proof] if proof else []
     if own.instances and any(plain) and max(map(len, plain)) == 1 and not own.labels:
+        if len(classes) != 2:
+            raise Refused("source.instances: a mask's values number objects of one class, and there are several")
         texts.append("mask values number the objects")
     elif files := [file for some in plain for file in some]:
         coding = mask_coding.detect_coding(files, classes, ignore, own.labels)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from comp.config import Competition, Source
 from comp.errors import Refused
-from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, find_label, is_image, list_files
+from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, class_words, find_label, is_image, list_files
 
 # What a fold is called where it has no number.
 SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
@@ -52,17 +52,17 @@ def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}
     fields: list[str] = []
     regex = ""
     for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", as_seen(text).removeprefix("./")):
-        if part.startswith("{"):
+        if part.startswith("{") and part.endswith("}"):
             name = part[1:-1]
             if not name.isidentifier():
                 raise Refused(f"{key}: {part} is no field; a name such as {{id}} would fit")
             words = "|".join(map(re.escape, sorted(known.get(name, ()), key=len, reverse=True)))
             regex += f"(?P={name})" if name in fields else f"(?P<{name}>{words or '[^/]+?'})"
             fields += [name] * (name not in fields)
+        elif "{" in part or "}" in part:
+            raise Refused(f"{key}: {text!r}: a brace is not closed, or not opened")
         else:
             regex += {"*": "[^/]*", "**/": "(?:.*/)?"}.get(part, re.escape(part))
-    if "{" in text.replace("{", "", text.count("}")) or text.count("{") != text.count("}"):
-        raise Refused(f"{key}: {text!r}: a brace is not closed, or not opened")
     return Pattern(key, text, re.compile(regex), tuple(fields))
 
 
@@ -139,6 +139,8 @@ def _find_images(
 ) -> tuple[dict[str, tuple[Path, ...]], dict[str, Fields]]:
     """Image files by id, a file for each of source.bands, and their fields."""
     pattern = compile_pattern(key, text, {"band": own.bands})
+    if own.bands and "band" not in pattern.fields:
+        raise Refused(f"{key} = {text!r}: has no field {{band}}, and source.bands names {len(own.bands)}")
     found: dict[str, dict[str, Path]] = defaultdict(dict)
     fields_of: dict[str, Fields] = {}
     for fields, path in pattern.find(files):
@@ -147,13 +149,13 @@ def _find_images(
             there = sorted({fields["band"] for fields, _ in pattern.find(files)})
             shown = ", ".join(f'"{name}"' for name in there[:20])
             raise Refused(f"source.bands: say which {{band}} in which order, as in source.bands = [{shown}]")
-        fields["name"] = as_seen(path.name)
+        fields.setdefault("name", as_seen(path.name))
         id = fill("source.id", own.id, fields)
         if (twin := found[id].setdefault(band, path)) != path:
             raise Refused(f"{path}: has the id {id!r}, as {twin} has; more fields in source.id would tell them apart")
         fields_of.setdefault(id, fields)
     for id, paths in found.items():
-        if lacking := [band for band in own.bands if "band" in pattern.fields and band not in paths]:
+        if lacking := [band for band in own.bands if band not in paths]:
             raise Refused(f"{next(iter(paths.values()))}: the sample {id!r} has no file of the band {lacking[0]!r}")
     return {id: tuple(paths[band] for band in own.bands or paths) for id, paths in found.items()}, fields_of
 
@@ -162,9 +164,12 @@ class _Masks:
     """The files that a mask pattern finds, by the fields that it shares with the images' pattern."""
 
     def __init__(self, key: str, text: str, competition: Competition, files: list[tuple[str, Path]], images: str):
-        self.pattern = compile_pattern(key, text, {"class": ()})
-        self.shared = [name for name in compile_pattern(key, images).fields if name in self.pattern.fields]
-        self.shared = [name for name in self.shared if name not in OWN]
+        every = compile_pattern(key, text)
+        self.pattern = compile_pattern(key, text, {"class": class_words(competition.classes)})
+        known = {path for name, path in files if self.pattern.regex.fullmatch(name)}
+        if unknown := {path for _, path in every.find(files)} - known:
+            raise Refused(f"{min(unknown)}: {{class}} in {key} is none of {', '.join(competition.classes)}")
+        self.shared = sorted({*compile_pattern(key, images).fields} & {*self.pattern.fields} - {*OWN})
         if not self.shared:
             raise Refused(f"{key} = {text!r}: shares no field with {images!r}, so that nothing pairs them")
         self.layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)

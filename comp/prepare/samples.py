@@ -79,6 +79,11 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def class_words(classes: tuple[str, ...]) -> list[str]:
+    """What `find_label` knows: names and numbers."""
+    return [*classes, *map(str, range(len(classes)))]
+
+
 def find_label(name: str, classes: tuple[str, ...], where: str) -> int:
     """The label of a class that is given by its name or its number. Raises Refused, beginning with `where`."""
     if name in classes:

@@ -8,7 +8,7 @@ import numpy as np
 from comp.config import Competition
 from comp.errors import Refused
 from comp.prepare.patterns import compile_pattern, read_table
-from comp.prepare.samples import Layer, Sample, as_seen, find_label
+from comp.prepare.samples import Layer, Sample, as_seen, class_words, find_label
 from comp.submission.runlength import Order, decode_runs
 
 EMPTY = {"", "-1", "-", "1 0", "nan"}  # what competitions write for no pixel
@@ -33,8 +33,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
         raise Refused(
             "source.table.split: says how the id's column holds {id} and {class}; then there is no other class"
         )
-    named = {"class": [*classes, *map(str, range(len(classes)))]}
-    split = compile_pattern("source.table.split", own.get("split", ""), named)
+    split = compile_pattern("source.table.split", own.get("split", ""), {"class": class_words(classes)})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
     for row, (id, name, runs) in enumerate(zip(rows[column], names, rows[own["runs"]], strict=True), 2):
