@@ -90,7 +90,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
         return folder
     place = convert.cache_folder(folder) / "hidden"
     if not (new := place / competition.file).exists():
-        scaling, size, channels = Scaling.read(facts["scaling"]), tuple(facts["size"]), facts["channels"]
+        scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
         with TemporaryDirectory(prefix="comp-") as spool:
             found = find_samples(competition, home, Path(spool), parts=("test",))
             samples, *_ = _inspect(found.test, competition.source.obey_exif, channels)
@@ -136,7 +136,7 @@ def _inspect(
     """
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path, obey_exif) for path in one.images], samples))
-        sizes = list(pool.map(lambda one: [decode.read_size(path) for path, _ in one.mask_files], samples))
+        sizes = list(pool.map(lambda one: [decode.read_header(path).size for path, _ in one.mask_files], samples))
     sized, odd = [], []
     counts = [sum(header.channels for header in bands) for bands in headers]
     grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)

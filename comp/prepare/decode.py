@@ -37,27 +37,20 @@ class Header(NamedTuple):
     frames: int = 1  # of which the first is read
 
 
-def read_header(path: Path, obey_exif: bool = False) -> Header:
-    """Read a file's header. Raises Refused."""
+def read_header(path: Path, obey_exif: bool | None = None) -> Header:
+    """Read a file's header; of a mask (None) without EXIF, which may be behind the pixels. Raises Refused."""
     with _refuse(path):
         if (stored := _open_stored(path, pixels=False)) is not None:
             height, width = stored.shape[:2]
             return Header((height, width), stored.shape[2], stored.dtype not in (np.uint8, np.bool_))
         with Image.open(path) as image:
-            deep_colour, frames = _is_deep_colour(image), getattr(image, "n_frames", 1)
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            deep_colour = _is_deep_colour(image)
+            deep, channels = deep_colour or image.mode[0] in "IF", 1 if _is_grey(image) and not deep_colour else 3
+            if obey_exif is None:
+                return Header((image.height, image.width), channels, deep)
+            frames, orientation = getattr(image, "n_frames", 1), image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if obey_exif and orientation >= SIDEWAYS else image.size[::-1]
-            deep = deep_colour or image.mode.startswith(("I", "F"))
-            return Header(size, 1 if _is_grey(image) and not deep_colour else 3, deep, orientation, frames)
-
-
-def read_size(path: Path) -> Size:
-    """The height and width of a mask, from its header alone. Raises Refused."""
-    with _refuse(path):
-        if (stored := _open_stored(path, pixels=False)) is not None:
-            return stored.shape[0], stored.shape[1]
-        with Image.open(path) as image:
-            return image.height, image.width
+            return Header(size, channels, deep, orientation, frames)
 
 
 def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
@@ -70,7 +63,7 @@ def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
                 return _read_deep_colour(path)
             image.getexif()  # of some formats it is behind the pixels
             seen = ImageOps.exif_transpose(image) if obey_exif else image
-            if seen.mode.startswith(("I", "F")):
+            if seen.mode[0] in "IF":
                 return np.asarray(seen)[..., None]
             if _is_grey(seen):
                 return np.asarray(seen.convert("L"))[..., None]
@@ -93,7 +86,7 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
                 elif image.mode == "P":
                     stored = np.asarray(image)
                     palette = bytes(image.getpalette() or [])
-                elif image.mode.startswith(("I", "F")):
+                elif image.mode[0] in "IF":
                     stored = np.asarray(image)
                 else:
                     stored = np.asarray(image.convert("L" if _is_grey(image) else "RGB"))
@@ -138,7 +131,9 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
         if stored.dtype.kind not in "buif":
             raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
-        axes = "YX" if stored.ndim == 2 else "SYX" if stored.ndim == 3 and _bands_first(stored.shape) else "YXS"
+        axes = (
+            "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
+        )  # where both could be bands, the last
     elif suffix in TIFF:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
@@ -183,11 +178,6 @@ def _is_photograph(page: tifffile.TiffPage) -> bool:
     if photometric in (colours.MINISBLACK, colours.MINISWHITE, colours.PALETTE):
         return samples == 1
     return samples == 3 or photometric == colours.SEPARATED or (samples == 4 and any(page.extrasamples))
-
-
-def _bands_first(shape: tuple[int, ...]) -> bool:
-    """Whether the first of three axes is the bands; where both ends could be, the last is."""
-    return shape[0] <= MOST_BANDS < shape[2]
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -71,36 +71,33 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
     id, image, mask, group = values
     if not isinstance(id, str) or not id:
         raise Refused(f"{where}: its id is {id!r:.60}; text would fit")
-    where = f"{where}, {id!r}"
-    image = _array(f"{where}: image", image, (2, 3))
-    layers: tuple[Layer, ...] | None = None
-    if mask is not None:
-        mask = _array(f"{where}: mask", mask, (2, 3))
-        if mask.shape[:2] != image.shape[:2]:
-            raise Refused(f"{where}: mask: of shape {mask.shape}, the image of {image.shape}")
-        layers = (Layer(_save(mask, spool)),)
-        if mask.ndim == 3:
-            names = competition.classes[1:]
-            if mask.shape[2] != len(names):
-                raise Refused(f"{where}: mask: {mask.shape[2]} layers; {len(names)}, one for each class, would fit")
-            layers = tuple(Layer(_save(mask[..., k], spool), k + 1) for k in range(len(names)))
     if group is not None and not isinstance(group, str):
-        raise Refused(f"{where}: group: {group!r:.60}; text or None would fit")
+        raise Refused(f"{where}, {id!r}: group: {group!r:.60}; text or None would fit")
+    for name, array in [("image", image)] + ([] if mask is None else [("mask", mask)]):
+        kept = isinstance(array, np.ndarray) and array.dtype.kind in "buif"
+        if (
+            not kept
+            or array.ndim not in (2, 3)
+            or 0 in array.shape
+            or (array.ndim == 3 and array.shape[2] > MOST_BANDS)
+        ):
+            found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise Refused(f"{where}, {id!r}: {name}: {found}; numbers (H, W) or (H, W, C), C ≤ {MOST_BANDS}, would fit")
+    if mask is not None and mask.shape[:2] != image.shape[:2]:
+        raise Refused(f"{where}, {id!r}: mask: of shape {mask.shape}, the image of {image.shape}")
+    layers: tuple[Layer, ...] | None = None
+    if mask is not None and mask.ndim == 2:
+        layers = (Layer(_save(mask, spool)),)
+    elif mask is not None:
+        if mask.shape[2] != len(competition.classes) - 1:
+            few = f"{len(competition.classes) - 1}, one for each class,"
+            raise Refused(f"{where}, {id!r}: mask: {mask.shape[2]} layers; {few} would fit")
+        layers = tuple(Layer(_save(mask[..., k], spool), k + 1) for k in range(mask.shape[2]))
     return Sample(id, (_save(image, spool),), layers, group=group or "")
-
-
-def _array(where: str, values: Any, dimensions: tuple[int, ...]) -> np.ndarray:
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "buif":
-        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        raise Refused(f"{where}: {found}; a numpy array of numbers would fit")
-    if values.ndim not in dimensions or 0 in values.shape or (values.ndim == 3 and values.shape[2] > MOST_BANDS):
-        raise Refused(f"{where}: of shape {values.shape}; (H, W) or (H, W, C), C at most {MOST_BANDS}, would fit")
-    return values
 
 
 def _save(values: np.ndarray, spool: Path) -> Path:
     """Keep an array in a file that is named by what it holds, so that equal arrays are one file and one state."""
-    values = np.ascontiguousarray(values)
     about = f"{values.dtype}{values.shape}".encode()
     path = spool / f"{hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()}.npy"
     if not path.exists():

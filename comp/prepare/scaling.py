@@ -7,7 +7,6 @@ training images. Without one, values of 16 bits are divided by what the bits in 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -19,20 +18,13 @@ PIXELS = 4096  # of each of them, for percentiles
 PERCENTILES = 0.5, 99.5
 WHAT_FITS = 'source.range = [low, high], the values that become 0 and 255, or source.range = "percentiles"'
 
-Range = tuple[float, float]
-
 
 @dataclass(frozen=True)
 class Scaling:
     """Ranges that become 0 to 255, one for all bands or one for each; none: every image is uint8."""
 
-    ranges: tuple[Range, ...] = ()
+    ranges: Sequence[Sequence[float]] = ()
     bits: int = 0  # in use, where that is what decided: then images of 8 bits stay as they are
-
-    @classmethod
-    def read(cls, stored: dict) -> "Scaling":
-        """From what JSON makes of it."""
-        return cls(tuple((low, high) for low, high in stored["ranges"]), stored["bits"])
 
     def __str__(self) -> str:
         if self.bits:
@@ -62,25 +54,18 @@ class Scaling:
         return np.rint(scaled).clip(0, 255).astype(np.uint8), lost
 
 
-def find_scaling(
-    given: Literal["percentiles"] | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool
-) -> Scaling:
+def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:
     """The rule for images of one or more band files each. `deep`: some are not uint8. Raises Refused."""
     some = images[:: -(-len(images) // LOOKED_AT) or 1]
-    if given == "percentiles":
-        ranges = _percentiles(some, channels)
-    elif given:
-        ranges = [(float(low), float(high)) for low, high in np.reshape(given, (-1, 2))]
-        if len(ranges) not in (1, channels):
-            raise Refused(f"source.range: {len(ranges)} ranges; the images have {channels} channels")
-    elif deep:
-        return _by_bits(some)
-    else:
-        return Scaling()
-    for band, (low, high) in enumerate(ranges):
+    if not given:
+        return _by_bits(some) if deep else Scaling()
+    ranges = _percentiles(some, channels) if given == "percentiles" else np.reshape(given, (-1, 2)).tolist()
+    if len(ranges) not in (1, channels):
+        raise Refused(f"source.range: {len(ranges)} ranges; the images have {channels} channels")
+    for low, high in ranges:
         if not low < high:
-            raise Refused(f"source.range: from {low:g} to {high:g} in band {band}; the first must be the lower one")
-    return Scaling(tuple((float(low), float(high)) for low, high in ranges))
+            raise Refused(f"source.range: from {low:g} to {high:g}; the first must be the lower one")
+    return Scaling([*map(tuple, ranges)])
 
 
 def _by_bits(images: Sequence[Sequence[Path]]) -> Scaling:
@@ -95,11 +80,11 @@ def _by_bits(images: Sequence[Sequence[Path]]) -> Scaling:
     return Scaling(((0.0, 2.0**bits - 1),), bits)
 
 
-def _percentiles(images: Sequence[Sequence[Path]], channels: int) -> list[Range]:
+def _percentiles(images: Sequence[Sequence[Path]], channels: int) -> list[list[float]]:
     pixels = []
     for paths in images:
         values = np.concatenate([decode.read_image(path) for path in paths], axis=-1, dtype=np.float64)
         values = values.reshape(-1, values.shape[-1])
         pixels.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])
     low, high = np.nanpercentile(np.concatenate(pixels), PERCENTILES, axis=0)
-    return [(float(a), float(b) if b > a else float(a) + 1) for a, b in zip(low, high, strict=True)]
+    return np.stack([low, np.where(high > low, high, low + 1)], axis=1).tolist()
