@@ -12,9 +12,11 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import struct
 import sys
+import tempfile
 import traceback
 import warnings
 import zipfile
@@ -22,14 +24,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from comp import cli, config, device
 from comp.data import arrays, augment, batches, folds
 from comp.errors import Refused
 from comp.kaggle import packing
 from comp.model import losses, segmenter
+from comp.prepare import build
 from comp.submission import runlength
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
@@ -462,6 +467,70 @@ def use_folder(chance):
     folds.load_or_deal_folds(dealt, split, index, loaded)
 
 
+# A download
+
+PATTERNS = [
+    "images/{id}.*", "images/{id}{n}.*", "{id}/*.png", "**/{id}.*", "images/{band}.*", "masks/{id}.*", "*", "{id}",
+    "masks/{class}.*", "masks/{id}*.*", "{a}/{id}.{b}", "{id", "", "/{id}", "../{id}.png", "images/{id}_{class}.*",
+]  # fmt: skip
+SUFFIXES = [".png", ".png", ".png", ".tif", ".npy", ".jpg", ".gif", ".bmp", ".ppm", ".txt"]
+KINDS = [np.uint8, np.uint8, np.uint8, np.uint16, np.float32, np.bool_, np.int16, np.int64]
+
+
+def odd_source(chance):
+    """Most keys as they fit, some at random."""
+    sound = {"images": "images/{id}.*", "masks": "masks/{id}.*", "test": "test/{id}.*"}
+    if chance.random() < 0.4:
+        table = {"file": "a.csv", "id": "id", "runs": "runs", "order": one_of(chance, ["row", "column"])}
+        more = {"starts": "relative"} if chance.random() < 0.3 else {"split": "{id}_{class}"}
+        sound = {"images": "images/{id}.*", "table": table | (more if chance.random() < 0.5 else {})}
+    odd = {
+        "images": one_of(chance, PATTERNS), "masks": one_of(chance, PATTERNS), "test": one_of(chance, PATTERNS),
+        "id": one_of(chance, ["{name}", "{n}", "x"]), "group": one_of(chance, ["{id}", "{x}", "{"]), "fold": "{id}",
+        "bands": ["a", "b"], "instances": True, "border": chance.randrange(9), "labels": {"1": "b", "0": "a"},
+        "range": one_of(chance, ["percentiles", [0.0, 9.0], [[0.0, 1.0]] * 3, [1.0, 1.0]]), "reader": "none.py",
+        "list": {"file": "a.csv", "id": "id"},
+    }  # fmt: skip
+    return sound | {key: odd[key] for key in chance.sample([*odd], one_of(chance, [0, 0, 1, 2]))}
+
+
+def use_download(chance):
+    place = Path("download")
+    shutil.rmtree(place, ignore_errors=True)
+    random = np.random.default_rng(chance.randrange(2**32))
+    suffix, kind = one_of(chance, SUFFIXES), one_of(chance, KINDS)
+    for folder in ("images", "masks", "test", one_of(chance, ["labels", "other", "images/more"])):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("a", "b", one_of(chance, ["c", "a_b", "\u00e9", "e\u0301"])):
+            deep, shape = folder != "masks", (4, 5)
+            if deep and chance.random() < 0.3:
+                shape = one_of(chance, [(4, 5, 3), (5, 4), (7, 4, 5), (0, 5)])
+            values = random.integers(0, one_of(chance, [2, 300, 70000]) if deep else 2, shape).astype(kind)
+            file = io.BytesIO()
+            with contextlib.suppress(Exception):  # not every writer takes everything
+                match own := suffix if chance.random() < 0.9 else one_of(chance, SUFFIXES):
+                    case ".npy":
+                        np.save(file, values)
+                    case ".tif":
+                        tifffile.imwrite(file, values)
+                    case _:
+                        Image.fromarray(values).save(file, own[1:].replace("jpg", "jpeg"))
+            data = file.getvalue()
+            (place / folder / f"{name}{own}").write_bytes(damage(chance, data) if chance.random() < 0.05 else data)
+    runs = one_of(chance, ["1 2 5 3", "", "-1", "2 1", "1 99", "3 2 1 1", "x"])
+    table = f"id,runs\na,{runs}\nb,1 1\nb,4 2\n{one_of(chance, ['a_b', 'c', ''])},3 4\n".encode()
+    (place / "a.csv").write_bytes(damage(chance, table) if chance.random() < 0.3 else table)
+    about = {"name": "own", "classes": one_of(chance, [["a", "b"], ["a", "b"], ["a", "b", "border"]])}
+    about |= {"overlap": True} if chance.random() < 0.2 else {}
+    own = config.validate_config({"competition": about | {"source": odd_source(chance)}}).competition
+    tempfile.tempdir = os.getcwd()  # nothing may be written elsewhere
+    Path("made.npz").unlink(missing_ok=True)
+    build.prepare(own, place, Path("made.npz"), (4, 5))
+    own = own.model_copy(update={"arrays": config.Arrays(file="made.npz")})
+    train = arrays.load_train(own, Path())
+    assert arrays.build_index(train, own).counts.sum() >= train.masks.size
+
+
 WORDS = [
     "--competition", "--recipe", "--run", "--set", "--fold", "--on", "--input", "--tta", "--time-budget", "--", "-",
     "", "=", "--=", "--set=", "mars", "own.toml", "../own.toml", "/kaggle/input/x.toml", "/kaggle/../own.toml",
@@ -497,6 +566,7 @@ CAMPAIGNS = {
     use_model: 200,
     use_checkpoint: 200,
     use_folder: 200,
+    use_download: 500,
     use_arguments: 300,
 }
 

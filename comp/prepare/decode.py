@@ -4,6 +4,7 @@ Photographs become grey or RGB whatever they were (palette, CMYK, RGBA): first f
 upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, stay as the file stores them.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from PIL import ExifTags, Image, ImageOps
 from comp.config import Fit
 from comp.data.arrays import Size, fitted_size
 from comp.errors import Refused
+
+logging.getLogger("tifffile").disabled = True  # what is wrong with a file is told in one line
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy"}
 TIFF = {".tif", ".tiff"}
