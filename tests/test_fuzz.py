@@ -473,7 +473,7 @@ PATTERNS = [
     "images/{id}.*", "images/{id}{n}.*", "{id}/*.png", "**/{id}.*", "images/{band}.*", "masks/{id}.*", "*", "{id}",
     "masks/{class}.*", "masks/{id}*.*", "{a}/{id}.{b}", "{id", "", "/{id}", "../{id}.png", "images/{id}_{class}.*",
 ]  # fmt: skip
-SUFFIXES = [".png", ".png", ".png", ".tif", ".npy", ".jpg", ".gif", ".bmp", ".ppm", ".txt"]
+SUFFIXES = [".png", ".png", ".png", ".tif", ".npy", ".jpg", ".gif", ".bmp", ".ppm", ".tif", ".npy", ".txt"]
 KINDS = [np.uint8, np.uint8, np.uint8, np.uint16, np.float32, np.bool_, np.int16, np.int64]
 
 
@@ -482,8 +482,8 @@ def odd_source(chance):
     sound = {"images": "images/{id}.*", "masks": "masks/{id}.*", "test": "test/{id}.*"}
     if chance.random() < 0.4:
         table = {"file": "a.csv", "id": "id", "runs": "runs", "order": one_of(chance, ["row", "column"])}
-        more = {"starts": "relative"} if chance.random() < 0.3 else {"split": "{id}_{class}"}
-        sound = {"images": "images/{id}.*", "table": table | (more if chance.random() < 0.5 else {})}
+        more = {"starts": "relative"} if chance.random() < 0.7 else {"split": "{id}_{class}"}
+        sound = {"images": "images/{id}.*", "table": table | (more if chance.random() < 0.3 else {})}
     odd = {
         "images": one_of(chance, PATTERNS), "masks": one_of(chance, PATTERNS), "test": one_of(chance, PATTERNS),
         "id": one_of(chance, ["{name}", "{n}", "x"]), "group": one_of(chance, ["{id}", "{x}", "{"]), "fold": "{id}",
@@ -506,15 +506,17 @@ def use_download(chance):
             if deep and chance.random() < 0.3:
                 shape = one_of(chance, [(4, 5, 3), (5, 4), (7, 4, 5), (0, 5)])
             values = random.integers(0, one_of(chance, [2, 300, 70000]) if deep else 2, shape).astype(kind)
-            file = io.BytesIO()
-            with contextlib.suppress(Exception):  # not every writer takes everything
-                match own := suffix if chance.random() < 0.9 else one_of(chance, SUFFIXES):
-                    case ".npy":
-                        np.save(file, values)
-                    case ".tif":
-                        tifffile.imwrite(file, values)
-                    case _:
-                        Image.fromarray(values).save(file, own[1:].replace("jpg", "jpeg"))
+            own = suffix if chance.random() < 0.9 else one_of(chance, SUFFIXES)
+            for written in (values, values.astype(np.uint8)):  # where the format does not take the other
+                file = io.BytesIO()
+                with contextlib.suppress(Exception):
+                    if own == ".npy":
+                        np.save(file, written)
+                    elif own == ".tif":
+                        tifffile.imwrite(file, written)
+                    else:
+                        Image.fromarray(written).save(file, own[1:].replace("jpg", "jpeg"))
+                    break
             data = file.getvalue()
             (place / folder / f"{name}{own}").write_bytes(damage(chance, data) if chance.random() < 0.05 else data)
     runs = one_of(chance, ["1 2 5 3", "", "-1", "2 1", "1 99", "3 2 1 1", "x"])

@@ -164,8 +164,8 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
     """A TIFF's values; where tifffile wants imagecodecs for them, which not every machine has, OpenCV reads a page."""
     try:
         return series.asarray()
-    except ValueError:
-        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except ValueError as error:
+        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if "imagecodecs" in str(error) else None
         if values is None or values.shape != series.shape or values.dtype != series.dtype:
             raise
         return values if values.ndim == 2 else values[..., [2, 1, 0, *range(3, values.shape[2])]]
