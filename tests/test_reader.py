@@ -157,6 +157,14 @@ def test_a_reader_travels_with_its_toml_from_no_other_folder_and_without_a_key(t
     packed, carried = packing._carry_tomls(words)
     assert packed == ["--competition", "pack:given/0/own.toml"]
     assert carried == {"given/0/own.toml": TOML.encode(), "given/0/bands.py": READER.encode()}
+    for name, data in carried.items():  # as the kernel finds them, it reads by them
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pack" / name).write_bytes(data)
+    there = config.load_config(str(tmp_path / "pack/given/0/own.toml")).competition
+    assert len(find_samples(there, download(tmp_path / "data"), tmp_path).train) == 3
+    (tmp_path / "bands.py").unlink()
+    with pytest.raises(Refused, match=r"bands\.py: no such file"):
+        packing._carry_tomls(words)
     (tmp_path / "bands.py").write_text('KEY = "KGAT_planted0123456789"')
     with pytest.raises(Refused, match=r"bands\.py: holds a Kaggle key or token"):
         packing._carry_tomls(words)

@@ -121,7 +121,9 @@ def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]
         if name.endswith(".toml"):
             place, wanted = f"given/{len(carried)}", [Path(name)]
             for path in wanted:  # which grows meanwhile
-                values = config.read_toml(path) if path.suffix == ".toml" else {}
+                if (reader := path.suffix == ".py") and not path.is_file():
+                    raise Refused(f"{path}: no such file")
+                values = {} if reader else config.read_toml(path)
                 credentials.refuse_credentials([path])
                 carried[f"{place}/{path.name}"] = path.read_bytes()
                 source = values.get("source")
