@@ -81,9 +81,8 @@ class Source(Section):
     group: str = ""  # of fields; samples of one group never straddle a fold
     fold: str = ""  # of fields, where a split is given: the fold in which a sample validates, or "val" and "train"
     list: dict[Literal["file", "id"], str] = {}  # a CSV of the training samples; its other columns are fields, too
-    # Run-lengths as masks: a CSV with columns for id, runs and, if there are several, class; or `split`, such as
-    # "{id}_{class}", says how the id holds both. starts = "relative" counts from the end of the run before; order,
-    # "column" or "row", is needed only where the masks do not prove it.
+    # Run-lengths as masks: a CSV's columns of id, runs and class, or how the id holds a class: split = "{id}_{class}".
+    # starts = "relative" counts from the end of the run before; order matters only where the masks do not prove it.
     table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
     reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
     instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own

@@ -144,10 +144,9 @@ def _inspect(
     for sample, count, bands, mask_sizes in zip(samples, counts, headers, sizes, strict=True):
         size, orientation, frames = bands[0].size, bands[0].orientation, max(header.frames for header in bands)
         sized.append(replace(sample, size=size))
-        if count != fits and not (grey_or_colours and (count, fits) == (1, 3)):
-            raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, the other images {fits}")
-        if count > decode.MOST_BANDS:
-            raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels; 1 to {decode.MOST_BANDS} would fit")
+        if (count != fits and not (grey_or_colours and (count, fits) == (1, 3))) or count > decode.MOST_BANDS:
+            others = f"the other images {fits}; 1 to {decode.MOST_BANDS}, the same for all, would fit"
+            raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, {others}")
         if orientation > 1:
             how = "turned upright" if obey_exif else "not turned"
             odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {orientation}"))

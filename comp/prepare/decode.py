@@ -197,8 +197,7 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if values is None:
+    if (values := cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)) is None:
         raise Refused(f"{path}: cannot be read as an image of 16 bits")
     return values[..., 2::-1] if values.ndim == 3 else values[..., None]
 

@@ -49,8 +49,8 @@ def _join(
     known = {sample.id for sample in samples}
     if not known & layers.keys():
         theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")
-        raise Refused(f"source.table: {file} has ids such as {theirs!r}, the images such as {ours!r}; source.id makes "
-                      'an image\'s id, as in "{name}", its file\'s name, or "{id}.png"')  # fmt: skip
+        hint = 'source.id makes an image\'s id, as in "{name}", its file\'s name, or "{id}.png"'
+        raise Refused(f"source.table: {file} has ids such as {theirs!r}, the images such as {ours!r}; {hint}")
     if absent := known - layers.keys():
         print(f"{file}: has no row of {len(absent):,} of {len(known):,} images, the first {min(absent)}: empty masks")
     odd = [Finding(id, "no image", file) for id in layers if id not in known]

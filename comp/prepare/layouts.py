@@ -83,10 +83,10 @@ class _Folder:
     def ids(self) -> set[str]:
         return {stem.removesuffix(self.end) for stem in self.files}
 
-    @property
-    def pattern(self) -> str:
+    def line(self, key: str) -> str:
+        """The line of the TOML that would name its files."""
         suffixes = {path.suffix for path in self.files.values()}
-        return f'"{self.name}/{{id}}{self.end}{suffixes.pop() if len(suffixes) == 1 else ".*"}"'
+        return f'source.{key} = "{self.name}/{{id}}{self.end}{suffixes.pop() if len(suffixes) == 1 else ".*"}"'
 
 
 def _read_folders(competition: Competition, files: list[tuple[str, Path]], parts: tuple[str, ...]) -> Found:
@@ -98,7 +98,7 @@ def _read_folders(competition: Competition, files: list[tuple[str, Path]], parts
         if is_image(path):
             folder = folders.setdefault(place, folder)
             if (twin := folder.files.setdefault(as_seen(path.stem), path)) != path:
-                raise Refused(f"{path}: has the same stem as {twin}; which is meant? {_line('images', folder)} …")
+                raise Refused(f"{path}: has the same stem as {twin}; which is meant? {folder.line('images')} …")
         if not is_image(path) or not folder.words & (MASK_FOLDERS | IMAGE_FOLDERS):
             found.odd.append(Finding(path.name, "folder not used" if is_image(path) else "not an image", place))
 
@@ -128,20 +128,14 @@ def _refuse_ambiguity(images: list[_Folder], masks: list[_Folder], unknown: list
         if same := one.files.keys() & other.files.keys():
             raise Refused(
                 f"{other.files[min(same)]}: has the same stem as {one.files[min(same)]}; say in the TOML which is "
-                f"meant: {_line('images', one)}, or {_line('images', other)}"
+                f"meant: {one.line('images')}, or {other.line('images')}"
             )
     for folder in images:
         could = [one for one in masks + unknown if len(one.ids & folder.ids) * 2 > len(folder.ids)]
         if len(could) > 1 and any(one in masks for one in could):
-            lines = ", or ".join(_line("masks", one) for one in could)
-            raise Refused(
-                f"{folder.name}/: {len(could)} folders could hold its masks; say in the TOML which one does: "
-                f"{_line('images', folder)} with {lines}"
-            )
-
-
-def _line(key: str, folder: _Folder) -> str:
-    return f"source.{key} = {folder.pattern}"
+            lines = ", or ".join(one.line("masks") for one in could)
+            what = f"{folder.name}/: {len(could)} folders could hold its masks; say in the TOML which one does"
+            raise Refused(f"{what}: {folder.line('images')} with {lines}")
 
 
 def _sample(competition: Competition, image: Path, mask: Path | None, fold: int) -> Sample:

@@ -40,7 +40,7 @@ class MaskReader:
         competition, arrays = self.competition, self.competition.arrays
         labels = np.zeros(sample.size, np.uint8)
         objects = np.zeros(sample.size, np.uint16)
-        shared = number = 0
+        shared, number, n = 0, 0, len(competition.classes)
         for layer in sample.mask or ():
             own, parts = self._decode(layer, sample)
             there = own > 0
@@ -49,12 +49,9 @@ class MaskReader:
                 if arrays.ignored is not None:
                     labels[own == arrays.ignored] = arrays.ignored
             elif (clash := there & (labels > 0) & (labels != own)).any():
-                at = tuple(np.argwhere(clash)[0])
-                names = [self._name(int(values[at])) for values in (labels, own)]
-                raise Refused(
-                    f"{layer.row or layer.content}: {sample.id}: {clash.sum():,} pixels are {names[1]} here and "
-                    f"{names[0]} in another layer; overlap = true would keep both"
-                )
+                before, here = ((*competition.classes, "ignored")[min(a[clash][0], n)] for a in (labels, own))
+                what = f"{clash.sum():,} pixels are {here} here and {before} in another layer"
+                raise Refused(f"{layer.row or layer.content}: {sample.id}: {what}; overlap = true would keep both")
             else:
                 labels[there] = own[there]
             if competition.source.instances:
@@ -85,9 +82,6 @@ class MaskReader:
             assert coding is not None
             own = mask_coding.read_mask(layer.content, coding)
         return own * np.uint8(layer.label or 1), (own > 0) & (own != (self.competition.arrays.ignored or 0))
-
-    def _name(self, label: int) -> str:
-        return self.competition.classes[label] if label < len(self.competition.classes) else "ignored"
 
 
 def make_reader(

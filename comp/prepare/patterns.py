@@ -14,7 +14,7 @@ import pandas as pd
 
 from comp.config import Competition, Source
 from comp.errors import Refused
-from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, class_words, find_label, is_image, list_files
+from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, is_image, list_files, name_labels
 
 # What a fold is called where it has no number.
 SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
@@ -40,10 +40,10 @@ class Pattern:
         if not images:
             folders = {path.parent: name for name, path in reversed(files)}
             shown = ", ".join([*folders.values()][::-1][:5])
-            what = "nothing"
-            if matched:
-                what = f"only {matched[0][1].name} and its like, which a source.reader would have to read"
-            raise Refused(f"{self.key} = {self.text!r}: matches {what}; there are {shown or 'no files'}")
+            only = (
+                f"only {matched[0][1].name} and its like, which a source.reader would have to read" if matched else ""
+            )
+            raise Refused(f"{self.key} = {self.text!r}: matches {only or 'nothing'}; there are {shown or 'no files'}")
         yield from images
 
 
@@ -164,8 +164,8 @@ class _Masks:
     """The files that a mask pattern finds, by the fields that it shares with the images' pattern."""
 
     def __init__(self, key: str, text: str, competition: Competition, files: list[tuple[str, Path]], images: str):
-        every = compile_pattern(key, text)
-        self.pattern = compile_pattern(key, text, {"class": class_words(competition.classes)})
+        every, labels = compile_pattern(key, text), name_labels(competition.classes)
+        self.pattern = compile_pattern(key, text, {"class": labels})
         known = {path for name, path in files if self.pattern.regex.fullmatch(name)}
         if unknown := {path for _, path in every.find(files)} - known:
             raise Refused(f"{min(unknown)}: {{class}} in {key} is none of {', '.join(competition.classes)}")
@@ -177,7 +177,7 @@ class _Masks:
         for fields, path in self.pattern.find(files):
             if (twin := seen.setdefault(path.with_suffix(""), path)) != path:
                 raise Refused(f"{path}: and {twin.name} beside it could both be the mask; {key} must say which")
-            label = find_label(fields["class"], competition.classes, str(path)) if "class" in fields else None
+            label = labels[fields["class"]] if "class" in fields else None
             layers = self.layers[tuple(fields[name] for name in self.shared)]
             layers += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
         self.used: set[tuple[str, ...]] = set()
@@ -187,9 +187,8 @@ class _Masks:
         return tuple(self.layers.get(key, ()))
 
     def left(self) -> list[Finding]:
-        unused = (layers for key, layers in self.layers.items() if key not in self.used and layers)
-        paths = (layers[0].content for layers in unused)
-        return [Finding(path.stem, "no image", path.parent.name) for path in paths if isinstance(path, Path)]
+        unused = (Path(layers[0].content) for key, layers in self.layers.items() if key not in self.used and layers)
+        return [Finding(path.stem, "no image", path.parent.name) for path in unused]
 
 
 def _read_fold(text: str, id: str) -> int:

@@ -23,7 +23,6 @@ from comp.prepare.decode import MOST_BANDS
 from comp.prepare.samples import Found, Layer, Sample
 
 FUNCTION = "read_samples"
-FITS = "str, array (H, W) or (H, W, C), array (H, W) or None, str or None"
 
 
 def run_reader(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...]) -> Found:
@@ -67,7 +66,7 @@ def _yielded(path: Path, folder: Path, part: str) -> Iterator[Any]:
 def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sample:
     """One tuple that a reader yielded, as a sample whose arrays are files. Raises Refused, naming the field."""
     if not isinstance(values, tuple | list) or len(values) != 4:
-        raise Refused(f"{where}: yields {type(values).__name__}; id, image, mask, group would fit: {FITS}")
+        raise Refused(f"{where}: yields {type(values).__name__}; id, image, mask, group would fit")
     id, image, mask, group = values
     if not isinstance(id, str) or not id:
         raise Refused(f"{where}: its id is {id!r:.60}; text would fit")

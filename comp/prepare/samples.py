@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comp.data.arrays import Size
-from comp.errors import Refused, did_you_mean
+from comp.errors import Refused
 from comp.prepare.decode import SUFFIXES
 
 
@@ -79,15 +79,6 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def class_words(classes: tuple[str, ...]) -> list[str]:
-    """What `find_label` knows: names and numbers."""
-    return [*classes, *map(str, range(len(classes)))]
-
-
-def find_label(name: str, classes: tuple[str, ...], where: str) -> int:
-    """The label of a class that is given by its name or its number. Raises Refused, beginning with `where`."""
-    if name in classes:
-        return classes.index(name)
-    if name.isdecimal() and int(name) < len(classes):
-        return int(name)
-    raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
+def name_labels(classes: tuple[str, ...]) -> dict[str, int]:
+    """Labels by what a class may be called: its number, or its name."""
+    return {str(label): label for label in range(len(classes))} | {name: k for k, name in enumerate(classes)}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import Competition
-from comp.errors import Refused
+from comp.errors import Refused, did_you_mean
 from comp.prepare.patterns import compile_pattern, read_table
-from comp.prepare.samples import Layer, Sample, as_seen, class_words, find_label
+from comp.prepare.samples import Layer, Sample, as_seen, name_labels
 from comp.submission.runlength import Order, decode_runs
 
 EMPTY = {"", "-1", "-", "1 0", "nan"}  # what competitions write for no pixel
@@ -22,7 +22,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
 
     A row may hold many masks' id and class in one column, which `split` takes apart: "{id}_{class}".
     """
-    own, classes = competition.source.table, competition.classes
+    own, classes, labels = competition.source.table, competition.classes, name_labels(competition.classes)
     for key in ("file", "runs"):
         if not own.get(key):  # type: ignore[call-overload]
             raise Refused(f'source.table.{key}: missing; as in {{ file = "train.csv", id = "id", runs = "rle_mask" }}')
@@ -33,7 +33,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
         raise Refused(
             "source.table.split: says how the id's column holds {id} and {class}; then there is no other class"
         )
-    split = compile_pattern("source.table.split", own.get("split", ""), {"class": class_words(classes)})
+    split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
     for row, (id, name, runs) in enumerate(zip(rows[column], names, rows[own["runs"]], strict=True), 2):
@@ -44,7 +44,8 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
             id, name = parts["id"], parts["class"]
         layers = found.setdefault(as_seen(id), [])
         if runs.strip() not in empty:
-            label = find_label(name, classes, where) if name else 1
+            if (label := labels.get(name) if name else 1) is None:
+                raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
             if not label:
                 raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
             layers.append(Layer(runs, label, where))
@@ -102,11 +103,9 @@ def find_order(
         return proved, proof
     if said:
         return said, f"run-lengths count by {said}, as source.table.order says"
-    figures = " and ".join(f"{count:,.0f}" for count in runs.sum(axis=0))
-    raise Refused(
-        f"{table['file']}: {len(some)} masks look right by column and by row ({figures} runs across); "
-        'source.table.order = "column" or "row" would say which it is'
-    )
+    what = "{} masks look right by column and by row ({:,.0f} and {:,.0f} runs across)"
+    what = what.format(len(some), *runs.sum(axis=0))
+    raise Refused(f'{table["file"]}: {what}; source.table.order = "column" or "row" would say which it is')
 
 
 def _count_runs(mask: np.ndarray) -> int:
