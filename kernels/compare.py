@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.data.training_data import load_training_data
     from comp.errors import spare_what_is_trained
     from comp.model import segmenter
+    from comp.prepare import build
     from comp.train import comparison, runs
     from comp.train.train_fold import check_folds, train_fold
 
@@ -44,6 +45,7 @@ def main(args: argparse.Namespace) -> int:
     chosen = device.choose_device(args.device)
     workers = batches.default_workers(chosen.device, distributed.world_size()) if args.workers is None else args.workers
     folder = comparison_folder(args, competition)
+    build.check_hidden_test(competition, args.input)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     numbers = {name: cli.fold_numbers(args.fold, config.folds.count, full=False) for name, config in variants.items()}
     for name, config in variants.items():

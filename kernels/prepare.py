@@ -1,6 +1,7 @@
 """Make a competition's npz from its download, and audit what is in it.
 
     python kernels/prepare.py --competition tgs-salt --source DIR    # -> input/tgs-salt.npz, then its audit
+    python kernels/prepare.py --competition tgs-salt                 # the same of what it downloads from Kaggle
     python kernels/prepare.py --competition mars                     # the audit of an npz that is there
 
 Where the TOML's section `source` does not say what DIR holds, it is VOC's folders and lists; images/ with masks/ or
@@ -21,10 +22,17 @@ def main(arguments: argparse.Namespace) -> None:
     from comp.data import arrays
     from comp.prepare import audit, build
 
-    if arguments.source:
-        build.prepare(
-            competition, arguments.source, folder / competition.file, arguments.size or competition.source.size
-        )
+    path, source = folder / competition.file, arguments.source
+    if not source and competition.kaggle and not path.exists():
+        from comp.kaggle.download import download_competition
+
+        came = download_competition(competition.kaggle, folder)
+        if (came / path.name).exists():  # arrays already
+            (came / path.name).rename(path)
+        else:
+            source = came
+    if source:
+        build.prepare(competition, source, path, arguments.size or competition.source.size)
     train = arrays.load_train(competition, folder)
     test = arrays.load_test(competition, folder) if arrays.has_test(competition, folder, train) else None
     index = arrays.build_index(train, competition)
@@ -51,6 +59,6 @@ def jobs(arguments: argparse.Namespace) -> list:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__)
-    parser.add_argument("--source", type=Path, help="folder of the images and masks; without it, only the audit")
+    parser.add_argument("--source", type=Path, help="folder of the download (default: the npz, or what Kaggle has)")
     parser.add_argument("--size", type=size, help="height and width of the arrays (default: the competition's)")
     cli.entry(parser, main, jobs)

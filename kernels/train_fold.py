@@ -36,11 +36,13 @@ def main(args: argparse.Namespace) -> int:
     from comp.data import arrays, batches
     from comp.data.training_data import FULL, load_training_data
     from comp.errors import spare_what_is_trained
+    from comp.prepare import build
     from comp.train import overview, runs
     from comp.train.parallel import run_on_devices
     from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
+    build.check_hidden_test(config.competition, args.input)
     data = load_training_data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training images")

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -24,6 +25,7 @@ from comp import config, files
 from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import client, jobs, packing, sandbox
+from comp.submission.runlength import encode_runs
 from comp.train import runs
 
 pytestmark = pytest.mark.slow
@@ -222,23 +224,72 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
         assert not any(secret.encode() in path.read_bytes() for secret in planted), path
 
 
+def save_images(data, folder, images, name=""):
+    (data / folder).mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(data / folder / f"{name}{k}.png")
+
+
+def by_folders(data, images, masks):
+    """Masks in files; nothing in the TOML but what ids are."""
+    save_images(data, "images", images)
+    save_images(data, "masks", masks)
+    return 'id = "{name}"'
+
+
+def by_table(data, images, masks):
+    """Masks as run-lengths, a row an image and class."""
+    save_images(data, "images", images)
+    texts = [encode_runs(masks == label) for label in (1, 2)]
+    rows = [(f"{k}.png", label + 1, texts[label][k]) for k in range(len(masks)) for label in (0, 1)]
+    pd.DataFrame(rows, columns=["image", "class", "runs"]).to_csv(data / "train.csv", index=False)
+    return """
+images = "images/{id}.png"
+test = "test_images/{id}.png"
+id = "{name}"
+table = { file = "train.csv", id = "image", class = "class", runs = "runs" }
+"""
+
+
+def by_reader(data, images, masks):
+    """Arrays that only a reader of one's own can read."""
+    np.savez(data / "scans.npz", images=images, masks=masks)
+    return 'reader = "own.py"'
+
+
+READER = """
+import numpy as np
+from PIL import Image
+
+def read_samples(folder, part):
+    if part == "train":
+        with np.load(folder / "scans.npz") as scans:
+            for k, (image, mask) in enumerate(zip(scans["images"], scans["masks"])):
+                yield f"{k}.png", image, mask, None
+    else:
+        for path in sorted((folder / "test_images").glob("*.png")):
+            yield path.name, np.asarray(Image.open(path)), None, None
+"""
+
+
 @needs_namespaces
-def test_a_code_competitions_kernel_reads_the_images_that_are_hidden_till_then(tmp_path, kaggle, monkeypatch, capsys):
+@pytest.mark.parametrize("lay", [by_folders, by_table, by_reader])
+def test_a_code_competition_from_its_download_to_a_score(tmp_path, kaggle, monkeypatch, capsys, lay):
     place, data = tmp_path / "place", tmp_path / "data"
-
-    def save(folder, images, name=""):
-        (data / folder).mkdir()
-        for k, image in enumerate(images):
-            Image.fromarray(image).save(data / folder / f"{name}{k}.png")
-
-    for folder, images in zip(("images", "masks"), draw(24, 0), strict=True):
-        save(folder, images)
-    save("test_images", draw(5, 1)[0], "seen-")
-    code = 'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + '[source]\nid = "{name}"\n'
+    source = lay(data, *draw(24, 0))
+    save_images(data, "test_images", draw(7, 1)[0], "seen-")
+    code = (
+        'kaggle = "tiny-code"\ncode_competition = true\n' + COMPETITION + "[source]\nsize = [32, 48]\n" + source + "\n"
+    )
     lay_out(place, competition=code)
+    (place / "own.py").write_text(READER)
+    output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place, status=2)
+    assert "could not read the hidden test images" in output and not (place / "runs/tiny/recipe/fold-0").exists()
     (place / "input/tiny.npz").unlink()
-    source = ("--source", str(data), "--size", "32x48")
-    inside(monkeypatch, capsys, "prepare.py", "--competition", "tiny.toml", *source, cwd=place)
+    inside(monkeypatch, capsys, "prepare.py", "--competition", "tiny.toml", cwd=place)
+    assert kaggle.count("DownloadDataFiles") == 1 and (place / "input/tiny-code/test_images/seen-0.png").exists()
+    with np.load(place / "input/tiny.npz") as made:
+        assert np.array_equal(made["train_masks"], draw(24, 0)[1])
     inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=place)
     on_kaggle(monkeypatch, "ensemble.py", "--folds", "0")
 
@@ -246,13 +297,17 @@ def test_a_code_competitions_kernel_reads_the_images_that_are_hidden_till_then(t
         return set(pd.read_csv(file)["id"])
 
     (made,) = (place / "submissions").glob("*.csv")
-    assert ids(made) == {f"seen-{k}.png" for k in range(5)}
+    assert ids(made) == {f"seen-{k}.png" for k in range(7)}
     shutil.rmtree(data / "test_images")
-    save("test_images", draw(3, 2)[0], "hidden-")
+    save_images(data, "test_images", draw(3, 2)[0], "hidden-")
     ((version,),) = kaggle.kernels.values()
     (tmp_path / "rerun").mkdir()
     assert not sandbox.run_script(version.request["text"], kaggle._inputs(version.request), tmp_path / "rerun")
     assert ids(tmp_path / "rerun/submission.csv") == {f"hidden-{k}.png" for k in range(3)}
+
+    submit = load("submit.py")
+    assert submit.main(submit.arguments().parse_args([str(made), "--competition", "tiny.toml"])) == 0
+    assert kaggle.count("CreateCodeSubmission") == 1
 
 
 # What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.

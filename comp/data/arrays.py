@@ -82,7 +82,7 @@ def find_npz(file: str, folder: Path) -> Path:
         return found
     if file == demo.NAME:
         return demo.ensure_demo(folder)
-    hint = "put it there, or make it of images with kernels/prepare.py --source"
+    hint = "put it there, or let kernels/prepare.py make it of the competition's download"
     raise Refused(f"{path}: no such file, and none of that name below {files.KAGGLE_INPUT}; {hint}")
 
 

@@ -17,6 +17,7 @@ from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
 from comp.kaggle.client import call_client
+from comp.prepare import build
 from comp.submission.check import check_against_input
 from comp.train import overview
 from comp.train.runs import METRICS, Fold, fold_files, has_begun
@@ -172,6 +173,7 @@ def _find_inputs(job: Job, folds: Iterable[Fold], with_arrays: bool = True) -> d
     """What a job needs of this machine, as datasets: by name, the files of each by their places in it."""
     competition, found = job.competition, {f"{job.competition.name}-weights": _find_weights(job)}
     if with_arrays and competition.name != "demo":  # which is drawn where it runs
+        build.check_hidden_test(competition, job.input)
         file = arrays.find_npz(competition.file, job.input)
         found[f"{competition.name}-arrays"] = {file.name: file}
     places = {f"runs/{competition.name}/{fold.folder.parent.name}/{fold.folder.name}": fold for fold in folds}

@@ -48,6 +48,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, source, Path(spool))
+        if competition.arrays.neighbours and not any(sample.group for sample in found.train):
+            raise Refused("arrays.neighbours: no sample has a group; source.group would say whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test, own.obey_exif)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
         scaling = find_scaling(own.range, [one.images for one in train], channels, deep)
@@ -78,16 +80,15 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
 def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     """In a code competition's kernel: the folder of the npz with the test images, which in the end are hidden ones.
 
-    One that `prepare` made holds the images that could be seen then; those that are now among the competition's data
-    are read anew, in the same way. Of any other npz it is `folder`. Raises Refused.
+    The npz that `prepare` made holds the images that could be seen then; those that are now among the competition's
+    data are read anew, in the same way. Where there are no such data, it is `folder`. Raises Refused.
     """
     path, slug = arrays.find_npz(competition.file, folder), competition.kaggle
     homes = filter(Path.is_dir, (files.KAGGLE_INPUT / "competitions" / slug, files.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
         return folder
-    if not (facts := _read_facts(path)):
-        print(f"{path}: holds no hidden images; one that kernels/prepare.py made would tell how to read them here")
-        return folder
+    check_hidden_test(competition, folder)
+    facts = _read_facts(path)
     place = convert.cache_folder(folder) / "hidden"
     if not (new := place / competition.file).exists():
         scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
@@ -100,6 +101,13 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
             print(f"{id}: {finding}: {detail}")
         print(f"{home}: {len(samples):,} test images")
     return place
+
+
+def check_hidden_test(competition: Competition, folder: Path) -> None:
+    """Refuse an npz that tells no kernel how to read a code competition's hidden images, before anything is trained."""
+    if competition.code_competition and not _read_facts(path := arrays.find_npz(competition.file, folder)):
+        fits = "make it with kernels/prepare.py, of what the TOML's section `source` says"
+        raise Refused(f"{path}: a kernel could not read the hidden test images as these arrays were read; {fits}")
 
 
 def stored_findings(path: Path) -> list[Finding]:
