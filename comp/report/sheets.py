@@ -107,7 +107,7 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
         figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), va="center")
         for k, (heading, cell) in enumerate(cells.items()):
             x = GAP + k * (width + GAP)
-            heading = shorten(heading, max(width // 8, 8))
+            heading = shorten(heading, max(width // 9, 8))  # digits are wide
             figure.text(x / total, (top - 1.5 * LINE) / tall, heading, color=FAINT, va="center")
             figure.figimage(cell, x, top - 2 * LINE - len(cell))
     figure.legend(handles=legend, ncols=across, fontsize=10, handlelength=1, handleheight=1, borderaxespad=0)
