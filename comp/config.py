@@ -45,6 +45,7 @@ class Arrays(Section):
     train_ids: str = "train_ids"
     train_groups: str = "train_groups"  # samples of one group never straddle a fold
     train_folds: str = "train_folds"  # where a split is given: the fold in which each sample validates
+    train_extra: str = "train_extra"  # not 0: trains in every fold, and validates in none
     train_sizes: str = "train_sizes"
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
@@ -76,6 +77,8 @@ class Source(Section):
     masks: str = ""  # as in "train/{id}_mask.png"; where a mask has several files, {class} may be a file's class
     test: str = ""
     test_masks: str = ""  # known only for practice competitions
+    extra: str = ""  # images that train in every fold and validate in none
+    extra_masks: str = ""
     bands: tuple[str, ...] = ()  # what {band} is in the paths of an image's files, in the order of the channels
     id: str = "{id}"  # of fields, and of {name}, the name of the image's file
     group: str = ""  # of fields; samples of one group never straddle a fold

@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     # after the configuration is known to be sound
     from comp import device, distributed, files
     from comp.data import arrays, batches
+    from comp.data.folds import EXCLUDED
     from comp.data.training_data import FULL, load_training_data
     from comp.errors import spare_what_is_trained
     from comp.prepare import build
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     folders = {number: runs.fold_folder(run_folder, number) for number in numbers}
     waiting = [number for number, folder in folders.items() if not runs.is_finished(folder)]
     devices = device.find_devices(args.device)[: max(1, len(waiting))]
-    left_out = f", {excluded} of them left out" if (excluded := (data.folds < 0).sum()) else ""
+    left_out = f", {excluded} of them left out" if (excluded := (data.folds == EXCLUDED).sum()) else ""
     what = f"{config.competition.title or config.competition.name}: {len(data.folds)} images{left_out}"
     failed: list[str] = []
     if len(devices) > 1:

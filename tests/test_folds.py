@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from comp import config
 from comp.data import arrays, folds
+from comp.data.training_data import FULL, TrainingData
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "crystal")
@@ -31,7 +32,7 @@ def make(index, groups=None, count=5, seed=0, **keys):
     ids = np.array([f"s{k}" for k in range(len(index.counts))])
     own = SimpleNamespace(arrays=config.Arrays(**keys))
     asked = SimpleNamespace(competition=own, folds=config.Folds(count=count, seed=seed))
-    return folds.deal_folds(SimpleNamespace(ids=ids, groups=groups, folds=None), index, asked)
+    return folds.deal_folds(SimpleNamespace(ids=ids, groups=groups, folds=None, extra=None), index, asked)
 
 
 def mixed(count=200, seed=0):
@@ -179,7 +180,7 @@ def asked(count=5, **keys) -> config.Config:
 
 def split_of(count=30, **fields):
     ids = np.array([f"a, {k}" for k in range(count)])
-    return SimpleNamespace(**{"ids": ids, "groups": None, "folds": None} | fields)
+    return SimpleNamespace(**{"ids": ids, "groups": None, "folds": None, "extra": None} | fields)
 
 
 def test_saved_folds_are_read_back(tmp_path):
@@ -264,7 +265,7 @@ def test_a_fold_that_does_not_exist_is_refused(tmp_path):
     made = folds.load_or_deal_folds(path, split_of(), index, asked())
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f'"a, 3",{made[3]},', '"a, 3",5,'), encoding="utf-8")
-    with pytest.raises(Refused, match=r"folds\.csv: row 5: folds from -1 to 4 would fit"):
+    with pytest.raises(Refused, match=r"folds\.csv: row 5: folds from -2 to 4 would fit"):
         folds.load_or_deal_folds(path, split_of(), index, asked())
 
 
@@ -312,3 +313,21 @@ def test_a_given_fold_that_is_excluded_whole_is_refused():
     own = own.model_copy(update={"competition": own.competition.model_copy(update={"arrays": gone})})
     with pytest.raises(Refused, match="no sample that is kept is in fold 2"):
         folds.deal_folds(split, index_of(np.ones((30, 3))), own)
+
+
+def test_extra_samples_train_in_every_fold_and_validate_in_none(tmp_path):
+    extra = np.arange(30) >= 24
+    split, own, index = split_of(extra=extra), asked(3), index_of(np.ones((30, 3)))
+    for _ in ("made", "read back"):
+        assigned = folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, own)
+        assert (assigned[extra] == folds.EXTRA).all() and sorted(np.unique(assigned[~extra])) == [0, 1, 2]
+    data = TrainingData(own, split, index, assigned)
+    for fold in range(3):
+        train, valid = data.rows(fold)
+        assert {*range(24, 30)} <= {*train.tolist()} and not {*range(24, 30)} & {*valid.tolist()}
+    assert len(data.rows(FULL)[0]) == 30 and not len(data.rows(FULL)[1])
+    with pytest.raises(Refused, match="has another id, image, mask, group or exclusion"):
+        folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(), index, own)
+    index.image_hash[29] = index.image_hash[0]
+    with pytest.raises(Refused, match="the extra sample 'a, 29' is like one that validates"):
+        folds.deal_folds(split, index, own)

@@ -136,7 +136,7 @@ def test_names_are_compared_as_people_see_them(tmp_path):
     ("source", "problem"),
     [
         ({"images": "train/{id}.png"}, r"matches nothing; there are dicom/a\.dcm, images/a\.png, masks/a\.png"),
-        ({"images": "dicom/{id}.*"}, r"matches only a\.dcm and its like, which a source\.reader would have to read"),
+        ({"images": "dicom/{id}.*"}, r"matches only a\.dcm and its like, which a source\.reader could read"),
         ({"images": "{x}/{id}.png"}, r"has the id 'a', as .*more fields in source\.id would tell them apart"),
         ({"images": "images/{id}.png", "masks": "masks/{n}.png"}, "shares no field with 'images/{id}.png'"),
         ({"images": "images/{id}.png", "masks": "more/{id}.*"}, r"a\.tif: and a\.png beside it could both be the mask"),
@@ -227,3 +227,24 @@ def test_train_and_val_are_no_two_readings(tmp_path):
     assert [(one.id, one.fold) for one in find(tmp_path).train] == [
         ("train-a", 1), ("train-b", 1), ("val-a", 0), ("val-b", 0),
     ]  # fmt: skip
+
+
+def test_extra_images_only_train(tmp_path):
+    source = tmp_path / "own"
+    for folder, names in (("train", "ab"), ("more", "xy")):
+        for k, name in enumerate(names):
+            save(source / f"{folder}/{name}.png", image(ord(name)))
+            save(source / f"{folder}/{name}_mask.png", discs(k)[0] * np.uint8(255))
+    patterns = {"images": "train/{id}.png", "masks": "train/{id}_mask.png"}
+    patterns |= {"extra": "more/{id}.png", "extra_masks": "more/{id}_mask.png"}
+    images = {"images": "train/{id}.png"}
+    own = competition(**patterns)
+    found = find(source, parts=("train",), **patterns)
+    assert [(one.id, one.extra) for one in found.train] == [("a", False), ("b", False), ("x", True), ("y", True)]
+    made = prepare(source, own)
+    assert made["train_extra"].tolist() == [0, 0, 1, 1] and made["train_masks"].any((1, 2)).all()
+    save(source / "more/a.png", image(5))
+    save(source / "more/a_mask.png", discs(5)[0] * np.uint8(255))
+    with pytest.raises(Refused, match=r"several samples have the id 'a'"):
+        find(source, parts=("train",), **patterns)
+    assert not any(one.extra for one in find(source, parts=("train",), **images, masks=patterns["masks"]).train)

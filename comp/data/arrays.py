@@ -40,6 +40,7 @@ class Split:
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
     cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
+    extra: np.ndarray | None = None  # bool (N,): which train in every fold and validate in none
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
 
     @cached_property
@@ -217,7 +218,8 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     loaded = masks.load(ids, cache) if masks else None
     if arrays.neighbours:
         _check_neighbours(path, part, groups is not None)
-    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix, arrays.neighbours)
+    extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
+    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix, extra, arrays.neighbours)
 
 
 def _check_neighbours(path: Path, part: str, grouped: object) -> None:

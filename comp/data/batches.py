@@ -120,8 +120,7 @@ class TrainBatches:
             epoch, skip = epoch + 1, 0
 
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        waited = 0
-        while True:
+        for _ in range(PATIENCE):  # each time a second
             try:
                 return next(loaded)
             except RuntimeError as error:
@@ -132,9 +131,7 @@ class TrainBatches:
                     why = {-signal.SIGKILL: ", as where memory is short", -signal.SIGBUS: f"; {SHARED_MEMORY} is full"}
                     ended = f"ended with status {worker.exitcode}{why.get(worker.exitcode or 0, '')}"
                     raise Refused(f"a process that augments {ended}; the same command goes on, with fewer --workers")
-            waited += 1
-            if waited > PATIENCE:
-                raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
+        raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)

@@ -15,18 +15,30 @@ from comp.data.arrays import Index, Split
 from comp.errors import Refused
 from comp.files import atomic_write
 
-EXCLUDED = -1
+EXCLUDED, EXTRA = -1, -2
 
 
 def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
-    """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation.
+    """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation; -2: only trains.
 
     A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
-    for fewer independent groups than folds, and where the given split has not as many folds.
+    for fewer independent groups than folds, where the given split has not as many folds, and for an extra sample that
+    is a duplicate of one that validates, or of its group.
     """
+    marks = _mark(split, index, config.competition.arrays)
+    assigned = np.where(marks < 0, marks, _deal(split, index, config, marks < 0))
+    kept = np.flatnonzero(marks != EXCLUDED)
+    extra, groups = marks[kept] == EXTRA, _find_groups(index, split.groups, kept)
+    for row in kept[extra & np.isin(groups, groups[~extra])][:1]:
+        kin = "is like one that validates, or of its group; competition.arrays.exclude would leave it out"
+        raise Refused(f"the extra sample {str(split.ids[row])!r} {kin}")
+    return assigned
+
+
+def _deal(split: Split, index: Index, config: Config, excluded: np.ndarray) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    excluded, count = _find_excluded(split, index, config.competition.arrays), config.folds.count
+    count = config.folds.count
     if split.folds is not None:
         given, ours = int(split.folds.max()) + 1, 'competition.arrays.train_folds="" for folds of our own'
         assigned = np.where(excluded, np.int16(EXCLUDED), split.folds)
@@ -88,12 +100,12 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
     same = (saved["id"] == split.ids) & (saved["content"] == contents)
-    same &= (saved["fold"] == EXCLUDED) == _find_excluded(split, index, config.competition.arrays)
+    same &= np.minimum(saved["fold"], 0) == _mark(split, index, config.competition.arrays)
     for row in np.flatnonzero(~same)[:1]:
         changed = "has another id, image, mask, group or exclusion now"
         raise Refused(f"{path}: sample {str(split.ids[row])!r} {changed}; {advice}")
-    for row in np.flatnonzero(~saved["fold"].between(EXCLUDED, config.folds.count - 1))[:1]:
-        raise Refused(f"{path}: row {row + 2}: folds from -1 to {config.folds.count - 1} would fit; {advice}")
+    for row in np.flatnonzero(~saved["fold"].between(EXTRA, config.folds.count - 1))[:1]:
+        raise Refused(f"{path}: row {row + 2}: folds from -2 to {config.folds.count - 1} would fit; {advice}")
     return saved["fold"].to_numpy(np.int16)
 
 
@@ -103,7 +115,7 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
     if not 0 <= fold < folds:
         raise Refused(f"fold {fold}: there are folds 0 to {folds - 1}")
     have = np.stack([(index.counts[assigned == one] > 0).sum(axis=0) for one in range(folds)])  # images, (folds, C)
-    others = have.sum(axis=0) - have
+    others = have.sum(axis=0) - have + (index.counts[assigned == EXTRA] > 0).sum(axis=0)
     for k in np.flatnonzero(others[fold] == 0)[:1]:
         if not have[fold, k]:
             raise Refused(f"fold {fold}: no image that is used has class {classes[k]!r}; leave it out of classes")
@@ -114,8 +126,8 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
         raise Refused(f"fold {fold}: {lack}; what works is {', or '.join(works)}")
 
 
-def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
-    """Which samples the competition, or the split that came with the arrays, leaves out: bool (N,)."""
+def _mark(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
+    """`EXCLUDED` for a sample that the competition or a given split leaves out, `EXTRA`, or 0: int16 (N,)."""
     if unknown := set(arrays.exclude).difference(split.ids.tolist()):
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
     excluded = np.isin(split.ids, np.array(arrays.exclude, dtype=str))
@@ -127,7 +139,8 @@ def _find_excluded(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
         masks, images = np.unique(pairs[:, 0], return_counts=True)
         others = images[np.searchsorted(masks, index.mask_hash)] - 1
         excluded |= ~index.constant & (others >= arrays.exclude_shared_masks)
-    return excluded
+    marks = np.zeros(len(excluded), np.int16) if split.extra is None else np.where(split.extra, EXTRA, 0)
+    return np.where(excluded, EXCLUDED, marks).astype(np.int16)
 
 
 def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:

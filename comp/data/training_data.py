@@ -9,6 +9,7 @@ from comp import distributed
 from comp.config import Config
 from comp.data import arrays, folds
 from comp.data.arrays import Index, TrainSplit
+from comp.data.folds import EXCLUDED
 from comp.errors import Refused
 
 FULL = -1  # instead of a fold's number: train on all images, validate on none
@@ -21,12 +22,12 @@ class TrainingData:
     config: Config
     split: TrainSplit
     index: Index
-    folds: np.ndarray  # int16 (N,); -1: excluded
+    folds: np.ndarray  # int16 (N,); -1: excluded; -2: it trains in every fold
 
     def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the split that a fold trains on and those that it validates on, int64 each."""
-        kept = self.folds >= 0
-        return np.flatnonzero(kept & (self.folds != fold)), np.flatnonzero(kept & (self.folds == fold))
+        excluded = self.folds == EXCLUDED
+        return np.flatnonzero(~excluded & (self.folds != fold)), np.flatnonzero(~excluded & (self.folds == fold))
 
 
 def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:

@@ -1,10 +1,9 @@
 """A competition's download as one npz of equal-sized uint8 arrays.
 
 Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
-1, uint16, where they are asked for), train_ids, train_sizes, train_groups (those of the TOML, or near duplicates),
-train_folds (a given split), and for test images, ids, sizes, groups of the TOML, and masks where all have one. Sizes
-are the originals', int32 (N, 2), height and width. Samples are read while they are written, block by block, and the
-npz appears whole or not at all.
+1, uint16, where they are asked for), train_ids, train_sizes (the originals', int32 (N, 2)), train_groups (of the TOML,
+or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids, sizes, groups,
+and masks where all have one. Samples are read while they are written, and the npz appears whole or not at all.
 """
 
 import json
@@ -132,7 +131,7 @@ def _state(sample: Sample) -> list:
         [convert.file_state(layer.content) if isinstance(layer.content, Path) else layer.content, layer.label]
         for layer in sample.mask or ()
     ]
-    return [sample.id, sample.fold, sample.group, [*map(convert.file_state, sample.images)], layers]
+    return [sample.id, sample.fold, sample.group, sample.extra, [*map(convert.file_state, sample.images)], layers]
 
 
 def _inspect(
@@ -233,6 +232,8 @@ class _Rows:
             groups = audit.near_groups(thumbs, ids)
         if (groups != "").any():
             yield _member(f"{part}_groups", groups)
+        if any(sample.extra for sample in samples):
+            yield _member("train_extra", np.array([sample.extra for sample in samples], np.uint8))
         if part == "train":
             folds = np.array([sample.fold for sample in samples], np.int16)
             if len(np.unique(folds)) > 1:

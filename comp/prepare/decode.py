@@ -134,9 +134,8 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
         if stored.dtype.kind not in "buif":
             raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
-        axes = (
-            "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
-        )  # where both could be bands, the last
+        # Where both ends could be bands, the last are.
+        axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
     elif suffix in TIFF:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]

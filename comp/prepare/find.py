@@ -1,5 +1,6 @@
 """The samples of a download: by a reader, by patterns, or in one of the common layouts."""
 
+from collections import Counter
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -33,19 +34,19 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     for kind in ("no mask", "no image", "not in the list"):
         if kind in kinds:
             print(f"{folder}: {kind}: {kinds.count(kind):,} left out, the first {odd[kinds.index(kind)].id}")
+    what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
     if not (train if "train" in parts else found.test):
-        what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
         raise Refused(f"{folder}: no {what}")
+    if twice := [id for id, times in Counter(sample.id for sample in train).items() if times > 1]:
+        raise Refused(f"{folder}: several samples have the id {twice[0]!r}; more fields in source.id tell them apart")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
     return Found(train, sorted(found.test, key=attrgetter("place")), odd)
 
 
-def _join(
-    competition: Competition, layers: dict[str, list], samples: list[Sample]
-) -> tuple[list[Sample], list[Finding]]:
+def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[Sample], list[Finding]]:
     """The samples with the layers that a table has of them, and the table's ids that have no image."""
-    file = competition.source.table["file"]
+    file = own.source.table["file"]
     known = {sample.id for sample in samples}
     if not known & layers.keys():
         theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")

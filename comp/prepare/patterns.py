@@ -20,6 +20,9 @@ from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, is_imag
 SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
 OWN = ("band", "class")  # fields that pair nothing: {band} is one of source.bands, {class} the class of a mask's file
 
+# Of each kind of samples: the keys of `source` that find images and masks, and the part that they belong to.
+KINDS = (("images", "masks", "train"), ("extra", "extra_masks", "train"), ("test", "test_masks", "test"))
+
 Fields = dict[str, str]
 
 
@@ -40,9 +43,7 @@ class Pattern:
         if not images:
             folders = {path.parent: name for name, path in reversed(files)}
             shown = ", ".join([*folders.values()][::-1][:5])
-            only = (
-                f"only {matched[0][1].name} and its like, which a source.reader would have to read" if matched else ""
-            )
+            only = f"only {matched[0][1].name} and its like, which a source.reader could read" if matched else ""
             raise Refused(f"{self.key} = {self.text!r}: matches {only or 'nothing'}; there are {shown or 'no files'}")
         yield from images
 
@@ -80,33 +81,30 @@ def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
 def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
     """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
     own, files = competition.source, list_files(folder)
+    rows = read_list(own, folder) if own.list else None
     found = Found([], [], [])
-    if "train" in parts:
-        rows = read_list(own, folder) if own.list else None
-        images, fields_of = _find_images("source.images", own.images, own, files)
-        masks = _Masks("source.masks", own.masks, competition, files, own.images) if own.masks else None
+    for key, masks_key, part in KINDS:
+        text, masks_text = getattr(own, key), getattr(own, masks_key)
+        if part not in parts or not text:
+            continue
+        images, fields_of = _find_images(f"source.{key}", text, own, files)
+        masks = _Masks(f"source.{masks_key}", masks_text, competition, files, text) if masks_text else None
         for id, paths in images.items():
             fields = fields_of[id]
             layers = masks.of(fields) if masks else None
-            if rows is not None:
+            if rows is not None and key == "images":  # a list may say more of its samples than is known of others
                 if id not in rows:
                     found.odd.append(Finding(id, "not in the list", own.list["file"]))
                     continue
                 fields = rows[id] | fields
-            if layers == ():
+            if layers == () and part == "train":
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
-            group, fold = fill("source.group", own.group, fields), fill("source.fold", own.fold, fields)
-            found.train.append(Sample(id, paths, layers, _read_fold(fold, id), group))
-        found.odd.extend(masks.left() if masks else [])
-    if "test" in parts and own.test:
-        images, fields_of = _find_images("source.test", own.test, own, files)
-        masks = _Masks("source.test_masks", own.test_masks, competition, files, own.test) if own.test_masks else None
-        for id, paths in images.items():
-            fields = fields_of[id]
-            # A list of training samples may say more of them than is known of these.
-            group = fill("source.group", own.group, fields) if not own.list else ""
-            found.test.append(Sample(id, paths, (masks.of(fields) or None) if masks else None, group=group))
+            group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
+            fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
+            sample = Sample(id, paths, layers or None if part == "test" else layers, fold, group, key == "extra")
+            (found.train if part == "train" else found.test).append(sample)
+        found.odd.extend(masks.left() if masks and part == "train" else [])
     return found
 
 

@@ -73,13 +73,8 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
     if group is not None and not isinstance(group, str):
         raise Refused(f"{where}, {id!r}: group: {group!r:.60}; text or None would fit")
     for name, array in [("image", image)] + ([] if mask is None else [("mask", mask)]):
-        kept = isinstance(array, np.ndarray) and array.dtype.kind in "buif"
-        if (
-            not kept
-            or array.ndim not in (2, 3)
-            or 0 in array.shape
-            or (array.ndim == 3 and array.shape[2] > MOST_BANDS)
-        ):
+        fits = isinstance(array, np.ndarray) and array.dtype.kind in "buif" and array.ndim in (2, 3) and array.size
+        if not fits or (array.ndim == 3 and array.shape[2] > MOST_BANDS):
             found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
             raise Refused(f"{where}, {id!r}: {name}: {found}; numbers (H, W) or (H, W, C), C ≤ {MOST_BANDS}, would fit")
     if mask is not None and mask.shape[:2] != image.shape[:2]:

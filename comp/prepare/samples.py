@@ -38,6 +38,7 @@ class Sample:
     mask: tuple[Layer, ...] | None = None  # None: not known; (): nothing is marked
     fold: int = 1  # in which it validates, where a split is given
     group: str = ""
+    extra: bool = False  # it trains in every fold, and never validates
     size: Size = (0, 0)  # of the image as it is read; `build` finds it
 
     @property

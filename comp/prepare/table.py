@@ -30,9 +30,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     rows = read_table(path, [column, own["runs"], *([own["class"]] if "class" in own else [])])
     names = rows[own["class"]].tolist() if "class" in own else [""] * len(rows)
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
-        raise Refused(
-            "source.table.split: says how the id's column holds {id} and {class}; then there is no other class"
-        )
+        raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
