@@ -80,6 +80,7 @@ class Source(Section):
     extra: str = ""  # images that train in every fold and validate in none
     extra_masks: str = ""
     bands: tuple[str, ...] = ()  # what {band} is in the paths of an image's files, in the order of the channels
+    skip: tuple[str, ...] = ()  # ids of samples that are not read, such as damaged ones
     id: str = "{id}"  # of fields, and of {name}, the name of the image's file
     group: str = ""  # of fields; samples of one group never straddle a fold
     fold: str = ""  # of fields, where a split is given: the fold in which a sample validates, or "val" and "train"
@@ -316,16 +317,17 @@ def _check_source(competition: Competition) -> None:
         raise Refused(f"competition.overlap: {len(competition.classes) - 1} classes beside the first; {most} would fit")
     if competition.overlap and competition.arrays.ignore not in (None, 255):
         raise Refused(f"competition.arrays.ignore: {competition.arrays.ignore}; where classes overlap, 255 would fit")
-    paths = {"images": own.images, "masks": own.masks, "test": own.test, "table": own.table, "reader": own.reader}
-    given = {key for key, value in paths.items() if value}
-    for key, others in {"masks": {"images"}, "table": {"images", "reader"}, "test": {"images"}}.items():
-        if key in given and not given & others:
-            raise Refused(f'competition.source.{key}: needs source.images, as in "train/{{id}}.png", beside it')
+    needs = dict.fromkeys(("masks", "table", "test", "extra", "list", "bands", "group", "fold"), "images")
+    for key, other in (needs | {"extra_masks": "extra", "test_masks": "test"}).items():
+        if getattr(own, key) and not (getattr(own, other) or (key == "table" and own.reader)):
+            raise Refused(f'competition.source.{key}: needs source.{other}, as in "train/{{id}}.png", beside it')
+    if competition.code_competition and own.images and not own.test:
+        raise Refused("competition.source.test: missing; a kernel reads the hidden test images by it")
     for key, values in {"starts": ("absolute", "relative"), "order": ("column", "row")}.items():
         if (value := own.table.get(key, values[0])) not in values:  # type: ignore[call-overload]
             raise Refused(f"competition.source.table.{key}: {value!r}; {' or '.join(values)} would fit")
     for one, other in (("masks", "table"), ("reader", "images")):
-        if {one, other} <= given:
+        if getattr(own, one) and getattr(own, other):
             raise Refused(f"competition.source: has {one} and {other}, which say the same thing; one of them would fit")
     if own.border and (not own.instances or "border" not in competition.classes):
         raise Refused('competition.source.border: needs instances = true and a class named "border"')

@@ -30,9 +30,8 @@ def print_once(line: str) -> None:
 
 @contextmanager
 def spare_what_is_trained(made: str) -> Iterator[None]:
-    """Around what is only looked at, such as figures: an error there is printed, and training goes on without them.
-
-    Refused and errors of the system, such as a full disk, are raised: whoever mends them gets the figures, too.
+    """Around what is only looked at, such as figures: an error there is printed. Refused, and errors of the system
+    such as a full disk, are raised: whoever mends them gets the figures, too.
     """
     try:
         yield

@@ -435,7 +435,14 @@ def test_a_model_of_all_images_travels_without_what_is_out_of_fold(trained, tmp_
 
 @needs_namespaces
 def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
-    kaggle.places = 1
+    kaggle.places, run = 1, kaggle.run
+
+    def held(*given):
+        while kaggle.count("SaveKernel") < 2:  # the first one runs until the second was refused
+            time.sleep(0.01)
+        return run(*given)
+
+    kaggle.run = held
     jobs.run_on_kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
     assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
     assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out

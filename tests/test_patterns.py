@@ -64,7 +64,7 @@ def test_folders_give_ids_groups_and_folds(tmp_path):
     assert out["train_groups"].tolist() == ["c1", "c1", "c2", "c2", "c3", "c3"]
     assert out["train_folds"].tolist() == [1, 1, 1, 1, 0, 0]
     assert (out["train_masks"][4] == discs(2)[0]).all()
-    with pytest.raises(Refused, match=r"source\.fold: the sample 'c1_d0_1' is in 'c1'; a number or val"):
+    with pytest.raises(Refused, match=r"source\.fold: the sample 'c1_d0_1' is in 'c1'; 0 to 999 or val"):
         find(source, **patterns, **made | {"fold": "{case}"})
 
 

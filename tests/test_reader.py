@@ -117,7 +117,7 @@ IMAGE = "np.zeros((4, 4), np.uint8)"
         (f"yield 'a', {IMAGE}, np.zeros((4, 5)), None", r"'a': mask: of shape \(4, 5\), the image of \(4, 4\)"),
         (f"yield 'a', {IMAGE}, np.zeros((4, 4, 3)), None", "'a': mask: 3 layers; 1, one for each class, would fit"),
         (f"yield 'a', {IMAGE}, {IMAGE}, 7", "'a': group: 7; text or None would fit"),
-        (f"yield 'a', {IMAGE}, {IMAGE}, None; yield 'a', {IMAGE}, {IMAGE}, None", "sample 1: the id 'a' was there"),
+        (f"yield 'a', {IMAGE}, {IMAGE}, None; yield 'a', {IMAGE}, {IMAGE}, None", "several samples have the id 'a'"),
         (f"yield 'a', {IMAGE}, {IMAGE}, None; 1 / 0", "line 3, after train sample 0: ZeroDivisionError: division by"),
         ("open('/nowhere/x')", "line 3: FileNotFoundError"),
         ("return []", "no image has a mask"),

@@ -125,6 +125,8 @@ def release_pages(array: np.ndarray | None) -> None:
 def find_sample_submission(competition: Competition, folder: Path) -> Path | None:
     """Where the competition's sample submission lies, if there is one: in `folder`, else below /kaggle/input."""
     own = Path(folder) / (competition.submission.sample or f"{competition.name}-sample_submission.csv")
+    if not own.is_file() and competition.kaggle:
+        own = Path(folder) / competition.kaggle / SAMPLE  # of a download
     # There it is the competition's own; here, of several competitions, nobody can tell which one it belongs to.
     return own if own.is_file() else next(find_below_input(SAMPLE), None)
 
@@ -250,7 +252,7 @@ def _read_optional(path: Path, arrays: Arrays, name: str, dtype: type, shape: tu
     if not (key := _find_optional(path, arrays, name)):
         return None
     member = npz.read_member(path, key)
-    kinds, fits = ("USiu", "text or integers") if dtype is str else ("iu", "integers")
+    kinds, fits = {str: "USiu", np.bool_: "biu"}.get(dtype, "iu"), "text or integers" if dtype is str else "integers"
     if member.shape != shape or member.dtype.kind not in kinds:
         raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits} of shape {shape} would fit")
     values = npz.read_array(member)

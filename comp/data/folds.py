@@ -29,9 +29,10 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     assigned = np.where(marks < 0, marks, _deal(split, index, config, marks < 0))
     kept = np.flatnonzero(marks != EXCLUDED)
     extra, groups = marks[kept] == EXTRA, _find_groups(index, split.groups, kept)
-    for row in kept[extra & np.isin(groups, groups[~extra])][:1]:
-        kin = "is like one that validates, or of its group; competition.arrays.exclude would leave it out"
-        raise Refused(f"the extra sample {str(split.ids[row])!r} {kin}")
+    if len(kin := kept[extra & np.isin(groups, groups[~extra])]):
+        some = ", ".join(map(repr, split.ids[kin[:3]].tolist()))
+        like = "like samples that validate, or of their groups; competition.arrays.exclude would leave them out"
+        raise Refused(f"{len(kin):,} extra samples are {like}: {some}{', …' if len(kin) > 3 else ''}")
     return assigned
 
 
@@ -100,9 +101,12 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
     same = (saved["id"] == split.ids) & (saved["content"] == contents)
-    same &= np.minimum(saved["fold"], 0) == _mark(split, index, config.competition.arrays)
+    marks = _mark(split, index, config.competition.arrays)
+    same &= np.minimum(saved["fold"], 0) == marks
+    if split.folds is not None:
+        same &= (marks < 0) | (saved["fold"] == split.folds)
     for row in np.flatnonzero(~same)[:1]:
-        changed = "has another id, image, mask, group or exclusion now"
+        changed = "has another id, image, mask, group, fold or exclusion now"
         raise Refused(f"{path}: sample {str(split.ids[row])!r} {changed}; {advice}")
     for row in np.flatnonzero(~saved["fold"].between(EXTRA, config.folds.count - 1))[:1]:
         raise Refused(f"{path}: row {row + 2}: folds from -2 to {config.folds.count - 1} would fit; {advice}")

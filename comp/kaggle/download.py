@@ -52,9 +52,9 @@ def download_competition(competition: str, folder: Path) -> Path:
 
 
 def _open_archive(path: Path, place: Path) -> None:
-    """Put what a zip file holds into a folder, without a folder of the archive's own name around it. Raises Refused."""
+    """Put what a zip file holds into a folder, but for a folder of its own name around it and macOS's extra files."""
     with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
         size, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
         if size > free:
             raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")

@@ -65,8 +65,11 @@ def run_in_sandbox(jobs: Iterable[Job]) -> None:
         inputs: dict[str, Path] = {}
         for name, contents in _find_inputs(job, job.folds).items():
             inputs |= {f"datasets/me/{name}/{place}": file for place, file in contents.items()}
-        if sample := arrays.find_sample_submission(job.competition, job.input):
-            inputs[f"competitions/{job.competition.kaggle or job.competition.name}/{arrays.SAMPLE}"] = sample
+        slug, code = job.competition.kaggle or job.competition.name, job.competition.code_competition
+        if (data := job.input / slug).is_dir():  # as prepare.py downloaded it
+            inputs[f"competitions/{slug}"] = data
+        elif not code and (sample := arrays.find_sample_submission(job.competition, job.input)):
+            inputs[f"competitions/{slug}/{arrays.SAMPLE}"] = sample
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
             status = sandbox.run_script(packing.pack(job.entry, job.arguments), inputs, Path(working))
             line = f"{job.name}: the script ended with status {status} in the sandbox; see above"

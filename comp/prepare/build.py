@@ -56,9 +56,9 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order, proof)
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
-        told = [VERSION, size, fit, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
+        told = [VERSION, size, fit, ignore, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
-        digest = convert.digest([*told, competition.overlap, [*map(_state, samples)]], tables)
+        digest = convert.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
         if path.exists():
             if _read_facts(path).get("digest") != digest:
                 raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
@@ -89,16 +89,15 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     check_hidden_test(competition, folder)
     facts = _read_facts(path)
     place = convert.cache_folder(folder) / "hidden"
-    if not (new := place / competition.file).exists():
-        scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
-        with TemporaryDirectory(prefix="comp-") as spool:
-            found = find_samples(competition, home, Path(spool), parts=("test",))
-            samples, *_ = _inspect(found.test, competition.source.obey_exif, channels)
-            rows = _Rows(competition, size, channels, scaling, Path(spool), strict=False)
-            npz.write_npz(new, rows.members("test", samples))
-        for id, finding, detail, _ in sorted(rows.odd)[:5]:
-            print(f"{id}: {finding}: {detail}")
-        print(f"{home}: {len(samples):,} test images")
+    scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
+    with TemporaryDirectory(prefix="comp-") as spool:
+        found = find_samples(competition, home, Path(spool), parts=("test",))
+        samples, *_ = _inspect(found.test, competition.source.obey_exif, channels)
+        rows = _Rows(competition, size, channels, scaling, Path(spool), strict=False)
+        npz.write_npz(place / competition.file, rows.members("test", samples))
+    for id, finding, detail, _ in sorted(rows.odd)[:5]:
+        print(f"{id}: {finding}: {detail}")
+    print(f"{home}: {len(samples):,} test images")
     return place
 
 
@@ -199,7 +198,7 @@ class _Rows:
         """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
         if not samples:
             return
-        fit, count, numbered = self.competition.arrays.fit, len(samples), self.competition.source.instances
+        fit, count = self.competition.arrays.fit, len(samples)
         thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
 
         def read_image(k: int) -> np.ndarray:
@@ -210,20 +209,16 @@ class _Rows:
         yield _stream(f"{part}_images", read_image, (count, *self.size, self.channels))
         if reader and all(sample.mask is not None for sample in samples):
             shape = (count, *self.size)
-            if numbered:  # which come behind the masks, but are read with them
-                numbers = np.lib.format.open_memmap(self.spool / f"{part}.npy", "w+", np.uint16, shape)
 
             def read_mask(k: int) -> np.ndarray:
-                labels, objects, lost = reader.read(samples[k])
-                if numbered:
-                    numbers[k] = objects
+                labels, _, lost = reader.read(samples[k])
                 if lost:
                     self.odd.append(Finding(samples[k].id, "objects overlap", lost))
                 return labels
 
             yield _stream(f"{part}_masks", read_mask, shape)
-            if numbered:
-                yield _stream(f"{part}_instances", lambda k: numbers[k], shape, np.uint16)
+            if self.competition.source.instances:  # read again, since they come behind all masks
+                yield _stream(f"{part}_instances", lambda k: reader.read(samples[k])[1], shape, np.uint16)
         ids = np.array([sample.id for sample in samples])
         yield _member(f"{part}_ids", ids)
         yield _member(f"{part}_sizes", np.array([sample.size for sample in samples], np.int32))

@@ -5,7 +5,6 @@ upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, 
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,22 +105,17 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
 def place_image(pixels: np.ndarray, size: Size, fit: Fit) -> np.ndarray:
     """Resize uint8 (H, W, C) bilinearly with antialiasing, and pad with 0 on the right and below."""
     height, width = fitted_size((pixels.shape[0], pixels.shape[1]), size, fit)
-    if pixels.shape[2] != 3:
-        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels, -1, 0)]
-        resized = np.stack([np.asarray(b.resize((width, height), Image.Resampling.BILINEAR)) for b in bands], axis=-1)
-    else:
-        resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    bands = [pixels] if pixels.shape[2] == 3 else [np.ascontiguousarray(band) for band in np.moveaxis(pixels, -1, 0)]
+    how = Image.Resampling.BILINEAR
+    resized = np.dstack([np.asarray(Image.fromarray(band).resize((width, height), how)) for band in bands])
     return np.pad(resized, [(0, size[0] - height), (0, size[1] - width), (0, 0)])
 
 
 def place_labels(labels: np.ndarray, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
-    """Resize labels (H, W) of any dtype to the nearest, and pad with `fill` on the right and below."""
+    """Resize labels, uint8 or uint16 (H, W), to the nearest, and pad with `fill` on the right and below."""
     height, width = fitted_size((labels.shape[0], labels.shape[1]), size, fit)
-    rows, columns = (
-        (np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip((height, width), labels.shape, strict=True)
-    )
-    padding = [(0, size[0] - height), (0, size[1] - width)]
-    return np.pad(labels[rows[:, None], columns], padding, constant_values=fill)
+    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.pad(resized, [(0, size[0] - height), (0, size[1] - width)], constant_values=fill)
 
 
 def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
@@ -190,9 +184,8 @@ def _is_deep_colour(image: Image.Image) -> bool:
     """Whether these are colours of more than 8 bits, of which Pillow would drop the lower ones."""
     tiles = getattr(image, "tile", None)  # until the pixels are read
     how = str(tiles[0][3]) if tiles else ""
-    if image.format == "PNG":
-        return "16" in how and not image.mode.startswith("I")
-    return image.format == "PPM" and image.mode == "RGB" and re.search(r"\d{3,}", how) is not None
+    deep = "16" in how if image.format == "PNG" else image.format == "PPM" and "65535" in how
+    return deep and image.mode[0] != "I"
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:

@@ -26,28 +26,29 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
         found = patterns.find_by_patterns(competition, folder, parts)
     else:
         found = layouts.find_in_folders(competition, folder, parts)
-    train, odd = sorted(found.train, key=attrgetter("place")), list(found.odd)
+    for part in (found.train, found.test):
+        part[:] = sorted((one for one in part if one.id not in own.skip), key=attrgetter("order"))
+        if twice := [id for id, times in Counter(one.id for one in part).items() if times > 1]:
+            raise Refused(f"{folder}: several samples have the id {twice[0]!r}; more fields in source.id would help")
+    train, odd = found.train, list(found.odd)
     if own.table and "train" in parts:
         train, lost = _join(competition, table.read_layers(competition, folder), train)
         odd += lost
-    kinds = [finding.finding for finding in odd]
     for kind in ("no mask", "no image", "not in the list"):
-        if kind in kinds:
-            print(f"{folder}: {kind}: {kinds.count(kind):,} left out, the first {odd[kinds.index(kind)].id}")
+        if some := [one.id for one in odd if one.finding == kind]:
+            print(f"{folder}: {kind}: {len(some):,} left out, the first {some[0]}")
     what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
     if not (train if "train" in parts else found.test):
         raise Refused(f"{folder}: no {what}")
-    if twice := [id for id, times in Counter(sample.id for sample in train).items() if times > 1]:
-        raise Refused(f"{folder}: several samples have the id {twice[0]!r}; more fields in source.id tell them apart")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
-    return Found(train, sorted(found.test, key=attrgetter("place")), odd)
+    return Found(train, found.test, odd)
 
 
 def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[Sample], list[Finding]]:
     """The samples with the layers that a table has of them, and the table's ids that have no image."""
     file = own.source.table["file"]
-    known = {sample.id for sample in samples}
+    known = {sample.id for sample in samples if sample.mask is None}
     if not known & layers.keys():
         theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")
         hint = 'source.id makes an image\'s id, as in "{name}", its file\'s name, or "{id}.png"'
@@ -55,4 +56,4 @@ def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[S
     if absent := known - layers.keys():
         print(f"{file}: has no row of {len(absent):,} of {len(known):,} images, the first {min(absent)}: empty masks")
     odd = [Finding(id, "no image", file) for id in layers if id not in known]
-    return [replace(one, mask=tuple(layers.get(one.id, ()))) for one in samples], odd
+    return [replace(one, mask=tuple(layers.get(one.id, ()))) if one.mask is None else one for one in samples], odd

@@ -32,6 +32,7 @@ class Coding:
     kind: Kind
     table: np.ndarray  # int16 (LENGTHS[kind],): label by code; -1: none
     text: str  # in words, for the log
+    palette: bytes | None = None  # the files' own, where the kind is "values"; another one would mean other things
 
 
 def detect_coding(
@@ -65,12 +66,13 @@ def detect_coding(
     table = np.full(LENGTHS[kind], -1, np.int16)
     table[[*meaning]] = [*meaning.values()]
     text = ", ".join(f"{_name(code, kind)} {names[label]}" for code, label in meaning.items())
-    return Coding(kind, table, shorten(f"mask {kind}: {text}", 400))
+    palette = decode.read_mask_values(masks[0])[1] if kind == "values" else None
+    return Coding(kind, table, shorten(f"mask {kind}: {text}", 400), palette)
 
 
 def read_mask(path: Path, coding: Coding) -> np.ndarray:
     """Read a mask as labels, uint8 (H, W). Raises Refused where it cannot be read or does not fit the coding."""
-    codes = read_codes(path, coding.kind)
+    codes = read_codes(path, coding.kind, coding.palette)
     labels = coding.table[codes]
     if (unknown := labels < 0).any():
         example = _name(int(codes[unknown][0]), coding.kind)
@@ -107,9 +109,11 @@ def _hold_colours(paths: Sequence[Path]) -> bool:
     return len(palettes) > 1
 
 
-def read_codes(path: Path, kind: Kind) -> np.ndarray:
-    """Whole numbers (H, W)."""
+def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray:
+    """Whole numbers (H, W). Refused is also another palette than the `usual` one, with which values mean others."""
     values, palette = decode.read_mask_values(path)
+    if usual and palette not in (None, usual):
+        raise Refused(f"{path}: has another palette than other masks; colours in source.labels would say what is what")
     if kind == "colours":
         if palette is not None:
             colours = np.zeros((256, 3), np.uint8)

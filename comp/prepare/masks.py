@@ -64,7 +64,8 @@ class MaskReader:
         labels = decode.place_labels(labels, self.size, fit, arrays.ignore or 0)
         objects = decode.place_labels(objects, self.size, fit)
         if width := competition.source.border:
-            labels[_borders(objects, width)] = competition.classes.index(BORDER)
+            known = labels != (256 if arrays.ignored is None else arrays.ignored)
+            labels[_borders(objects, width) & known] = competition.classes.index(BORDER)
         return labels, objects, f"{shared:,} pixels are of two objects; the first has them" if shared else ""
 
     def _decode(self, layer: Layer, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +101,8 @@ def make_reader(
     elif files := [file for some in plain for file in some]:
         coding = mask_coding.detect_coding(files, classes, ignore, own.labels)
         texts.append(coding.text)
+    elif own.labels:
+        raise Refused("source.labels: no file's values say its classes, since all masks' classes are known otherwise")
     binary = mask_coding.detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None
     texts += [binary.text] if binary else []
     return MaskReader(competition, size, coding, binary, order, "; ".join(texts))

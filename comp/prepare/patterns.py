@@ -91,18 +91,18 @@ def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, .
         masks = _Masks(f"source.{masks_key}", masks_text, competition, files, text) if masks_text else None
         for id, paths in images.items():
             fields = fields_of[id]
-            layers = masks.of(fields) if masks else None
+            layers = masks.of(fields, paths[0]) if masks else None
             if rows is not None and key == "images":  # a list may say more of its samples than is known of others
                 if id not in rows:
                     found.odd.append(Finding(id, "not in the list", own.list["file"]))
                     continue
                 fields = rows[id] | fields
-            if layers == () and part == "train":
+            if masks and layers is None and part == "train":
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
             group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
             fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
-            sample = Sample(id, paths, layers or None if part == "test" else layers, fold, group, key == "extra")
+            sample = Sample(id, paths, layers, fold, group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
         found.odd.extend(masks.left() if masks and part == "train" else [])
     return found
@@ -178,11 +178,14 @@ class _Masks:
             label = labels[fields["class"]] if "class" in fields else None
             layers = self.layers[tuple(fields[name] for name in self.shared)]
             layers += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
-        self.used: set[tuple[str, ...]] = set()
+        self.used: dict[tuple[str, ...], Path] = {}
 
-    def of(self, fields: Fields) -> tuple[Layer, ...]:
-        self.used.add(key := tuple(fields[name] for name in self.shared))
-        return tuple(self.layers.get(key, ()))
+    def of(self, fields: Fields, path: Path) -> tuple[Layer, ...] | None:
+        """The layers of an image's mask, of which none may mark anything; None where it has no file."""
+        key = tuple(fields[name] for name in self.shared)
+        if (twin := self.used.setdefault(key, path)) != path:
+            raise Refused(f"{path}: has the mask of {twin}, too; more fields in {self.pattern.key} would tell which")
+        return tuple(self.layers[key]) if key in self.layers else None
 
     def left(self) -> list[Finding]:
         unused = (Path(layers[0].content) for key, layers in self.layers.items() if key not in self.used and layers)
@@ -192,8 +195,8 @@ class _Masks:
 def _read_fold(text: str, id: str) -> int:
     if not text:
         return 1
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 4:
         return int(text)
     if text.lower() not in SPLITS:
-        raise Refused(f"source.fold: the sample {id!r} is in {text!r}; a number or {', '.join(SPLITS)} would fit")
+        raise Refused(f"source.fold: the sample {id!r} is in {text!r}; 0 to 999 or {', '.join(SPLITS)} would fit")
     return SPLITS[text.lower()]

@@ -8,8 +8,8 @@ What it yields is kept in npy files, named by what they hold, which are then rea
 """
 
 import hashlib
-import importlib.util
 import os
+import runpy
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,28 +28,21 @@ FUNCTION = "read_samples"
 def run_reader(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...]) -> Found:
     """Everything that the reader yields of these parts. Raises Refused for what it raises, and what does not fit."""
     path = Path(competition.source.reader)
-    for there, what in ((folder.is_dir(), folder), (path.is_file(), path)):
-        if not there:
-            raise Refused(f"{what}: no such {'folder' if what is folder else 'file'}")
-    found: dict[str, list[Sample]] = {"train": [], "test": []}
+    for there in (folder, path):
+        if not there.exists():
+            raise Refused(f"{there}: no such file or folder")
+    found = Found([], [], [])
     for part in parts:
-        known: set[str] = set()
+        samples = found.train if part == "train" else found.test
         for number, values in enumerate(_yielded(path, folder, part)):
-            sample = _keep(values, f"{path}: {part} sample {number}", competition, spool)
-            if sample.id in known:
-                raise Refused(f"{path}: {part} sample {number}: the id {sample.id!r} was there before")
-            known.add(sample.id)
-            found[part].append(sample)
-    return Found(found["train"], found["test"], [])
+            samples.append(_keep(values, f"{path}: {part} sample {number}", competition, spool))
+    return found
 
 
 def _yielded(path: Path, folder: Path, part: str) -> Iterator[Any]:
     number: int | None = None
     try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
-        function = getattr(module, FUNCTION, None)
+        function = runpy.run_path(str(path)).get(FUNCTION)
         if not callable(function):
             raise Refused(f"{path}: has no function {FUNCTION}(folder, part)")
         for number, values in enumerate(function(folder, part)):  # noqa: B007

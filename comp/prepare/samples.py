@@ -42,8 +42,8 @@ class Sample:
     size: Size = (0, 0)  # of the image as it is read; `build` finds it
 
     @property
-    def place(self) -> tuple:
-        """Its place in order: by id, in which numbers count as such, so that slice_9 comes before slice_10."""
+    def order(self) -> tuple:
+        """What samples are sorted by: ids, in which numbers count as such, so that slice_9 comes before slice_10."""
         parts = re.split("([0-9]+)", self.id)
         return [int(part) if k % 2 else part for k, part in enumerate(parts)], self.id
 

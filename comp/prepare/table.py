@@ -31,6 +31,10 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     names = rows[own["class"]].tolist() if "class" in own else [""] * len(rows)
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
         raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
+    if len(classes) - ("border" in classes) > 2 and not {"class", "split"} & own.keys():
+        raise Refused(
+            f"source.table.class: missing, the column that says which of {', '.join(classes[1:])} a row is of"
+        )
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
@@ -42,7 +46,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
             id, name = parts["id"], parts["class"]
         layers = found.setdefault(as_seen(id), [])
         if runs.strip() not in empty:
-            if (label := labels.get(name) if name else 1) is None:
+            if (label := labels.get(name) if {"class", "split"} & own.keys() else 1) is None:
                 raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
             if not label:
                 raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
@@ -70,30 +74,27 @@ def find_order(
     """
     table = competition.source.table
     some = [one for one in samples if any(isinstance(layer.content, str) for layer in one.mask or ())]
-    some = some[:: -(-len(some) // LOOKED_AT) or 1]
-    runs, contrasts = np.zeros((len(some), 2)), np.zeros((len(some), 2))
+    oblong = [one for one in some if one.size[0] != one.size[1]]
+    some = (oblong or some)[:: -(-len(oblong or some) // LOOKED_AT) or 1]
+    scores, what = np.zeros((len(some), 2)), "runs across" if oblong else "contrast of the image along edges"
     for k, sample in enumerate(some):
         layers = [layer for layer in sample.mask or () if isinstance(layer.content, str)]
         relative = table.get("starts") == "relative"
         column, row = (
             np.any([decode_layer(layer, sample, order, relative) for layer in layers], axis=0) for order in ORDERS
         )
-        if sample.size[0] != sample.size[1]:
-            runs[k] = _count_runs(column), _count_runs(row.T)
+        if oblong:
+            scores[k] = _count_runs(column), _count_runs(row.T)
         else:
             image = read(sample).mean(axis=-1, dtype=np.float32)
-            contrasts[k] = _edge_contrast(image, column), _edge_contrast(image, row)
+            scores[k] = _edge_contrast(image, column), _edge_contrast(image, row)
     said: Order | None = next((order for order in ORDERS if order == table.get("order")), None)
-    noise = np.sqrt(runs.sum()), np.sqrt((np.diff(contrasts) ** 2).sum())
-    for scores, chance, better, what in (
-        (runs.sum(axis=0), noise[0], np.argmin, "runs across"),
-        (contrasts.sum(axis=0), noise[1], np.argmax, "contrast of the image along edges"),
-    ):
-        if scores.max() <= CLEAR * scores.min() or np.ptp(scores) <= 2 * chance:
-            continue
-        proved = ORDERS[better(scores)]
-        figures = " and ".join(f"{score:,.0f} by {order}" for score, order in zip(scores, ORDERS, strict=True))
-        proof = f"run-lengths count by {proved}: in {len(some)} masks {what} {figures}"
+    total = scores.sum(axis=0)
+    chance = np.sqrt(total.sum() if oblong else (np.diff(scores) ** 2).sum())
+    figures = "in {} masks {}: {:,.0f} by column and {:,.0f} by row".format(len(some), what, *total)
+    if total.max() > CLEAR * total.min() and np.ptp(total) > 2 * chance:
+        proved = ORDERS[total.argmin() if oblong else total.argmax()]
+        proof = f"run-lengths count by {proved}: {figures}"
         file = competition.submission.order if competition.submission.format == "rle" else proved
         for key, told in (("source.table.order", said or proved), ("submission.order", file)):
             if told != proved:
@@ -101,9 +102,7 @@ def find_order(
         return proved, proof
     if said:
         return said, f"run-lengths count by {said}, as source.table.order says"
-    what = "{} masks look right by column and by row ({:,.0f} and {:,.0f} runs across)"
-    what = what.format(len(some), *runs.sum(axis=0))
-    raise Refused(f'{table["file"]}: {what}; source.table.order = "column" or "row" would say which it is')
+    raise Refused(f"{table['file']}: {figures}, which proves no order; source.table.order would say it")
 
 
 def _count_runs(mask: np.ndarray) -> int:
