@@ -27,6 +27,7 @@ def kaggle(tmp_path, monkeypatch):
     for name, inside in (("masks.zip", "a.png"), ("stage1.zip", "stage1/a/b.png")):  # as some competitions nest them
         with zipfile.ZipFile(data / name, "w") as archive:
             archive.writestr(inside, b"inner")
+            archive.writestr("__MACOSX/._x.zip", b"no archive")
     with Kaggle(tmp_path / "server") as server:
         (tmp_path / "server").mkdir()
         for name, value in server.environment(tmp_path / "home").items():

@@ -294,6 +294,13 @@ def test_a_split_that_comes_with_the_arrays_is_taken(tmp_path):
         folds.load_or_deal_folds(tmp_path / "other.csv", split, index, asked())
 
 
+def test_a_given_split_that_has_changed_is_seen(tmp_path):
+    came = np.array([0, 1] * 15, np.int16)
+    folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(folds=came), index_of(np.ones((30, 3))), asked(2))
+    with pytest.raises(Refused, match="sample 'a, 0' has another id, image, mask, group, fold"):
+        folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(folds=1 - came), index_of(np.ones((30, 3))), asked(2))
+
+
 @pytest.mark.parametrize(
     ("came", "says"),
     [

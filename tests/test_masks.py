@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from drawn import competition, find, image, prepare, save
+from drawn import competition, discs, find, image, prepare, save
+from PIL import Image
 
 from comp.data import arrays
 from comp.data.training_data import load_training_data
@@ -166,3 +167,23 @@ def test_masks_of_a_test_set_are_read_alike(tmp_path):
     out = prepare(folder, competition(CLASSES | {"overlap": True}, **SOURCE | test))
     assert (out["test_masks"] == rows(2, 3)).all()
     assert find(folder, toml=CLASSES, **SOURCE | test).test[0].mask_files[0][1] == 1
+
+
+def test_another_palette_means_other_things_and_is_refused(tmp_path):
+    folder = tmp_path / "own"
+    for k in range(70):  # the odd one is not among those that are looked at first
+        (folder / "masks").mkdir(parents=True, exist_ok=True)
+        save(folder / f"images/{k:02}.png", image(k))
+        mask = Image.fromarray(discs(k)[0].astype(np.uint8), "P")
+        mask.putpalette([255, 0, 0, 0, 0, 0] if k == 69 else [0, 0, 0, 255, 0, 0])
+        mask.save(folder / f"masks/{k:02}.png")
+    with pytest.raises(Refused, match=r"69\.png: has another palette than other masks"):
+        prepare(folder, competition(images="images/{id}.png", masks="masks/{id}.png"))
+
+
+def test_labels_that_nothing_would_read_are_refused(tmp_path):
+    save(tmp_path / "own/images/a.png", image(0))
+    save(tmp_path / "own/masks/thing/a.png", discs(0)[0] * np.uint8(255))
+    own = competition(images="images/{id}.png", masks="masks/{class}/{id}.png", labels={"0": "thing", "255": "rest"})
+    with pytest.raises(Refused, match=r"source\.labels: no file's values say its classes"):
+        prepare(tmp_path / "own", own)

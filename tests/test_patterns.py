@@ -248,3 +248,35 @@ def test_extra_images_only_train(tmp_path):
     with pytest.raises(Refused, match=r"several samples have the id 'a'"):
         find(source, parts=("train",), **patterns)
     assert not any(one.extra for one in find(source, parts=("train",), **images, masks=patterns["masks"]).train)
+
+
+def test_a_mask_serves_one_image(tmp_path):
+    for case in "ab":
+        save(tmp_path / f"own/train/{case}/1.png", image(ord(case)))
+    save(tmp_path / "own/labels/1.png", discs(0)[0] * np.uint8(255))
+    with pytest.raises(Refused, match=r"has the mask of .*, too; more fields in source\.masks"):
+        find(tmp_path / "own", images="train/{case}/{n}.png", masks="labels/{n}.png", id="{case}_{n}")
+
+
+@pytest.mark.parametrize("key", ["group", "fold", "list", "bands", "extra"])
+def test_what_would_be_ignored_without_paths_is_refused(key):
+    value = {"list": {"file": "x.csv"}, "bands": ["a"]}.get(key, "{id}")
+    with pytest.raises(Refused, match=rf"source\.{key}: needs source\.images"):
+        competition(**{key: value})
+    assert competition(images="{id}.png", **{key: value}).source.images
+
+
+def test_a_code_competition_says_where_its_hidden_images_are():
+    with pytest.raises(Refused, match=r"source\.test: missing"):
+        competition({"code_competition": True}, images="train/{id}.png", masks="masks/{id}.png")
+
+
+def test_damaged_samples_are_skipped_by_id(tmp_path):
+    for name in "ab":
+        save(tmp_path / f"own/train/{name}.png", image(0))
+        save(tmp_path / f"own/masks/{name}.png", discs(0)[0] * np.uint8(255))
+    (tmp_path / "own/train/b.png").write_bytes(b"half a file")
+    patterns = {"images": "train/{id}.png", "masks": "masks/{id}.png"}
+    with pytest.raises(Refused, match=r"b\.png: cannot be read"):
+        prepare(tmp_path / "own", competition(**patterns))
+    assert prepare(tmp_path / "own", competition(**patterns, skip=["b"]))["train_ids"].tolist() == ["a"]

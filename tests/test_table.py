@@ -156,3 +156,27 @@ def test_rows_without_an_image_are_named(tmp_path, capsys):
     found = find(tmp_path, images="images/{id}.png", table={"file": "train.csv", "runs": "rle"})
     assert [one.id for one in found.train] == ["a"] and found.train[0].mask == ()
     assert "no image: 1 left out, the first b" in capsys.readouterr().out
+
+
+def test_a_table_leaves_the_masks_of_extra_images_alone(tmp_path):
+    folder = tmp_path / "own"
+    mask = np.zeros((24, 16), bool)
+    mask[4:20, 2:6] = True
+    save(folder / "images/a.png", image(0, (24, 16)))
+    save(folder / "more/x.png", image(1, (24, 16)))
+    save(folder / "more/x_mask.png", mask * np.uint8(255))
+    write(folder / "train.csv", ("id", "rle"), [("a", encode_runs(mask[None])[0])])
+    more = {"extra": "more/{id}.png", "extra_masks": "more/{id}_mask.png"}
+    table = {"file": "train.csv", "runs": "rle", "order": "column"}
+    made = prepare(folder, competition(table=table, images="images/{id}.png", size=[24, 16], **more))
+    assert made["train_ids"].tolist() == ["a", "x"] and (made["train_masks"] == mask).all()
+
+
+def test_a_table_of_several_classes_says_which(tmp_path):
+    save(tmp_path / "own/images/a.png", image(0))
+    write(tmp_path / "own/train.csv", ("id", "kind", "rle"), [("a", "", "1 2")])
+    table, toml = {"file": "train.csv", "runs": "rle"}, {"classes": ["rest", "one", "two"]}
+    with pytest.raises(Refused, match=r"source\.table\.class: missing"):
+        prepare(tmp_path / "own", competition(toml, table=table, images="images/{id}.png"))
+    with pytest.raises(Refused, match="row 2: no class ''"):
+        prepare(tmp_path / "own", competition(toml, table=table | {"class": "kind"}, images="images/{id}.png"))
