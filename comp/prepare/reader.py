@@ -49,7 +49,7 @@ def _yielded(path: Path, folder: Path, part: str) -> Iterator[Any]:
             yield values
     except Refused:
         raise
-    except Exception as error:  # the reader is the user's, and may raise anything
+    except (Exception, SystemExit) as error:  # the reader is the user's, and may raise anything
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
         line = f"line {own[-1].lineno}" if own else f"line {getattr(error, 'lineno', '?')}"
         after = "" if number is None else f", after {part} sample {number}"
