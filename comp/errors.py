@@ -30,9 +30,7 @@ def print_once(line: str) -> None:
 
 @contextmanager
 def spare_what_is_trained(made: str) -> Iterator[None]:
-    """Around what is only looked at, such as figures: an error there is printed. Refused, and errors of the system
-    such as a full disk, are raised: whoever mends them gets the figures, too.
-    """
+    """Around what is only looked at: an error there is printed, but Refused, and the system's, such as a full disk."""
     try:
         yield
     except Exception as error:

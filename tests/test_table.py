@@ -180,3 +180,21 @@ def test_a_table_of_several_classes_says_which(tmp_path):
         prepare(tmp_path / "own", competition(toml, table=table, images="images/{id}.png"))
     with pytest.raises(Refused, match="row 2: no class ''"):
         prepare(tmp_path / "own", competition(toml, table=table | {"class": "kind"}, images="images/{id}.png"))
+
+
+@pytest.mark.parametrize("rows", [[("a", "1 2"), ("b", "")], [("a", "1 2"), ("B", "5 2")]])
+def test_a_table_that_says_which_masks_are_empty_lacks_no_image(tmp_path, rows):
+    for name in "abc":
+        save(tmp_path / f"own/images/{name}.png", image(ord(name)))
+    write(tmp_path / "own/train.csv", ("id", "rle"), rows)
+    table, images = {"file": "train.csv", "runs": "rle", "order": "column"}, {"images": "images/{id}.png"}
+    with pytest.raises(Refused, match=r"train\.csv: has no row of \d of 3 images, .*cut short"):
+        prepare(tmp_path / "own", competition(table=table, **images))
+
+
+def test_a_row_with_fewer_fields_is_refused(tmp_path):
+    save(tmp_path / "own/images/a.png", image(0))
+    (tmp_path / "own/train.csv").write_text("id,rle\na\n")
+    table, images = {"file": "train.csv", "runs": "rle", "order": "column"}, {"images": "images/{id}.png"}
+    with pytest.raises(Refused, match=r"train\.csv: row 2 has fewer fields than the header"):
+        prepare(tmp_path / "own", competition(table=table, **images))

@@ -168,8 +168,7 @@ def _begin_worker(worker: int) -> None:
 def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
     """How many workers, and batches ahead of each, the shared memory takes, where a batch has `size` bytes.
 
-    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one. A worker
-    that finds it full would die.
+    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one.
     """
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     slots = max(0, free // 4 // size - held)

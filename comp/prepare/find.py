@@ -51,9 +51,12 @@ def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[S
     known = {sample.id for sample in samples if sample.mask is None}
     if not known & layers.keys():
         theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")
-        hint = 'source.id makes an image\'s id, as in "{name}", its file\'s name, or "{id}.png"'
+        hint = 'source.id makes these, as in "{name}", the file\'s name'
         raise Refused(f"source.table: {file} has ids such as {theirs!r}, the images such as {ours!r}; {hint}")
+    odd = [Finding(id, "no image", file) for id in layers if id not in known and id not in own.source.skip]
     if absent := known - layers.keys():
-        print(f"{file}: has no row of {len(absent):,} of {len(known):,} images, the first {min(absent)}: empty masks")
-    odd = [Finding(id, "no image", file) for id in layers if id not in known]
+        line = f"{file}: has no row of {len(absent):,} of {len(known):,} images, the first {min(absent)}"
+        if odd or not all(layers.values()):  # then it says of an image that its mask is empty, or ids differ
+            raise Refused(f"{line}, and {len(odd):,} rows' ids have no image; cut short? source.skip leaves images out")
+        print(f"{line}: empty masks")
     return [replace(one, mask=tuple(layers.get(one.id, ()))) if one.mask is None else one for one in samples], odd

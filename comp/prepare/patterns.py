@@ -4,6 +4,7 @@
 a mask belong together where the fields that both patterns have are equal.
 """
 
+import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -111,7 +112,8 @@ def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, .
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     """A CSV as text. Raises Refused where it cannot be read, or lacks one of the columns."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        csv.field_size_limit(1 << 30)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python")
     except FileNotFoundError:
         raise Refused(f"{path}: no such file") from None
     except (ValueError, UnicodeError, OSError) as error:  # pandas' own errors are ValueErrors
@@ -119,6 +121,8 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     for column in columns:
         if column not in table:
             raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
+    for row in table.index[table.isna().any(axis=1)][:1]:  # a blank field is ""
+        raise Refused(f"{path}: row {row + 2} has fewer fields than the header")
     return table
 
 

@@ -195,9 +195,8 @@ def _end_epoch(
 ) -> None:
     """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
-    A `score` of NaN says that nothing was validated: then the last epoch is the best. An epoch whose validation loss is
-    not finite is better than another such one by its score, and never than one whose loss is. `scale` is fp16's, of the
-    loss; 1 otherwise. Raises Refused where the loss of most of its steps was not finite.
+    A `score` of NaN: nothing was validated, and the last epoch is the best. An epoch whose validation loss is not
+    finite is never better than one whose loss is. Raises Refused where the loss of most of its steps was not finite.
     """
     row = {
         "epoch": state.epoch + 1,
