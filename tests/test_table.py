@@ -192,9 +192,13 @@ def test_a_table_that_says_which_masks_are_empty_lacks_no_image(tmp_path, rows):
         prepare(tmp_path / "own", competition(table=table, **images))
 
 
-def test_a_row_with_fewer_fields_is_refused(tmp_path):
+@pytest.mark.parametrize("rows, says", [
+    ("a\n", "row 2 has fewer fields than the header"), ("a,1 2\nb\n", "row 3 has fewer fields than the header"),
+    ("a,1 2,,\nb,3 4\n", "its rows have more fields than the header"), ("a,1 2,x\n", "more fields than the header"),
+])  # fmt: skip
+def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path, rows, says):
     save(tmp_path / "own/images/a.png", image(0))
-    (tmp_path / "own/train.csv").write_text("id,rle\na\n")
+    (tmp_path / "own/train.csv").write_text(f"id,rle\n{rows}")
     table, images = {"file": "train.csv", "runs": "rle", "order": "column"}, {"images": "images/{id}.png"}
-    with pytest.raises(Refused, match=r"train\.csv: row 2 has fewer fields than the header"):
+    with pytest.raises(Refused, match=rf"train\.csv: .*{says}"):
         prepare(tmp_path / "own", competition(table=table, **images))

@@ -121,8 +121,10 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     for column in columns:
         if column not in table:
             raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
-    for row in table.index[table.isna().any(axis=1)][:1]:  # a blank field is ""
-        raise Refused(f"{path}: row {row + 2} has fewer fields than the header")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands too far left for names of the rows
+        raise Refused(f"{path}: its rows have more fields than the header")
+    if (short := table.isna().any(axis=1).to_numpy()).any():  # a blank field is ""
+        raise Refused(f"{path}: row {short.argmax() + 2} has fewer fields than the header")
     return table
 
 
