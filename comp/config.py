@@ -24,7 +24,6 @@ FREE_TO_CHANGE = (*(f"competition.{key}" for key in OF_COMPETITION), "predict.ba
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-Fit = Literal["stretch", "letterbox"]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -52,7 +51,6 @@ class Arrays(Section):
     test_ids: str = "test_ids"
     test_groups: str = "test_groups"
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of images that were resized
-    fit: Fit = "stretch"  # how the originals were brought to one size
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
@@ -102,8 +100,14 @@ class Source(Section):
 class Metric(Section):
     """The score that the competition counts; all others are printed beside it."""
 
-    name: Literal["mean_iou", "dice", "pixel_accuracy"] = "mean_iou"
+    name: Literal["mean_iou", "dice", "f_beta", "pixel_accuracy"] = "mean_iou"
     average: Literal["global", "per_image"] = "global"
+    beta: Annotated[float, Field(gt=0)] = 1.0  # f_beta: how many times as much as precision recall counts
+    # per_image: what a class counts in an image where neither truth nor prediction has it; by default 1 for dice and
+    # f_beta, and left out for mean_iou
+    empty: Literal[0, 1, "left_out"] | None = None
+    thresholds: tuple[Fraction, ...] = ()  # what counts is the share of these that a class's value in an image exceeds
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # of the classes in the mean, in their order; empty: equal
     # "drop_class": class 0 is left out of the mean. "drop_truth": pixels that are truly 0 are left
     # out of the count, then the mean is taken over the other classes.
     background: Literal["keep", "drop_class", "drop_truth"] = "keep"
@@ -281,8 +285,9 @@ def _check_together(config: Config) -> None:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
     if neighbours and 0 not in neighbours:
         raise Refused("competition.arrays.neighbours: 0, the image itself, must be one of them")
-    if labels and len(labels) != len(classes):
-        raise Refused(f"competition.arrays.labels: {len(labels)} values; {len(classes)}, one for each class, would fit")
+    for key, count in (("arrays.labels", len(labels)), ("metric.weights", len(competition.metric.weights))):
+        if count not in (0, len(classes)):
+            raise Refused(f"competition.{key}: {count} values; {len(classes)}, one for each class, would fit")
     if ignore in labels:
         raise Refused(f"competition.arrays.ignore: {ignore} is the class {classes[labels.index(ignore)]!r} in labels")
     if not labels and ignore is not None and ignore < len(classes):

@@ -22,6 +22,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = cli.parser(__doc__, runs="append")
     parser.add_argument("--folds", default="all", help="fold numbers such as 0,1, or full (default: all)")
     parser.add_argument("--tta", choices=["none", "hflip", "flips", "d4", "scales"], help="(default: each model's own)")
+    parser.add_argument(
+        "--decide", choices=["all", "none"], default="all", help="what follows the blend (default: all)"
+    )
     parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
     return parser
 
@@ -34,12 +37,14 @@ def main(args: argparse.Namespace) -> int:
     from comp import distributed, files
     from comp.data import arrays
     from comp.device import choose_device
-    from comp.ensemble.blend import Blend, same_folds, search_weights
+    from comp.ensemble.decisions import Decisions
     from comp.ensemble.make_submission import identify, predict_blend, write_submission
+    from comp.ensemble.search import Rung, same_folds, search_decisions, write_ladder
     from comp.model import metrics
     from comp.prepare import build
     from comp.report import tables
     from comp.submission.check import check_submission
+    from comp.train import overview
 
     if distributed.local_rank() is not None:
         raise cli.Refused("one process makes the submission; start it without torchrun")
@@ -51,21 +56,26 @@ def main(args: argparse.Namespace) -> int:
     tta = args.tta or "+".join(dict.fromkeys(fold.metrics["tta"] for run in found for fold in run))
     device = choose_device(args.device)
     metric = metrics.describe_metric(competition.metric)
+    chosen, ladder = found, list[Rung]()
     if args.folds == "full":
-        chosen, blend = found, Blend((1 / len(names),) * len(names), (1.0,) * len(competition.classes), "equal", {})
-        print("models of all images: no image is left to score them on, so they weigh the same")
+        decisions = Decisions.neutral(len(names), len(competition.classes))
+        print("models of all images: no image is left to score them on, so nothing is decided and runs weigh the same")
     else:
         chosen = same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
-        blend = search_weights(chosen, arrays.load_train(competition, args.input), competition)
-        print(f"{metric}, out-of-fold, weights scored on folds they did not see:")
-        for kind, reached in blend.scores.items():
-            print(f"  {reached:.4f}  {kind}{'  <- used' if kind == blend.kind else ''}")
+        train = arrays.load_train(competition, args.input)
+        index, search = arrays.build_index(train, competition), args.decide == "all"
+        decisions, ladder = search_decisions(chosen, train, index, competition, device.device, search)
+        shown = args.runs / competition.name / names[0]  # which a kernel cannot write to
+        alone = len(names) == 1 and shown.is_dir()
+        print(f"{metric}, {write_ladder(ladder, shown / 'decisions' if alone else None)}")
+        if alone:
+            print(overview.write_run_page(shown))
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     hidden = in_kernel and competition.code_competition
     folder = build.prepare_hidden_test(competition, args.input) if hidden else args.input
     test = arrays.load_test(competition, folder)
-    made_of = identify(competition, chosen, blend, tta, test, arrays.build_index(test, competition))
+    made_of = identify(competition, chosen, decisions, tta, test, arrays.build_index(test, competition))
     # In a kernel it is what a code competition collects.
     path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.find_sample_submission(competition, args.input)
@@ -75,9 +85,11 @@ def main(args: argparse.Namespace) -> int:
         return 0
 
     print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {device}")
-    blended = predict_blend(chosen, blend.runs, test, args.tta, config.predict.batch_size, device)
-    count, scores = write_submission(path, blended, blend, test, competition, sample)
-    about = {"metric": metric, "out_of_fold": blend.scores.get(blend.kind)}
+    blended = predict_blend(chosen, decisions.run, test, args.tta, config.predict.batch_size, device)
+    count, scores = write_submission(path, blended, decisions, test, competition, sample)
+    used = [rung.score for rung in ladder if rung.used]
+    rungs = {rung.kind: {"score": rung.score, "used": rung.used} for rung in ladder}
+    about = {"metric": metric, "out_of_fold": used[-1] if used else None, "ladder": rungs}
     if scores:
         about["leaderboard"] = scores["score"]
         print(f"\nleaderboard, since the test labels are known here\n{tables.score_table(scores)}\n")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from comp import files
-from comp.config import Arrays, Competition, Fit
+from comp.config import Arrays, Competition
 from comp.data import convert, demo, npz
 from comp.data.neighbours import Neighbours
 from comp.errors import Refused
@@ -264,12 +264,3 @@ def _read_optional(path: Path, arrays: Arrays, name: str, dtype: type, shape: tu
         if not text.isprintable():
             raise Refused(f"{member}: sample {sample} has {text!r}; printable text would fit")
     return np.array(texts)
-
-
-def fitted_size(original: Size, size: Size, fit: Fit) -> Size:
-    """The part of a `size` array, from its top left corner, that an image of `original` size fills."""
-    if fit == "stretch":
-        return size
-    scale = min(size[0] / original[0], size[1] / original[1])
-    height, width = (min(side, max(1, round(old * scale))) for side, old in zip(size, original, strict=True))
-    return height, width

@@ -28,7 +28,7 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     marks = _mark(split, index, config.competition.arrays)
     assigned = np.where(marks < 0, marks, _deal(split, index, config, marks < 0))
     kept = np.flatnonzero(marks != EXCLUDED)
-    extra, groups = marks[kept] == EXTRA, _find_groups(index, split.groups, kept)
+    extra, groups = marks[kept] == EXTRA, find_groups(index, split.groups, kept)
     if len(kin := kept[extra & np.isin(groups, groups[~extra])]):
         some = ", ".join(map(repr, split.ids[kin[:3]].tolist()))
         like = "like samples that validate, or of their groups; competition.arrays.exclude would leave them out"
@@ -60,7 +60,7 @@ def _deal(split: Split, index: Index, config: Config, excluded: np.ndarray) -> n
     strata = np.column_stack([rarest_first, np.ones(len(kept), bool)]).argmax(axis=1)
     order = np.argsort(strata, kind="stable")
     kept, strata = kept[order], strata[order]
-    groups = _find_groups(index, split.groups, kept)
+    groups = find_groups(index, split.groups, kept)
     independent = len(np.unique(groups))
     if independent < count:
         fits = f"duplicates count once; {independent} would fit"
@@ -147,7 +147,7 @@ def _mark(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
     return np.where(excluded, EXCLUDED, marks).astype(np.int16)
 
 
-def _find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
+def find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
     """A number for each of the `kept` samples, int32 (n,); those that share something have the same one.
 
     A constant mask, such as an empty one, says nothing about kinship.

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from comp import files
 from comp.config import Competition, Predict
 from comp.data.arrays import Index, Split
 from comp.device import Device
-from comp.ensemble.blend import Blend, label_images
+from comp.ensemble.decisions import Decisions, describe, label_images
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
 from comp.submission.check import check_submission, read_header
@@ -27,7 +28,9 @@ from comp.train.runs import MODEL, Runs
 Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilities float32 (n, C, H, W)
 
 
-def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test: Split, index: Index) -> dict[str, Any]:
+def identify(
+    competition: Competition, runs: Runs, decisions: Decisions, tta: str, test: Split, index: Index
+) -> dict[str, Any]:
     """What a submission is made of, and its file's name, so that other models or settings never overwrite it."""
     names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.shapes)
     made_of = {
@@ -35,14 +38,13 @@ def identify(competition: Competition, runs: Runs, blend: Blend, tta: str, test:
         "runs": names,
         "folds": [fold.number for fold in runs[0]],
         "tta": tta,
-        "run_weights": blend.runs,
-        "class_weights": dict(zip(competition.classes, blend.classes, strict=True)),
+        "decisions": asdict(decisions) | {"words": [words for _, words in describe(decisions, competition.classes)]},
         "models": {
             f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.folder / MODEL) for one in chain(*runs)
         },
         "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
-    about = json.dumps([made_of, competition.submission.model_dump_json(), competition.arrays.fit])
+    about = json.dumps([made_of, competition.submission.model_dump_json()])
     if test.neighbours:
         about += json.dumps([test.neighbours, test.groups.tolist() if test.groups is not None else None])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
@@ -81,7 +83,7 @@ def predict_blend(
 
 
 def write_submission(
-    path: Path, blended: Predictions, blend: Blend, test: Split, competition: Competition, sample: Path | None
+    path: Path, blended: Predictions, decisions: Decisions, test: Split, competition: Competition, sample: Path | None
 ) -> tuple[int, dict[str, Any] | None]:
     """Label blended probabilities, each image at its own size, write them to `path`, and check the file.
 
@@ -91,17 +93,19 @@ def write_submission(
     counted: list[np.ndarray] = []
     with open_writer(path, competition, read_header(sample) if sample else ()) as write:
         for rows, probabilities in blended:
-            labels = label_images(probabilities, blend.classes)
+            labels = label_images(probabilities, decisions)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
-                confusions = metrics.count_confusion(truth, labels, len(blend.classes), competition.arrays.ignored)
+                confusions = metrics.count_confusion(
+                    truth, labels, len(competition.classes), competition.arrays.ignored
+                )
                 counted.append(metrics.to_margins(confusions).cpu().numpy())
             if test.sizes is None:
                 write(test.ids[rows], labels.cpu().numpy())
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
-                resized = (predict.resize_to_original(one, size, competition.arrays.fit) for one, size in own)
-                write(test.ids[rows], [label_images(one[None], blend.classes)[0].cpu().numpy() for one in resized])
+                resized = (predict.resize_to_original(one, size) for one, size in own)
+                write(test.ids[rows], [label_images(one[None], decisions)[0].cpu().numpy() for one in resized])
     count = check_submission(path, competition, test.ids, test.shapes, sample)
     scores = metrics.scores(np.concatenate(counted), competition.classes, competition.metric) if counted else None
     return count, scores

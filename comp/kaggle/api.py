@@ -223,9 +223,14 @@ def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> dict[s
 def _ask_about(competition: str, method: str, **arguments: Any) -> Any:
     """Ask about a competition. Raises Refused where it was not joined."""
     if (answer := _find(method, competition=competition, **arguments)) is None:
-        page = f"{SITE}/competitions/{competition}/rules"
-        raise Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}")
+        raise not_joined(competition)
     return answer
+
+
+def not_joined(competition: str) -> Refused:
+    """What is raised where Kaggle shows nothing of a competition."""
+    page = f"{SITE}/competitions/{competition}/rules"
+    return Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}")
 
 
 def _find(method: str, **arguments: Any) -> Any:

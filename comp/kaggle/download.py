@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from comp import files
 from comp.errors import Refused
-from comp.kaggle.client import SITE, Declined, call_client
+from comp.kaggle.api import not_joined
+from comp.kaggle.client import Declined, call_client
 
 
 def download_competition(competition: str, folder: Path) -> Path:
@@ -29,8 +30,7 @@ def download_competition(competition: str, folder: Path) -> Path:
             if error.status not in (403, 404):
                 raise
             shutil.rmtree(work)
-            page = f"{SITE}/competitions/{competition}/rules"
-            raise Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}") from None
+            raise not_joined(competition) from None
         opened = work / "opened"
         shutil.rmtree(opened, ignore_errors=True)  # of a start that was killed
         opened.mkdir()

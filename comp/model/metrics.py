@@ -14,7 +14,7 @@ from torch import Tensor
 from comp import config
 from comp.errors import Refused
 
-NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "pixel_accuracy": "pixel accuracy"}
+NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
 READINGS: dict[str, dict[str, Any]] = {
     "mean_iou": {},
     "mean_iou_without_0": {"background": "drop_class"},
@@ -67,37 +67,63 @@ def iou(margins: np.ndarray) -> np.ndarray:
 
 def dice(margins: np.ndarray) -> np.ndarray:
     """Dice, which is F1, per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel."""
+    return f_beta(margins, 1.0)
+
+
+def f_beta(margins: np.ndarray, beta: float) -> np.ndarray:
+    """F-beta per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel. Recall counts beta² times."""
     hits, truth, prediction, *_ = _rows(margins)
-    return _ratio(2 * hits, truth + prediction)
+    return _ratio((1 + beta**2) * hits, beta**2 * truth + prediction)
 
 
 def score(margins: np.ndarray, metric: config.Metric) -> float:
     """The competition's score of margins (N, 4, C), from 0 to 1.
 
-    "global" counts all samples as one image; "per_image" scores each and takes the mean. There a class that is in
-    neither truth nor prediction counts as 1 for Dice, as competitions have it, and is left out for IoU.
-
-    "drop_class" leaves class 0 out of the mean; what is taken for it still costs the others. "drop_truth" also leaves
+    "global" counts all samples as one image; "per_image" scores each and takes the mean. "drop_class" leaves class 0
+    out of the mean; what is taken for it still costs the others. "drop_truth" also leaves
     out the pixels that are truly 0, so that whatever is predicted there is free. A 0 predicted elsewhere counts
     against the class it should have been, and only there: class 0 never has a term of its own, where Keras'
     MeanIoU(ignore_class=0) gives it one, of 0, as soon as a single such pixel exists. Pixel accuracy has no mean over
     classes: "drop_class" changes nothing.
     """
+    return float(combine(contribute(margins, metric), metric))
+
+
+def contribute(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
+    """What images add to a score, of margins (…, N, 4, C): per image, their values (…, N); else their sum (…, 1, 4, C).
+
+    Those of several batches are concatenated along that axis.
+    """
     if metric.average == "global":
-        margins = margins.sum(0, keepdims=True)
+        return margins.sum(-3, keepdims=True)
+    return _values(margins, metric)
+
+
+def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
+    """The scores (…) of what images contributed."""
+    if metric.average == "global":
+        contributed = _values(contributed.sum(-3, keepdims=True), metric)
+    return np.nan_to_num(_mean(contributed))
+
+
+def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
+    """The metric's value of every image, float64 (…, N); NaN where it has none."""
     if metric.background == "drop_truth":
         margins = margins[..., [0, 1, 3, 3], :] * (np.arange(margins.shape[-1]) > 0)
     if metric.name == "pixel_accuracy":
         hits, truth, *_ = _rows(margins)
-        values = _ratio(hits.sum(-1), truth.sum(-1))
-    else:
-        by_class = iou(margins) if metric.name == "mean_iou" else dice(margins)
-        if metric.background != "keep":
-            by_class = by_class[:, 1:]
-        if metric.name == "dice" and metric.average == "per_image":
-            by_class = np.nan_to_num(by_class, nan=1.0)
-        values = _mean(by_class)
-    return float(np.nan_to_num(_mean(values)))
+        return _ratio(hits.sum(-1), truth.sum(-1))
+    beta = metric.beta if metric.name == "f_beta" else 1.0
+    by_class = iou(margins) if metric.name == "mean_iou" else f_beta(margins, beta)
+    first = 0 if metric.background == "keep" else 1
+    by_class, weights = by_class[..., first:], np.array(metric.weights or [1.0] * margins.shape[-1])[first:]
+    empty = metric.empty if metric.empty is not None or metric.name == "mean_iou" else 1
+    if metric.average == "per_image" and empty in (0, 1):
+        by_class = np.nan_to_num(by_class, nan=empty)
+    if metric.thresholds:
+        passed = (by_class[..., None] > np.array(metric.thresholds)).mean(-1)
+        by_class = np.where(np.isnan(by_class), np.nan, passed)
+    return _mean(by_class, weights)
 
 
 def scores(margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric) -> dict[str, Any]:
@@ -128,7 +154,10 @@ def describe_metric(metric: config.Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
     average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
-    return NAMES[metric.name] + average + background.get(metric.background, "")
+    name = NAMES[metric.name].format(beta=metric.beta)
+    if metric.thresholds:
+        name = f"share of {name} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"
+    return name + average + background.get(metric.background, "")
 
 
 def _rows(margins: np.ndarray) -> np.ndarray:
@@ -140,6 +169,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is defined; NaN where nothing is."""
-    return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
+def _mean(values: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weighted mean over the last axis of what is defined; NaN where nothing is."""
+    return _ratio(np.nansum(values * weights, -1), (~np.isnan(values) * weights).sum(-1))

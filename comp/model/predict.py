@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comp.config import Fit, Predict
-from comp.data.arrays import Size, fitted_size
+from comp.config import Predict
+from comp.data.arrays import Size
 from comp.data.neighbours import Neighbours
 from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused, print_once
@@ -133,6 +133,17 @@ def to_labels(scores: Tensor) -> Tensor:
     return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8)
 
 
+def to_planes(probabilities: Tensor) -> Tensor:
+    """Probabilities (n, C, H, W) as they are stored: uint8 (n, C - 1, H, W), 255 is 1; the first class is the rest."""
+    return (probabilities[:, 1:] * 255).round().to(torch.uint8)
+
+
+def from_planes(planes: Tensor) -> Tensor:
+    """Stored planes uint8 (n, C - 1, H, W) as probabilities float32 (n, C, H, W)."""
+    others = planes.float()
+    return torch.cat([(255 - others.sum(1, keepdim=True)).clamp_min(0), others], 1) / 255
+
+
 def predict_rows(
     model: Segmenter, images: np.ndarray | Neighbours, rows: np.ndarray, settings: Predict
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -186,11 +197,6 @@ def _read_ahead(
             yield batch, pixels
 
 
-def resize_to_original(probabilities: Tensor, size: Size, fit: Fit) -> Tensor:
-    """Bring one image's probabilities (C, H, W) back to its own (height, width).
-
-    `fit` says how the image was brought here: "stretch", or "letterbox" from the top left corner.
-    """
-    height, width = fitted_size(size, (probabilities.shape[1], probabilities.shape[2]), fit)
-    inside = probabilities[None, :, :height, :width]
-    return F.interpolate(inside, size=tuple(size), mode="bilinear", align_corners=False)[0]
+def resize_to_original(probabilities: Tensor, size: Size) -> Tensor:
+    """Bring one image's probabilities (C, H, W) back to its own (height, width)."""
+    return F.interpolate(probabilities[None], size=tuple(size), mode="bilinear", align_corners=False)[0]

@@ -31,7 +31,7 @@ from comp.prepare.scaling import Scaling, find_scaling
 from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
-VERSION = 4  # raised when the same files would give other rows
+VERSION = 5  # raised when the same files would give other rows
 
 
 def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
@@ -40,9 +40,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     Raises Refused for a file that cannot be read, a mask that does not fit its image or the classes, and a
     `path` that was made otherwise.
     """
-    own, fit, ignore = competition.source, competition.arrays.fit, competition.arrays.ignore
-    if fit == "letterbox" and ignore is None:
-        raise Refused('arrays.fit: "letterbox" pads masks with the ignored label: set arrays.ignore = 255')
+    own, ignore = competition.source, competition.arrays.ignore
     if competition.arrays.labels:
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
     with TemporaryDirectory(prefix="comp-") as spool:
@@ -56,7 +54,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order, proof)
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
-        told = [VERSION, size, fit, ignore, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
+        told = [VERSION, size, ignore, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
         digest = convert.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
         if path.exists():
@@ -198,11 +196,11 @@ class _Rows:
         """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
         if not samples:
             return
-        fit, count = self.competition.arrays.fit, len(samples)
+        count = len(samples)
         thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
 
         def read_image(k: int) -> np.ndarray:
-            image = decode.place_image(self.original(samples[k]), self.size, fit)
+            image = decode.resize_image(self.original(samples[k]), self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 

@@ -15,8 +15,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, ImageOps
 
-from comp.config import Fit
-from comp.data.arrays import Size, fitted_size
+from comp.data.arrays import Size
 from comp.errors import Refused
 
 logging.getLogger("tifffile").disabled = True  # what is wrong with a file is told in one line
@@ -102,20 +101,16 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
     return stored, palette
 
 
-def place_image(pixels: np.ndarray, size: Size, fit: Fit) -> np.ndarray:
-    """Resize uint8 (H, W, C) bilinearly with antialiasing, and pad with 0 on the right and below."""
-    height, width = fitted_size((pixels.shape[0], pixels.shape[1]), size, fit)
+def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """Resize uint8 (H, W, C) bilinearly with antialiasing."""
     bands = [pixels] if pixels.shape[2] == 3 else [np.ascontiguousarray(band) for band in np.moveaxis(pixels, -1, 0)]
     how = Image.Resampling.BILINEAR
-    resized = np.dstack([np.asarray(Image.fromarray(band).resize((width, height), how)) for band in bands])
-    return np.pad(resized, [(0, size[0] - height), (0, size[1] - width), (0, 0)])
+    return np.dstack([np.asarray(Image.fromarray(band).resize(size[::-1], how)) for band in bands])
 
 
-def place_labels(labels: np.ndarray, size: Size, fit: Fit, fill: int = 0) -> np.ndarray:
-    """Resize labels, uint8 or uint16 (H, W), to the nearest, and pad with `fill` on the right and below."""
-    height, width = fitted_size((labels.shape[0], labels.shape[1]), size, fit)
-    resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.pad(resized, [(0, size[0] - height), (0, size[1] - width)], constant_values=fill)
+def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
+    """Resize labels, uint8 or uint16 (H, W), to the nearest."""
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:

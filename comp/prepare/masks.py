@@ -60,9 +60,7 @@ class MaskReader:
                 shared += np.count_nonzero(there & (objects > 0))
                 np.copyto(objects, parts + number, where=(parts > 0) & (objects == 0), casting="unsafe")
                 number += int(parts.max(initial=0))
-        fit = arrays.fit
-        labels = decode.place_labels(labels, self.size, fit, arrays.ignore or 0)
-        objects = decode.place_labels(objects, self.size, fit)
+        labels, objects = (decode.resize_labels(values, self.size) for values in (labels, objects))
         if width := competition.source.border:
             known = labels != (256 if arrays.ignored is None else arrays.ignored)
             labels[_borders(objects, width) & known] = competition.classes.index(BORDER)

@@ -102,8 +102,10 @@ def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, .
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
             group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
-            fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
-            sample = Sample(id, paths, layers, fold, group, key == "extra")
+            where = fill("source.fold", own.fold, fields) if key == "images" else ""
+            if where.lower() == "test":  # "{split}/{id}.png" finds those, too
+                continue
+            sample = Sample(id, paths, layers, _read_fold(where, id), group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
         found.odd.extend(masks.left() if masks and part == "train" else [])
     return found

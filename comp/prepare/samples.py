@@ -48,6 +48,11 @@ class Sample:
         return [int(part) if k % 2 else part for k, part in enumerate(parts)], self.id
 
     @property
+    def files(self) -> list[Path]:
+        """All files that it is read from."""
+        return [*self.images, *(path for path, _ in self.mask_files)]
+
+    @property
     def mask_files(self) -> list[tuple[Path, int | None]]:
         """The files among the layers of its mask, with their labels."""
         return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]

@@ -42,10 +42,12 @@ def write_run_page(run_folder: Path) -> Path:
     for fold in folds:
         if drawn := read_figures(fold.folder):
             sections.append(Section(f"Fold {fold.number}", figures=drawn, folded=fold is not folds[0]))
-    audit, command = run_folder.parent / "audit", run_folder / "command.txt"
-    if (audit / "audit.txt").exists():
-        text = (audit / "audit.txt").read_text(encoding="utf-8")
-        sections.append(Section("What is odd in the data", text=text, wrap=False, figures=read_figures(audit)))
+    beside = {"What is decided after the blend": run_folder / "decisions"}
+    for heading, place in (beside | {"What is odd in the data": run_folder.parent / "audit"}).items():
+        if (said := place / f"{place.name}.txt").exists():
+            text = said.read_text(encoding="utf-8")
+            sections.append(Section(heading, text=text, wrap=False, figures=read_figures(place)))
+    command = run_folder / "command.txt"
     ran = command.read_text(encoding="utf-8") if command.exists() else ""
     values = {"every value of the configuration": config.model_dump_json(indent=2)}
     sections.append(Section("Command and configuration", text=ran, details=values))

@@ -33,12 +33,12 @@ class Fold:
     metrics: dict[str, Any]
 
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids str (n,), probabilities float16 (n, C, H, W) mapped from disk, margins int64 (n, 4, C)."""
-        names = ("ids", "probabilities", "margins")
+        """ids str (n,), planes uint8 (n, C - 1, H, W) of `predict.to_planes` mapped, margins int64 (n, 4, C)."""
+        names = ("ids", "planes", "margins")
         if lacking := {*names} - {*npz.list_keys(path := self.folder / OOF)}:
             raise Refused(f"{path}: of another version, without {min(lacking)}; delete its folder and train it again")
-        ids, probabilities, margins = (npz.read_member(path, key) for key in names)
-        return npz.read_array(ids), npz.map_member(probabilities), npz.map_member(margins)
+        ids, planes, margins = (npz.read_member(path, key) for key in names)
+        return npz.read_array(ids), npz.map_member(planes), npz.map_member(margins)
 
     def history(self) -> pd.DataFrame:
         """Its epochs, a row each, as `report.figures` takes them. Raises Refused."""

@@ -37,7 +37,7 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
             folds.check_training(data.index, data.folds, number, classes)
         if not is_finished(fold_folder(run_folder, number)):
             images += len(data.rows(number)[1])
-    needed = images * len(classes) * math.prod(data.split.images.shape[1:3]) * np.float16().nbytes
+    needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
     there = next(place for place in (run_folder, *run_folder.absolute().parents) if place.exists())
     if needed > (free := shutil.disk_usage(there).free):
         fits = "free some, or name another disk with --runs"
@@ -125,7 +125,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
 
 
 def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predict `rows`; write ids, probabilities as they come, and margins int64 (n, 4, C).
+    """Predict `rows`; write ids, the probabilities' planes as they come, and margins int64 (n, 4, C).
 
     Returns the margins and the confusion of all rows, int64 (C, C).
     """
@@ -141,12 +141,12 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
             counted = metrics.count_confusion(truth, labels, classes, ignored)
             confusion.add_(counted.sum(0).cpu())
             margins.append(metrics.to_margins(counted).cpu().numpy())
-            yield probabilities.half().cpu().numpy()
+            yield predict.to_planes(probabilities).cpu().numpy()
 
     members = [
         ("ids", (n,), split.ids.dtype, [split.ids[rows]]),
-        ("probabilities", (n, classes, *size), np.float16, blocks()),
-        ("margins", (n, 4, classes), np.int64, margins),  # there once the probabilities are written
+        ("planes", (n, classes - 1, *size), np.uint8, blocks()),
+        ("margins", (n, 4, classes), np.int64, margins),  # there once the planes are written
     ]
     npz.write_npz(path, members)
     return np.concatenate(margins), confusion.numpy()
@@ -158,10 +158,10 @@ def _draw(
     config, split = data.config, data.split
     metric, classes = config.competition.metric, config.competition.classes
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
-    probabilities = npz.map_member(npz.read_member(folder / OOF, "probabilities"))
+    planes = fold.oof()[1]
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
-        return probabilities[at].argmax(1).astype(np.uint8)
+        return predict.to_labels(predict.from_planes(torch.from_numpy(planes[at]))).numpy()
 
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
