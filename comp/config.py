@@ -149,6 +149,11 @@ class Competition(Section):
         """The npz's name below the input folder."""
         return self.arrays.file or f"{self.name}.npz"
 
+    @property
+    def written(self) -> list[int]:
+        """Labels that a file of run-lengths has rows of: all but the first, the rest, and a border between objects."""
+        return [k for k, name in enumerate(self.classes) if k and not (self.source.border and name == "border")]
+
 
 class Model(Section):
     """The network, in segmentation-models-pytorch's terms."""
@@ -295,7 +300,11 @@ def _check_together(config: Config) -> None:
             f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; 255 would fit. Where the masks' "
             f"{ignore} is to be ignored, leave it out of classes and name the others' values in arrays.labels"
         )
-    if competition.submission.format == "rle" and competition.submission.rows == "image" and len(classes) > 2:
+    if (
+        competition.submission.format == "rle"
+        and competition.submission.rows == "image"
+        and len(competition.written) > 1
+    ):
         raise Refused(
             f'competition.submission.rows: "image" is one mask for an image, and there are {len(classes) - 1} classes '
             'beside the background; "image_class" writes a row for each'
@@ -376,7 +385,7 @@ def _read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _kept(section: dict[str, Any], architecture: str | None) -> dict[str, Any]:
     """What stays of a section below one that names an architecture: of another one's options, nothing."""
-    same = architecture in (None, section.get("architecture", Model().architecture))
+    same = architecture is None or architecture.lower() == section.get("architecture", Model().architecture).lower()
     return {key: value for key, value in section.items() if same or key != "options"}
 
 

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise Refused(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise Refused(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk where `path` is, or will be."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 def sha256(path: str | Path) -> str:

@@ -94,7 +94,8 @@ def main(args: argparse.Namespace) -> int:
         about["leaderboard"] = scores["score"]
         print(f"\nleaderboard, since the test labels are known here\n{tables.score_table(scores)}\n")
     files.write_json(path.with_suffix(".json"), made_of | {"score": about, "sha256": files.sha256(path)})
-    print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, as Kaggle wants it")
+    wanted = "as Kaggle wants it" if sample else "by the TOML alone: there is no sample submission to compare it with"
+    print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, {wanted}")
     return 0
 
 

@@ -152,6 +152,22 @@ def download(folder, values, suffix=".tif", low=None, high=None):
 PATTERNS = {"images": "images/{id}.*", "masks": "masks/{id}.png", "test": "test/{id}.*"}
 
 
+@pytest.mark.parametrize("values, wrong, right", [
+    (np.arange(256).reshape(16, 16).astype(np.uint8), [0.0, 1.0], [0.0, 255.0]),
+    (np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16), [0.0, 65535.0], [0.0, 1.0]),
+    (np.linspace(-1000, 1000, 256, dtype=np.float32).reshape(16, 16), [2000.0, 3000.0], [-160.0, 240.0]),
+])  # fmt: skip
+def test_a_range_that_leaves_nothing_of_the_images_is_refused(tmp_path, values, wrong, right):
+    for name in "ab":
+        (tmp_path / "own/images").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"own/images/{name}.npy", values)
+        save(tmp_path / f"own/masks/{name}.png", discs(0, (16, 16))[0] * np.uint8(255))
+    paths = {"images": "images/{id}.npy", "masks": "masks/{id}.png"}
+    with pytest.raises(Refused, match=r"source\.range: from .* would leave little of the images: channel 0 holds"):
+        prepare(tmp_path / "own", competition(range=wrong, **paths))
+    assert len(np.unique(prepare(tmp_path / "own", competition(range=right, **paths))["train_images"])) > 20
+
+
 def test_a_range_is_for_all_bands_or_for_each(tmp_path):
     values = np.repeat(np.array([0, 500, 1000, 4000], np.int16)[:, None], 16, axis=1).repeat(4, axis=0)
     folder = download(tmp_path / "a", np.stack([values, values * 2], axis=-1), suffix=".npy")

@@ -280,3 +280,44 @@ def test_damaged_samples_are_skipped_by_id(tmp_path):
     with pytest.raises(Refused, match=r"b\.png: cannot be read"):
         prepare(tmp_path / "own", competition(**patterns))
     assert prepare(tmp_path / "own", competition(**patterns, skip=["b"]))["train_ids"].tolist() == ["a"]
+
+
+def pairs(source, names="abcd", folder="train"):
+    for k, name in enumerate(names):
+        save(source / f"{folder}/{name}.png", image(ord(name)))
+        save(source / f"masks/{name}.png", discs(k)[0] * np.uint8(255))
+
+
+PAIRED = {"images": "train/{id}.png", "masks": "masks/{id}.png"}
+
+
+def test_keys_without_an_effect_are_refused(tmp_path):
+    pairs(tmp_path / "own")
+    with pytest.raises(Refused, match=r"source\.fold = 'train': says 1 of all samples"):
+        prepare(tmp_path / "own", competition(fold="train", **PAIRED))
+    neighbours = {"arrays": {"neighbours": [-1, 0, 1]}}
+    with pytest.raises(Refused, match=r"arrays\.neighbours: no two samples are of one group"):
+        prepare(tmp_path / "own", competition(neighbours, group="{id}", **PAIRED))
+
+
+def test_a_split_called_test_does_not_train(tmp_path):
+    for split, names in (("train", "ab"), ("val", "c"), ("test", "a")):
+        pairs(tmp_path / "own", names, f"images/{split}")
+    paths = PAIRED | {"images": "images/{split}/{id}.png", "fold": "{split}"}
+    assert [(one.id, one.fold) for one in find(tmp_path / "own", **paths).train] == [("a", 1), ("b", 1), ("c", 0)]
+
+
+def test_arrays_that_no_disk_holds_are_refused_before_an_image_is_read(tmp_path):
+    pairs(tmp_path / "own")
+    with pytest.raises(Refused, match=r"4 images of 200000×200000 take .* MB; the disk has"):
+        build.prepare(competition(**PAIRED), tmp_path / "own", tmp_path / "own.npz", (200_000, 200_000))
+    assert not (tmp_path / "own.npz").exists()
+
+
+def test_a_code_competition_may_show_no_test_image(tmp_path, capsys):
+    pairs(tmp_path / "own")
+    code = {"code_competition": True, "kaggle": "own"}
+    out = prepare(tmp_path / "own", competition(code, test="test/{id}.png", **PAIRED))
+    assert "test_images" not in out and "a kernel reads the hidden test images by it" in capsys.readouterr().out
+    with pytest.raises(Refused, match=r"source\.test = .*matches nothing"):
+        find(tmp_path / "own", ("test",), test="test/{id}.png", **PAIRED)

@@ -95,7 +95,10 @@ def test_a_toml_that_says_another_order_is_refused(tmp_path, size):
         ({"submission": {"format": "rle"}}, {}, "submission.order"),
         ({}, {"order": "column"}, r"source\.table\.order"),
     ):
-        with pytest.raises(Refused, match=rf"{key} = 'column': binary\.csv: .*by row: in 11 masks {what}: \d.* by row"):
+        with pytest.raises(
+            Refused,
+            match=rf"{key} is 'column'; set it to 'row': binary\.csv: .*by row: in 11 masks {what}: \d.* by row",
+        ):
             prepare(folder, competition(toml, table=table | order, **images))
 
 

@@ -55,7 +55,7 @@ def _open_archive(path: Path, place: Path) -> None:
     """Put what a zip file holds into a folder, but for a folder of its own name around it and macOS's extra files."""
     with zipfile.ZipFile(path) as archive:
         members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
-        size, free = sum(member.file_size for member in members), shutil.disk_usage(path.parent).free
+        size, free = sum(member.file_size for member in members), files.free_bytes(path)
         if size > free:
             raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")
         if {member.filename.split("/")[0] for member in members} == {place.name}:

@@ -7,6 +7,7 @@ and masks where all have one. Samples are read while they are written, and the n
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -45,10 +46,17 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, source, Path(spool))
-        if competition.arrays.neighbours and not any(sample.group for sample in found.train):
-            raise Refused("arrays.neighbours: no sample has a group; source.group would say whose slices they are")
+        of_group = Counter(sample.group for sample in found.train if sample.group)
+        if competition.arrays.neighbours and max(of_group.values(), default=0) < 2:
+            raise Refused(
+                "arrays.neighbours: no two samples are of one group; source.group would say whose slices they are"
+            )
         samples, channels, deep, odd = _inspect(found.train + found.test, own.obey_exif)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
+        needed, free = len(samples) * prod(size) * (channels + 1), files.free_bytes(path)
+        if needed > free:
+            what = f"{len(samples):,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
+            raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = find_scaling(own.range, [one.images for one in train], channels, deep)
         rows = _Rows(competition, size, channels, scaling, Path(spool), strict=True)
         order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")

@@ -40,6 +40,8 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
     if not (train if "train" in parts else found.test):
         raise Refused(f"{folder}: no {what}")
+    if own.fold and "train" in parts and len({sample.fold for sample in train if not sample.extra}) == 1:
+        raise Refused(f"source.fold = {own.fold!r}: says {train[0].fold} of all samples, which is no split")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
     return Found(train, found.test, odd)

@@ -9,6 +9,7 @@ What it yields is kept in npy files, named by what they hold, which are then rea
 
 import hashlib
 import os
+import re
 import runpy
 import traceback
 from collections.abc import Iterator
@@ -74,19 +75,20 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
         raise Refused(f"{where}, {id!r}: mask: of shape {mask.shape}, the image of {image.shape}")
     layers: tuple[Layer, ...] | None = None
     if mask is not None and mask.ndim == 2:
-        layers = (Layer(_save(mask, spool)),)
+        layers = (Layer(_save(mask, id, spool)),)
     elif mask is not None:
         if mask.shape[2] != len(competition.classes) - 1:
             few = f"{len(competition.classes) - 1}, one for each class,"
             raise Refused(f"{where}, {id!r}: mask: {mask.shape[2]} layers; {few} would fit")
-        layers = tuple(Layer(_save(mask[..., k], spool), k + 1) for k in range(mask.shape[2]))
-    return Sample(id, (_save(image, spool),), layers, group=group or "")
+        layers = tuple(Layer(_save(mask[..., k], id, spool), k + 1) for k in range(mask.shape[2]))
+    return Sample(id, (_save(image, id, spool),), layers, group=group or "")
 
 
-def _save(values: np.ndarray, spool: Path) -> Path:
-    """Keep an array in a file that is named by what it holds, so that equal arrays are one file and one state."""
+def _save(values: np.ndarray, id: str, spool: Path) -> Path:
+    """Keep an array in a file that is named by its sample and what it holds, so that it is the same state next time."""
     about = f"{values.dtype}{values.shape}".encode()
-    path = spool / f"{hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()}.npy"
+    digest = hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()
+    path = spool / f"{re.sub('[^A-Za-z0-9._-]', '_', id)[:100]}-{digest}.npy"
     if not path.exists():
         np.save(path, values)
         os.utime(path, (0, 0))

@@ -96,7 +96,7 @@ def find_order(
         file = competition.submission.order if competition.submission.format == "rle" else proved
         for key, told in (("source.table.order", said or proved), ("submission.order", file)):
             if told != proved:
-                raise Refused(f"{key} = {told!r}: {table['file']}: {proof}")
+                raise Refused(f"{key} is {told!r}; set it to {proved!r}: {table['file']}: {proof}")
         return proved, proof
     if said:
         return said, f"run-lengths count by {said}, as source.table.order says"

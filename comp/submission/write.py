@@ -76,8 +76,8 @@ def _pixel_texts(labels: int) -> np.ndarray:
 
 def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray, order: list[int]) -> Iterator[bytes]:
     submission = competition.submission
-    classes = range(1, 2 if submission.rows == "image" else len(competition.classes))
-    by_class = [runlength.encode_runs(labels == label, submission.order) for label in classes]
+    written = competition.written[: 1 if submission.rows == "image" else None]
+    by_class = [runlength.encode_runs(labels == label, submission.order) for label in written]
     for image_id, *texts in zip(ids, *by_class, strict=True):
         keys = row_keys(competition, image_id)
         rows = ((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))
@@ -124,6 +124,5 @@ def row_keys(competition: Competition, image_id: Any) -> list[Key]:
     layout = competition.submission
     if layout.format == "pixels" or layout.rows == "image":
         return [(str(image_id),)]
-    numbers = range(1, len(competition.classes))
-    labels = [competition.classes[n] if layout.class_label == "name" else str(n) for n in numbers]
+    labels = [competition.classes[n] if layout.class_label == "name" else str(n) for n in competition.written]
     return [(str(image_id), label) if layout.class_column else (f"{image_id}_{label}",) for label in labels]

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,8 +37,7 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
         if not is_finished(fold_folder(run_folder, number)):
             images += len(data.rows(number)[1])
     needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
-    there = next(place for place in (run_folder, *run_folder.absolute().parents) if place.exists())
-    if needed > (free := shutil.disk_usage(there).free):
+    if needed > (free := files.free_bytes(run_folder)):
         fits = "free some, or name another disk with --runs"
         raise Refused(
             f"{run_folder}: {images} images predicted out of fold take {needed / 1e6:,.0f} MB, "
