@@ -10,7 +10,7 @@ from PIL import Image
 from comp import config, files
 from comp.data import arrays, npz
 from comp.errors import Refused
-from comp.prepare import build, decode, mask_coding, scaling
+from comp.prepare import build, decode, masks, scaling
 from comp.prepare.find import find_samples
 from comp.prepare.samples import Found
 
@@ -174,8 +174,8 @@ def test_ambiguous_layouts_are_refused(tmp_path):
 
 
 def read(paths: list[Path], classes=("background", "thing"), ignore=None, given=None):
-    coding = mask_coding.detect_coding(paths, classes, ignore, given or {})
-    return [mask_coding.read_mask(path, coding) for path in paths]
+    coding = masks.detect_coding(paths, classes, ignore, given or {})
+    return [masks.read_mask(path, coding) for path in paths]
 
 
 def test_binary_trimap_and_class_numbers(tmp_path):
@@ -235,7 +235,7 @@ def test_palette_indices_or_colours(tmp_path):
 
 def test_voc_colours(tmp_path):
     known = {0: 0x000000, 1: 0x800000, 2: 0x008000, 15: 0xC08080, 20: 0x004080, 255: 0xE0E0C0}  # from the VOC devkit
-    assert {k: mask_coding.voc_colour(k) for k in known} == known
+    assert {k: masks.voc_colour(k) for k in known} == known
     rgb = np.array([[[0, 0, 0], [0xC0, 0x80, 0x80], [0xE0, 0xE0, 0xC0]]])
     (found,) = read([save_mask(tmp_path / "a.png", rgb)], classes=tuple(map(str, range(21))), ignore=255)
     assert found.tolist() == [[0, 15, 255]]

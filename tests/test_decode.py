@@ -8,7 +8,7 @@ from PIL import Image
 
 from comp import files
 from comp.errors import Refused
-from comp.prepare import build, decode, mask_coding, scaling
+from comp.prepare import build, decode, masks, scaling
 
 RANDOM = np.random.default_rng(0)
 VALUES = RANDOM.integers(0, 4096, (20, 30, 3)).astype(np.uint16)
@@ -16,7 +16,7 @@ FLOATS = RANDOM.random((20, 30, 7)).astype(np.float32)
 
 
 def read_mask(path, classes=("rest", "thing")):
-    return mask_coding.read_mask(path, mask_coding.detect_coding([path], classes, None, {}))
+    return masks.read_mask(path, masks.detect_coding([path], classes, None, {}))
 
 
 @pytest.mark.parametrize("photometric", ["miniswhite", "minisblack"])

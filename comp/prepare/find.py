@@ -1,16 +1,35 @@
-"""The samples of a download: by a reader, by patterns, or in one of the common layouts."""
+"""The samples of a download: by a reader, by the TOML's paths, or in folders of common names.
 
-from collections import Counter
+Such folders are read by the paths that the TOML would have. PASCAL VOC has ImageSets/Segmentation/{train,val,test}.txt,
+which name stems in JPEGImages and SegmentationClass. Where there are two readings, neither is taken.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
 from comp.config import Competition
 from comp.errors import Refused
-from comp.prepare import layouts, patterns, reader, table
-from comp.prepare.samples import Finding, Found, Sample
+from comp.prepare import reader, table
+from comp.prepare.patterns import SPLITS, fill, find_by_patterns
+from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, is_image, list_files
 
 BOTH = "train", "test"
+IMAGES = "images", "train/images", "train"
+MASKS = (
+    "masks",
+    "labels",
+    "trimaps",
+    "annotations/trimaps",
+    "train/masks",
+    "train/labels",
+    "train_masks",
+    "train_labels",
+)
+TESTS = "test_images", "test/images", "test"
 
 
 def find_samples(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...] = BOTH) -> Found:
@@ -23,9 +42,9 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     if own.reader:
         found = reader.run_reader(competition, folder, spool, parts)
     elif own.images or own.test:
-        found = patterns.find_by_patterns(competition, folder, parts)
+        found = find_by_patterns(competition, folder, parts)
     else:
-        found = layouts.find_in_folders(competition, folder, parts)
+        found = _find_in_folders(competition, folder, parts)
     for part in (found.train, found.test):
         part[:] = sorted((one for one in part if one.id not in own.skip), key=attrgetter("order"))
         if twice := [id for id, times in Counter(one.id for one in part).items() if times > 1]:
@@ -62,3 +81,101 @@ def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[S
             raise Refused(f"{line}, and {len(odd):,} rows' ids have no image; cut short? source.skip leaves images out")
         print(f"{line}: empty masks")
     return [replace(one, mask=tuple(layers.get(one.id, ()))) if one.mask is None else one for one in samples], odd
+
+
+def _find_in_folders(competition: Competition, source: Path, parts: tuple[str, ...]) -> Found:
+    """Find the samples below `source` without patterns. Raises Refused where the first part's are not there."""
+    lists = sorted(path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}ImageSets/Segmentation"))
+    if len(lists) > 1:
+        years = ", ".join(path.parts[-3] for path in lists)
+        raise Refused(f"{source}: holds several VOC years ({years}); name one of them as --source")
+    if lists:
+        return _read_voc(competition, lists[0])
+    stems: dict[str, dict[str, str]] = defaultdict(dict)  # of images, with their suffixes, by folder
+    for name, path in list_files(source):
+        if is_image(path):
+            stems[name.rpartition("/")[0]][as_seen(path.stem)] = path.suffix
+    said = _find_layout(stems, source)
+    if ("images" if "train" in parts else "test") not in said:
+        what = "image with a mask" if "train" in parts else "test images"
+        fits = "images/ and masks/ with equal stems, test_images/ beside them, and VOC's folders and lists"
+        lines = ", ".join(_line(place, stems[place]) for place in sorted(stems)[:6])
+        say = f"say in the TOML which are source.images, source.masks and source.test: {lines or 'there is no image'}"
+        raise Refused(f"{source}: no {what}; known are {fits}; {say}")
+    print(f"{source}: " + ", ".join(f'source.{key} = "{value}"' for key, value in said.items()))
+    own = competition.source.model_copy(update=said)
+    found = find_by_patterns(competition.model_copy(update={"source": own}), source, parts)
+    used = {path.parent.relative_to(source).as_posix() for one in found.train + found.test for path in one.files}
+    unread = [place for place in stems if (place or ".") not in used]
+    odd = [Finding(place or ".", "folder not read", f"{len(stems[place])} images") for place in unread]
+    return Found(found.train, found.test, found.odd + odd)
+
+
+def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, str]:
+    """The keys of `source` that folders of common names stand for. Raises Refused where there are two readings."""
+    tests = [place for place in TESTS if place in stems]
+    said = {"test": f"{tests[0]}/{{id}}.*"} if tests else {}
+    if tests and (masks := tests[0].replace("images", "masks")) in stems.keys() - {tests[0]}:
+        said["test_masks"] = f"{masks}/{{id}}.*"
+    pairs = [
+        (images, masks, end)
+        for images in IMAGES
+        for masks in MASKS
+        for end in ("", "_mask")
+        if images in stems and {stem + end for stem in stems[images]} & stems.get(masks, {}).keys()
+    ]
+    for images, masks, end in pairs[:1]:
+        ids, twins = _ids(stems[images]), {masks, *(other for _, other, _ in pairs)}
+        twins |= {place for place in stems if len(ids & _ids(stems[place])) * 2 > len(ids)} - {images}
+        if len(twins) > 1 or {one for one, *_ in pairs} != {images}:
+            lines = ", ".join(_line(place, stems[place]) for place in sorted(twins | {one for one, *_ in pairs}))
+            what = "several folders could hold the images or their masks; say in the TOML which are"
+            raise Refused(f"{source}: {what} source.images and source.masks: {lines}")
+        if any(
+            images.replace("train", split) in stems
+            for split in SPLITS
+            if images.startswith("train") and split != "train"
+        ):
+            images, masks, said["fold"] = (
+                images.replace("train", "{split}"),
+                masks.replace("train", "{split}"),
+                "{split}",
+            )
+        said |= {"images": f"{images}/{{id}}.*", "masks": f"{masks}/{{id}}{end}.*"}
+    return said
+
+
+def _end(stems: Iterable[str]) -> str:
+    """What all stems end in, from an underscore or hyphen on: "_manual1" of 21_manual1 and 22_manual1."""
+    first, last = min(ends := [stem[::-1] for stem in stems]), max(ends)
+    end = "".join(a for k, a in enumerate(first) if first[: k + 1] == last[: k + 1])[::-1]
+    match = re.search("[_-]", end) if len(ends) > 1 else None
+    return end[match.start() :] if match else ""
+
+
+def _ids(stems: Iterable[str]) -> set[str]:
+    return {stem.removesuffix(_end(stems)) for stem in stems}
+
+
+def _line(place: str, stems: dict[str, str]) -> str:
+    """The pattern of a folder's images, in quotes."""
+    suffix = ".*" if len({*stems.values()}) > 1 else next(iter(stems.values()))
+    return f'"{place}{"/" * bool(place)}{{id}}{_end(stems)}{suffix}"'
+
+
+def _read_voc(competition: Competition, lists: Path) -> Found:
+    images, masks = (
+        {as_seen(path.stem): path for path in (lists.parents[1] / folder).glob("*") if is_image(path)}
+        for folder in ("JPEGImages", "SegmentationClass")
+    )
+    found: dict[str, dict[str, Sample]] = {"train": {}, "test": {}}
+    for name, fold in (("train", 1), ("val", 0), ("trainval", 1), ("test", 1)):
+        path, split = lists / f"{name}.txt", found["test" if name == "test" else "train"]
+        text = as_seen(path.read_text("utf-8-sig", "surrogateescape")) if path.exists() else ""
+        for stem in text.split():
+            if stem not in images or (name != "test" and stem not in masks):
+                raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
+            id = fill("source.id", competition.source.id, {"id": stem, "name": as_seen(images[stem].name)})
+            mask = (Layer(masks[stem]),) if stem in masks else None
+            split.setdefault(stem, Sample(id, (images[stem],), mask, fold))
+    return Found([*found["train"].values()], [*found["test"].values()], [])
