@@ -20,7 +20,7 @@ def main(arguments: argparse.Namespace) -> None:
     competition, folder = cli.config(arguments).competition, arguments.input
 
     from comp.data import arrays
-    from comp.prepare import audit, build
+    from comp.prepare import build
 
     path, source = folder / competition.file, arguments.source
     if not source and competition.kaggle and not path.exists():
@@ -33,6 +33,8 @@ def main(arguments: argparse.Namespace) -> None:
             source = came
     if source:
         build.prepare(competition, source, path, arguments.size or competition.source.size)
+    from comp.prepare import audit  # which takes seconds
+
     train = arrays.load_train(competition, folder)
     test = arrays.load_test(competition, folder) if arrays.has_test(competition, folder, train) else None
     index = arrays.build_index(train, competition)

@@ -24,7 +24,7 @@ from comp.config import Competition
 from comp.data import arrays, convert, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
-from comp.prepare import audit, decode, masks
+from comp.prepare import decode, masks
 from comp.prepare.find import find_samples
 from comp.prepare.masks import MaskReader
 from comp.prepare.samples import Finding, Sample
@@ -204,6 +204,8 @@ class _Rows:
         """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
         if not samples:
             return
+        from comp.prepare import audit  # six seconds, which refusals need not wait for
+
         count = len(samples)
         thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
 
