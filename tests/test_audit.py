@@ -186,22 +186,23 @@ def test_prepare_from_the_command_line(tmp_path):
         Image.fromarray(smooth(rng, 40, 50)).save(tmp_path / f"source/images/{k}.jpg")
         Image.fromarray(smooth(rng, 30, 50)).save(tmp_path / f"source/test_images/t{k}.jpg")
         Image.fromarray(np.tri(40, 50, k, dtype=np.uint8) * 255).save(tmp_path / f"source/masks/{k}_mask.png")
-    (tmp_path / "source/images/Thumbs.db").write_bytes(b"")
+    (tmp_path / "source/stray").mkdir()
+    Image.fromarray(smooth(rng, 30, 50)).save(tmp_path / "source/stray/9.jpg")
     (tmp_path / "own.toml").write_text('name = "own"\nclasses = ["no", "yes"]\n')
     command = [sys.executable, PREPARE, "--competition", "own.toml"]
     made = subprocess.run(
         [*command, "--source", "source", "--size", "32x48"], cwd=tmp_path, capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr
-    assert "own: 4 training images of 32×48×3, 4 test images" in made.stdout and "Thumbs.db" in made.stdout
+    assert "own: 4 training images of 32×48×3, 4 test images" in made.stdout and "folder not read" in made.stdout
     assert sorted(path.name for path in (tmp_path / "runs/own/audit").iterdir()) == [
         "audit.csv",
         "audit.png",
         "audit.txt",
     ]
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stdout.splitlines()[0] in made.stdout and "Thumbs.db" in again.stdout
-    assert build.stored_findings(tmp_path / "input/own.npz")[0].id == "Thumbs.db"
+    assert again.stdout.splitlines()[0] in made.stdout and "folder not read" in again.stdout
+    assert build.stored_findings(tmp_path / "input/own.npz")[0].id == "stray"
 
 
 @pytest.mark.skipif(not MARS.exists(), reason="needs ../shared/data/mars")

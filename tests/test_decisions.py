@@ -158,20 +158,23 @@ def test_components_holes_and_empty_images_are_decided(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([FACTOR, GATE, HOLE, AREA, TOTAL]), st.integers(2, 4), st.booleans())
-def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored):
+@given(
+    st.integers(0, 10**6), st.sampled_from([FACTOR, GATE, HOLE, AREA, TOTAL]), st.integers(2, 4),
+    st.booleans(), st.booleans(), st.sampled_from(["global", "per_image"]),
+)  # fmt: skip
+def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, overlap, average):
     """The pass over all values at once against labelling the images under each of them."""
     rng = np.random.default_rng(seed)
     p = ndimage.gaussian_filter(rng.random((3, classes, 14, 11)), (0, 0, 1.2, 1.2)) ** 6
     planes = predict.to_planes(torch.from_numpy(p / p.sum(1, keepdims=True))).numpy()
-    masks = rng.integers(0, classes, (3, 14, 11)).astype(np.uint8)
+    masks = rng.integers(0, 1 << classes - 1 if overlap else classes, (3, 14, 11)).astype(np.uint8)
     if ignored:
         masks[:, :3] = 255
     own = config.Competition(
-        name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average="per_image"),
+        name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average=average), overlap=overlap,
         arrays=config.Arrays(ignore=255 if ignored else None),
     )  # fmt: skip
-    part = search._Part([planes], np.arange(3), np.arange(3), masks, CPU.device)
+    part = search._Part([planes], np.arange(3), np.arange(3), masks, CPU.device, overlap)
     plain = Decisions.neutral(1, classes)
     chain = replace(plain, factor=(1.0, *2.0 ** rng.uniform(-1, 1, classes - 1))) if kind != FACTOR else plain
     if kind in (AREA, TOTAL):
@@ -180,10 +183,10 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored):
     counted = search._count(part, chain, kind, target, own)
     values = [value for group in search.CANDIDATES[kind] for value in group]
     assert len(counted) == len(values)
-    probabilities = predict.from_planes(torch.from_numpy(planes))
+    probabilities = predict.from_planes(torch.from_numpy(planes), overlap)
     for value, margins in list(zip(values, counted, strict=True))[:: 1 + seed % 7]:
-        labels = label_images(probabilities, search._decide(chain, kind, target, value)).numpy()
-        expected = metrics.contribute(count_margins(masks, labels, classes, 255 if ignored else None), own.metric)
+        labels = label_images(probabilities, search._decide(chain, kind, target, value), overlap)
+        expected = metrics.contribute(metrics.count_margins(torch.from_numpy(masks), labels, own).numpy(), own.metric)
         np.testing.assert_array_equal(margins, expected)
 
 

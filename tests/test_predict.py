@@ -35,7 +35,7 @@ def test_scales_come_back_to_the_size():
 class Brightness(nn.Module):
     """Logits from the pixel alone, so that every view must agree."""
 
-    device = CPU
+    device, overlap = CPU, False
 
     def forward(self, images):
         x = images.float() / 255
@@ -52,7 +52,7 @@ def test_a_network_that_flips_do_not_matter_to_predicts_the_same(tta):
 class Position(nn.Module):
     """Logits from where a pixel lies: flips disagree, and their probabilities must be averaged."""
 
-    device = CPU
+    device, overlap = CPU, False
 
     def forward(self, images):
         ramp = torch.linspace(-3, 3, images.shape[3]).expand(len(images), 1, *images.shape[2:])
@@ -185,7 +185,7 @@ def test_batches_cover_the_rows_in_order():
 class Loud(nn.Module):
     """A convolution whose outputs go beyond what float16 holds, and come back."""
 
-    device = device.Device(torch.device("cpu"), torch.float16, "a T4 that is not here")
+    device, overlap = device.Device(torch.device("cpu"), torch.float16, "a T4 that is not here"), False
 
     def __init__(self):
         super().__init__()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,6 +72,11 @@ class Index:
     image_hash: np.ndarray  # uint64 (N,)
     mask_hash: np.ndarray  # uint64 (N,)
     constant: np.ndarray  # bool (N,): the mask is one label throughout, ignored pixels aside, or there is none
+
+
+def pick_class(labels: Any, k: int, overlap: bool) -> Any:
+    """Where labels are of class `k`, bool of their shape; where classes overlap, bit k - 1 says so, and 0 is none."""
+    return (labels & (1 << k - 1)) > 0 if overlap and k else labels == k
 
 
 def find_npz(file: str, folder: Path) -> Path:

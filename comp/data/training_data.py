@@ -10,7 +10,6 @@ from comp.config import Config
 from comp.data import arrays, folds
 from comp.data.arrays import Index, TrainSplit
 from comp.data.folds import EXCLUDED
-from comp.errors import Refused
 
 FULL = -1  # instead of a fold's number: train on all images, validate on none
 
@@ -33,8 +32,6 @@ class TrainingData:
 def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:
     """Load and check a competition's training samples; deal its folds, or read them back. Raises Refused."""
     competition = config.competition
-    if competition.overlap:
-        raise Refused("overlap = true: its arrays are made and audited, but overlapping classes are not trained on yet")
     with distributed.rank_zero_first():
         split = arrays.load_train(competition, input_folder)
         index = arrays.build_index(split, competition)

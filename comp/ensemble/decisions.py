@@ -36,9 +36,17 @@ class Decisions:
         none = (0.0,) * classes
         return Decisions((1 / runs,) * runs, (1.0,) * classes, ((0.0, 0.0),) * classes, none, none, none)
 
+    def of_class(self, c: int) -> "Decisions":
+        """What is decided of one class against the first."""
+        return Decisions(self.run, **{kind: (getattr(self, kind)[0], getattr(self, kind)[c]) for kind in KINDS[1:]})
 
-def label_images(probabilities: Tensor, decisions: Decisions) -> Tensor:
-    """uint8 labels (n, H, W) of blended probabilities (n, C, H, W), on their device."""
+
+def label_images(probabilities: Tensor, decisions: Decisions, overlap: bool = False) -> Tensor:
+    """uint8 labels (n, H, W) of blended probabilities (n, C, H, W), on their device; overlapping classes as bits."""
+    if overlap:
+        classes = range(1, probabilities.shape[1])
+        alone = [label_images(probabilities[:, [0, c]], decisions.of_class(c)) << (c - 1) for c in classes]
+        return torch.stack(alone).sum(0).to(torch.uint8)
     weighted = weigh(probabilities, decisions)
     labels = predict.to_labels(weighted)
     for kind in (HOLE, AREA, TOTAL):

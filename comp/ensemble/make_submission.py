@@ -90,22 +90,19 @@ def write_submission(
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
     """
-    counted: list[np.ndarray] = []
+    counted, overlap = list[np.ndarray](), competition.overlap
     with open_writer(path, competition, read_header(sample) if sample else ()) as write:
         for rows, probabilities in blended:
-            labels = label_images(probabilities, decisions)
+            labels = label_images(probabilities, decisions, overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
-                confusions = metrics.count_confusion(
-                    truth, labels, len(competition.classes), competition.arrays.ignored
-                )
-                counted.append(metrics.to_margins(confusions).cpu().numpy())
+                counted.append(metrics.count_margins(truth, labels, competition).cpu().numpy())
             if test.sizes is None:
                 write(test.ids[rows], labels.cpu().numpy())
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 resized = (predict.resize_to_original(one, size) for one, size in own)
-                write(test.ids[rows], [label_images(one[None], decisions)[0].cpu().numpy() for one in resized])
+                write(test.ids[rows], [label_images(one[None], decisions, overlap)[0].cpu().numpy() for one in resized])
     count = check_submission(path, competition, test.ids, test.shapes, sample)
     scores = metrics.scores(np.concatenate(counted), competition.classes, competition.metric) if counted else None
     return count, scores

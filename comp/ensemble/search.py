@@ -18,7 +18,7 @@ from tqdm import tqdm
 from comp import files
 from comp.config import Competition
 from comp.data import folds
-from comp.data.arrays import Index, TrainSplit, release_pages
+from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
 from comp.ensemble import decisions as deciding
 from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, RUN, TOTAL, Decisions
 from comp.errors import Refused
@@ -65,6 +65,7 @@ class _Part:
     rows: np.ndarray  # of the split
     masks: np.ndarray
     device: torch.device
+    overlap: bool
 
     def blocks(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         """The probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W), with flat memory."""
@@ -72,7 +73,10 @@ class _Part:
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
-            yield [*map(predict.from_planes, planes)], torch.from_numpy(self.masks[self.rows[some]]).to(self.device)
+            yield (
+                [predict.from_planes(one, self.overlap) for one in planes],
+                torch.from_numpy(self.masks[self.rows[some]]).to(self.device),
+            )
         for array in (*self.stored, self.masks):
             release_pages(array)
 
@@ -173,12 +177,14 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
 def _count(part: _Part, chain: Decisions, kind: str, target: int, competition: Competition) -> np.ndarray:
     """What `metrics.combine` takes of a part's images, under each value of one decision; without a kind, of none."""
     counted, groups = [], CANDIDATES.get(kind, [[None]])
-    n, ignored = len(competition.classes), competition.arrays.ignored
+    n, ignored, overlap = len(competition.classes), competition.arrays.ignored, competition.overlap
     for runs, truth in part.blocks():
         if kind in ("", RUN):
             tried = [_decide(chain, kind, target, value) if kind else chain for value in groups[0]]
-            labels = (deciding.label_images(_blend(runs, one), one) for one in tried)
-            block = torch.stack([metrics.to_margins(metrics.count_confusion(truth, one, n, ignored)) for one in labels])
+            labels = (deciding.label_images(_blend(runs, one), one, overlap) for one in tried)
+            block = torch.stack([metrics.count_margins(truth, one, competition) for one in labels])
+        elif overlap:
+            block = _tally_alone(truth, _blend(runs, chain), chain, kind, target, groups, competition)
         else:
             blended = _blend(runs, chain)
             levels = [(*_levels(blended, chain, kind, target, group), len(group)) for group in groups]
@@ -229,6 +235,27 @@ def _tally(
     return metrics.to_margins(confusions.flatten(0, 1)).view(n, count, 4, classes).transpose(0, 1)
 
 
+def _tally_alone(
+    truth: Tensor, blended: Tensor, chain: Decisions, kind: str, c: int, groups: list[list], competition: Competition
+) -> Tensor:
+    """The same of overlapping classes: class `c` against the rest, while the other classes stay as they are."""
+
+    def mark(there: Tensor) -> Tensor:
+        ignored = competition.arrays.ignored
+        return there.byte() if ignored is None else there.byte().masked_fill(truth == ignored, 2)
+
+    labels, own, none = deciding.label_images(blended, chain, True), [], []
+    others = (labels & ~(1 << c - 1)) > 0  # where a pixel is of another class, so never of none
+    for group in groups:
+        level, other = _levels(blended[:, [0, c]], chain.of_class(c), kind, 1, group)
+        own.append(_tally(mark(pick_class(truth, c, True)), level, other, len(group), 1, 2, 2))
+        level = level.masked_fill(others, len(group))
+        none.append(_tally(mark(truth > 0), level, other, len(group), 1, 2, 2))
+    counted = metrics.count_margins(truth, labels, competition).repeat(sum(len(group) for group in groups), 1, 1, 1)
+    counted[..., c], counted[..., 0] = torch.cat(own)[..., 1], torch.cat(none)[..., 0]
+    return counted
+
+
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
@@ -249,5 +276,5 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             )
         for part in np.unique(dealt):
             places = np.flatnonzero(dealt == part)
-            parts.append(_Part(planes, places, rows[places], split.masks, device))
+            parts.append(_Part(planes, places, rows[places], split.masks, device, competition.overlap))
     return parts

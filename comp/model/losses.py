@@ -22,34 +22,43 @@ IGNORED = -1
 NEAR = 3  # pixels on either side of a label edge that the boundary loss looks at
 
 
-def build_loss(loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None) -> Loss:
+def build_loss(
+    loss: config.Loss, classes: tuple[str, ...], counts: np.ndarray, ignore: int | None, overlap: bool = False
+) -> Loss:
     """The weighted sum of losses that a recipe names.
 
     `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
     logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
     and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
-    cross_entropy, boundary and focal: the others count every class alike already. Raises Refused.
+    cross_entropy, boundary and focal: the others count every class alike already. Where classes overlap, a label's
+    bit k - 1 says class k, and the loss is the mean over classes of each one's against the first. Raises Refused.
     """
     weights = weigh_classes(loss.class_weights, classes, counts)
     weights_on = cache(weights.to)  # a copy a device, not one a step
-    known: dict[str, Loss] = {
-        "cross_entropy": lambda z, y: cross_entropy(z, y, weights_on(y.device), loss.label_smoothing),
-        "boundary": lambda z, y: cross_entropy(z, near_edges(y), weights_on(y.device), loss.label_smoothing),
-        "focal": lambda z, y: focal(z, y, weights_on(y.device), loss.gamma),
-        "dice": dice,
-        "bce_dice": bce_dice,
-        "jaccard": jaccard,
-        "lovasz": lovasz,
+    known: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        "cross_entropy": lambda z, y, w: cross_entropy(z, y, w, loss.label_smoothing),
+        "boundary": lambda z, y, w: cross_entropy(z, near_edges(y), w, loss.label_smoothing),
+        "focal": lambda z, y, w: focal(z, y, w, loss.gamma),
+        "dice": lambda z, y, w: dice(z, y),
+        "bce_dice": lambda z, y, w: bce_dice(z, y),
+        "jaccard": lambda z, y, w: jaccard(z, y),
+        "lovasz": lambda z, y, w: lovasz(z, y),
     }
     terms = [(factor, known[name]) for name, factor in loss.terms.items()]
 
     def compute(logits: Tensor, labels: Tensor) -> Tensor:
         # Half precision overflows in sums over pixels; autocast must not bring it back.
         with torch.autocast(logits.device.type, enabled=False):
-            logits, labels = logits.float(), labels.long()
-            if ignore is not None:
-                labels = labels.masked_fill(labels == ignore, IGNORED)
-            return torch.stack([factor * term(logits, labels) for factor, term in terms]).sum()
+            logits, labels, weights = logits.float(), labels.long(), weights_on(labels.device)
+            pairs = [(logits, labels, weights)]
+            if overlap:
+                bits = [(labels >> k - 1) & 1 for k in range(1, len(classes))]
+                pairs = [(logits[:, [0, k]], bit, weights[[0, k]]) for k, bit in enumerate(bits, 1)]
+            total = torch.zeros((), device=logits.device)
+            for z, y, w in pairs:
+                y = y if ignore is None else y.masked_fill(labels == ignore, IGNORED)
+                total = total + torch.stack([factor * term(z, y, w) for factor, term in terms]).sum() / len(pairs)
+            return total
 
     return compute
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from comp import config
+from comp.data.arrays import pick_class
 from comp.errors import Refused
 
 NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
@@ -57,6 +58,32 @@ def to_margins(confusions: Tensor) -> Tensor:
     """What scores need of confusions (N, C, C): margins int64 (N, 4, C)."""
     truth, prediction, elsewhere = confusions.sum(2), confusions.sum(1), confusions[:, 1:].sum(1)
     return torch.stack([confusions.diagonal(dim1=1, dim2=2), truth, prediction, elsewhere], 1)
+
+
+def count_margins(truth: Tensor, prediction: Tensor, competition: config.Competition) -> Tensor:
+    """Margins int64 (N, 4, C) of labels uint8 (N, H, W) as a competition has them. Raises Refused.
+
+    Where classes overlap, each is counted against the rest, and class 0 is where there is none of them.
+    """
+    classes, ignored = len(competition.classes), competition.arrays.ignored
+    if not competition.overlap:
+        return to_margins(count_confusion(truth, prediction, classes, ignored))
+    true, predicted = (
+        torch.stack([pick_class(one, k, True) for k in range(classes)], 1) for one in (truth, prediction)
+    )
+    if ignored is not None:
+        true, predicted = (one & (truth != ignored).unsqueeze(1) for one in (true, predicted))
+    elsewhere = true & predicted
+    elsewhere[:, 0] = predicted[:, 0] & ~true[:, 0]
+    return torch.stack([one.sum((2, 3)) for one in (true & predicted, true, predicted, elsewhere)], 1)
+
+
+def to_confusion(margins: np.ndarray) -> np.ndarray:
+    """Margins (4, C) of overlapping classes as a confusion int64 (C, C) of each class with the rest."""
+    hits, truth, prediction, _ = margins
+    confusion = np.diag(hits)
+    confusion[1:, 0], confusion[0, 1:] = (truth - hits)[1:], (prediction - hits)[1:]
+    return confusion
 
 
 def iou(margins: np.ndarray) -> np.ndarray:

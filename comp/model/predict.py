@@ -1,4 +1,4 @@
-"""Probabilities for images: test-time augmentation, averaged after softmax; large images in tiles."""
+"""Probabilities for images: test-time augmentation, averaged as probabilities; large images in tiles."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -72,13 +72,13 @@ def logits(model: Segmenter, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor:
-    """Mean softmax over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
+    """Mean probabilities over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
 
     def look_at(images: Tensor) -> Tensor:
         first, *others = views = VIEWS[settings.tta]
 
         def seen(view: View) -> Tensor:
-            return view.undo(logits(model, view.do(images)).float().softmax(1), images.shape[2:])
+            return view.undo(activate(logits(model, view.do(images)).float(), model.overlap), images.shape[2:])
 
         with model.device.autocast():  # around all views, which then share one cast of the weights
             total = seen(first)
@@ -127,8 +127,19 @@ def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in ys for x in xs]
 
 
-def to_labels(scores: Tensor) -> Tensor:
-    """The class with the largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W)."""
+def activate(logits: Tensor, overlap: bool) -> Tensor:
+    """Probabilities of logits (n, C, H, W): softmax; where classes overlap, each against the first, which has ½."""
+    return (logits - logits[:, :1]).sigmoid() if overlap else logits.softmax(1)
+
+
+def to_labels(scores: Tensor, overlap: bool = False) -> Tensor:
+    """The class with the largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W).
+
+    Where classes overlap, bit k - 1 says whether class k has more than the first, which is none of them.
+    """
+    if overlap:
+        bits = 1 << torch.arange(scores.shape[1] - 1, device=scores.device).view(-1, 1, 1)
+        return ((scores[:, 1:] > scores[:, :1]) * bits).sum(1).to(torch.uint8)
     # With the classes of a pixel side by side, a CPU finds it six times faster.
     return scores.contiguous(memory_format=torch.channels_last).argmax(1).to(torch.uint8)
 
@@ -138,10 +149,11 @@ def to_planes(probabilities: Tensor) -> Tensor:
     return (probabilities[:, 1:] * 255).round().to(torch.uint8)
 
 
-def from_planes(planes: Tensor) -> Tensor:
+def from_planes(planes: Tensor, overlap: bool = False) -> Tensor:
     """Stored planes uint8 (n, C - 1, H, W) as probabilities float32 (n, C, H, W)."""
     others = planes.float()
-    return torch.cat([(255 - others.sum(1, keepdim=True)).clamp_min(0), others], 1) / 255
+    first = torch.full_like(others[:, :1], 127.5) if overlap else (255 - others.sum(1, keepdim=True)).clamp_min(0)
+    return torch.cat([first, others], 1) / 255
 
 
 def predict_rows(

@@ -35,6 +35,7 @@ class Segmenter(nn.Module):
     """
 
     device: Device
+    overlap = False  # whether classes may overlap, so that each one's logit is compared with the first one's alone
     net: Any  # an nn.Module, most with an encoder
     mean: Tensor
     std: Tensor
@@ -217,6 +218,7 @@ def load_model(path: Path, device: Device) -> tuple[Segmenter, Config]:
         mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
         model, _ = build_segmenter(without, len(mean), len(config.competition.classes), mean, std)
         model.load_state_dict(tensors)
+        model.overlap = config.competition.overlap
     except (ValueError, RuntimeError, RecursionError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise Refused(f"{path}: weights do not fit their own configuration: {reason}") from None

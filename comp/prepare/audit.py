@@ -26,7 +26,6 @@ NEAR_CORRELATION = 0.98  # of the thumbnails
 SHARING = 3  # different images under one mask, from which on it is a finding
 FLAT = 2.0  # standard deviation of a thumbnail, in grey levels
 ACROSS = 6  # images in a row of the sheet
-HIGHEST_BIT = [label.bit_length() for label in range(256)]  # of overlapping classes, the last
 NAMED = 3  # ids that the table names of every kind
 
 
@@ -132,9 +131,7 @@ def write_audit(
     with atomic_write(folder / "audit.csv") as beside:
         findings.to_csv(beside, index=False)
     unscored = [label for label in [competition.arrays.ignored] if label is not None]
-    drawn = np.array(HIGHEST_BIT if competition.overlap else range(256), np.uint8)
-    drawn[unscored] = unscored
-    rows = _rows(train, test, findings, drawn)
+    rows = _rows(train, test, findings, competition.overlap, unscored)
     sheets.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
     return text
 
@@ -151,18 +148,18 @@ def _class_table(competition: Competition, index: Index, area: int) -> str:
     return table.rename_axis(columns="class").to_string()
 
 
-def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame, drawn: np.ndarray) -> Iterator[sheets.Row]:
-    """Some training images, then for each kind of finding some of its; one that is like another follows that one.
-
-    `drawn`: as which label each label of a mask is drawn.
-    """
+def _rows(
+    train: TrainSplit, test: Split | None, findings: pd.DataFrame, overlap: bool, unscored: list[int]
+) -> Iterator[sheets.Row]:
+    """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
     places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
     if test is not None:
         places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
 
     def cell(name: str) -> sheets.Cell:
         split, k = places[name]
-        return split.images[k], None if split.masks is None else drawn[split.masks[k]]
+        masks = sheets.LastClasses(split.masks, unscored) if overlap and split.masks is not None else split.masks
+        return split.images[k], None if masks is None else masks[k]
 
     yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}
     for kind, of_kind in findings.groupby("finding", sort=False):

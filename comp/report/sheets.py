@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_rgb
@@ -84,6 +85,17 @@ def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collect
     if mask is None:
         return rgb
     return np.where(mask[..., None] == 0, rgb, rgb * 0.5 + colours[mask] * 0.5).astype(np.uint8)
+
+
+class LastClasses:
+    """Masks of overlapping classes, each pixel as its last class, but for `unscored` labels; indexed as an array is."""
+
+    def __init__(self, masks: np.ndarray, unscored: Collection[int]):
+        self._masks = masks
+        self._shown = np.array([k if k in unscored else k.bit_length() for k in range(256)], np.uint8)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._shown[self._masks[rows]]
 
 
 @styled

@@ -17,6 +17,7 @@ import numpy as np
 
 from comp import files
 from comp.config import Competition
+from comp.data.arrays import pick_class
 from comp.errors import Refused
 from comp.submission import runlength
 
@@ -77,7 +78,7 @@ def _pixel_texts(labels: int) -> np.ndarray:
 def _run_rows(competition: Competition, ids: Iterable[Any], labels: np.ndarray, order: list[int]) -> Iterator[bytes]:
     submission = competition.submission
     written = competition.written[: 1 if submission.rows == "image" else None]
-    by_class = [runlength.encode_runs(labels == label, submission.order) for label in written]
+    by_class = [runlength.encode_runs(pick_class(labels, k, competition.overlap), submission.order) for k in written]
     for image_id, *texts in zip(ids, *by_class, strict=True):
         keys = row_keys(competition, image_id)
         rows = ((*key, text or submission.empty) for key, text in zip(keys, texts, strict=True))

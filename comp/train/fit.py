@@ -84,7 +84,8 @@ def fit(
     averaging = ModelEmaV3(model) if config.ema else None
     averaged = averaging.module if averaging else model
     pixels, ignored = index.counts[train].sum(0), config.competition.arrays.ignored
-    loss_of = losses.build_loss(config.loss, classes, pixels, ignored)
+    model.overlap = config.competition.overlap
+    loss_of = losses.build_loss(config.loss, classes, pixels, ignored, model.overlap)
     step = Step(model, loss_of, config)
     times = batches.draws_per_image(index.counts[train], config.oversample, classes)
     loader = batches.TrainBatches(split, train, times, config, machine.workers, pin=device.type == "cuda")
@@ -250,14 +251,13 @@ def evaluate(
     model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Loss, settings: Predict, competition: Competition
 ) -> tuple[float, np.ndarray]:
     """Mean loss, and margins int64 (n, 4, C) as `metrics` has them, over rows, without test-time augmentation."""
-    classes, ignored = len(competition.classes), competition.arrays.ignored
     model.eval()
 
     def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[Tensor, Tensor]:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
         masks = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(logits.device)
-        confusions = metrics.count_confusion(masks, predict.to_labels(logits), classes, ignored)
-        return loss_of(logits, masks).double() * len(batch), metrics.to_margins(confusions)
+        labels = predict.to_labels(logits, competition.overlap)
+        return loss_of(logits, masks).double() * len(batch), metrics.count_margins(masks, labels, competition)
 
     # Each rank looks at its share, and the sum over ranks holds all.
     mine = np.arange(len(rows))[distributed.own_share()]
@@ -265,7 +265,7 @@ def evaluate(
     for _, (loss, some) in predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device):
         total += loss
         counted.append(some)
-    margins = torch.zeros(len(rows), 4, classes, dtype=torch.int64)
+    margins = torch.zeros(len(rows), 4, len(competition.classes), dtype=torch.int64)
     if counted:  # there may be fewer images than ranks
         margins[mine] = torch.cat(counted).cpu()
     return distributed.all_reduce(total.cpu()).item() / len(rows), distributed.all_reduce(margins).numpy()

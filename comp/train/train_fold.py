@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         if len(watched) and epoch & (epoch - 1) == 0 and not distributed.rank():
             looked = predict.predict_rows(model, data.split.inputs, valid[watched], config.predict)
             with files.atomic_write(folder / f"frame-{epoch:05}.npy") as beside:
-                np.save(
-                    beside, torch.cat([predict.to_labels(probabilities) for _, probabilities in looked]).cpu().numpy()
-                )
+                np.save(beside, torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy())
 
     model, state = fit(data, number, folder, machine, watch)
     if distributed.rank():
@@ -128,17 +127,18 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     Returns the margins and the confusion of all rows, int64 (C, C).
     """
     config, split, n = data.config, data.split, len(rows)
-    classes, size = len(config.competition.classes), split.images.shape[1:3]
+    classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     margins: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
-            labels, ignored = predict.to_labels(probabilities), config.competition.arrays.ignored
-            counted = metrics.count_confusion(truth, labels, classes, ignored)
-            confusion.add_(counted.sum(0).cpu())
-            margins.append(metrics.to_margins(counted).cpu().numpy())
+            labels = predict.to_labels(probabilities, overlap)
+            margins.append(metrics.count_margins(truth, labels, config.competition).cpu().numpy())
+            if not overlap:
+                ignored = config.competition.arrays.ignored
+                confusion.add_(metrics.count_confusion(truth, labels, classes, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
     members = [
@@ -147,28 +147,32 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         ("margins", (n, 4, classes), np.int64, margins),  # there once the planes are written
     ]
     npz.write_npz(path, members)
-    return np.concatenate(margins), confusion.numpy()
+    together = np.concatenate(margins)
+    return together, metrics.to_confusion(together.sum(0)) if overlap else confusion.numpy()
 
 
 def _draw(
     fold: Fold, data: TrainingData, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, margins: np.ndarray
 ) -> None:
     config, split = data.config, data.split
-    metric, classes = config.competition.metric, config.competition.classes
+    metric, classes, overlap = config.competition.metric, config.competition.classes, config.competition.overlap
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
+    # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
+    first = 1 if metric.background == "drop_truth" else 0  # class that is scored
+    unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     planes = fold.oof()[1]
+    if overlap:
+        split = replace(split, masks=sheets.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
-        return predict.to_labels(predict.from_planes(torch.from_numpy(planes[at]))).numpy()
+        labels = predict.to_labels(predict.from_planes(torch.from_numpy(planes[at]), overlap), overlap).numpy()
+        return sheets.LastClasses(labels, unscored)[:] if overlap else labels
 
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
     figures.draw_curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
     figures.draw_confusion(np.array(fold.metrics["confusion"]), classes, folder / "confusion.png")
 
-    # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
-    first = 1 if metric.background == "drop_truth" else 0  # class that is scored
-    unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     counted = margins[:, 1, first:].any(1)
     scores = [metrics.score(one[None], metric) if any_ else np.nan for one, any_ in zip(margins, counted, strict=True)]
     at, labels = sheets.choose_cases(scores)
@@ -176,6 +180,7 @@ def _draw(
     sheets.draw_sheet(sheets.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
+    frames = {k: sheets.LastClasses(one, unscored)[:] if overlap else one for k, one in frames.items()}
     frames[best] = predicted(watched)
     film = {
         f"epoch {epoch}" + ", kept" * (epoch == best): [(None, labels) for labels in frames[epoch]]
