@@ -28,7 +28,7 @@ from comp.train.runs import Fold, Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
 GAIN = 1e-4  # a judged score that rises by less has not risen
-BLOCK = 1 << 22  # probabilities that are looked at at a time
+BLOCK = 1 << 21  # probabilities that are looked at at a time
 
 # The values that are tried, in groups along which a class shrinks.
 _AREAS = [0.0, *(2.0 ** np.arange(-16, -1.5, 0.5)).tolist()]

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    for script in ("throughput.py", "submission.py", "time_to_score.py", "scaling.py", "ladder.py"):
+    for script in ("throughput.py", "submission.py", "time_to_score.py", "scaling.py", "decisions.py", "ladder.py"):
         print(f"\n{script}", flush=True)
         subprocess.run([sys.executable, str(HERE / script)], check=False)
     print("\nthe pack")
