@@ -11,9 +11,10 @@ runs/<competition>/audit.
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
-from comp import cli
+from comp import cli, files
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -33,6 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
             source = came
     if source:
         build.prepare(competition, source, path, arguments.size or competition.source.size)
+        keep_sample(source, folder / (competition.submission.sample or f"{competition.name}-{arrays.SAMPLE}"))
     from comp.prepare import audit  # which takes seconds
 
     train = arrays.load_train(competition, folder)
@@ -43,6 +45,15 @@ def main(arguments: argparse.Namespace) -> None:
     out = arguments.runs / competition.name / "audit"
     print(audit.write_audit(out, competition, train, index, test, found))
     print(f"{out}: audit.csv, audit.txt, audit.png")
+
+
+def keep_sample(source: Path, target: Path) -> None:
+    """Copy a download's sample submission to where submissions are compared with it, unless one is there."""
+    there = sorted(source.glob("*sample*submission*.csv"))
+    if len(there) == 1 and not target.exists():
+        with files.atomic_write(target) as beside:
+            shutil.copyfile(there[0], beside)
+        print(f"{target}: the sample submission")
 
 
 def size(text: str) -> tuple[int, int]:
