@@ -10,7 +10,7 @@ from PIL import Image
 from comp import config, files
 from comp.data import arrays, npz
 from comp.errors import Refused
-from comp.prepare import build, decode, masks, scaling
+from comp.prepare import build, decode, masks
 from comp.prepare.find import find_samples
 from comp.prepare.samples import Found
 
@@ -301,7 +301,7 @@ def test_every_kind_of_image_becomes_grey_or_rgb(tmp_path, mode):
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
-    rule = scaling.find_scaling((), [[tmp_path / "a.png"]], 1, deep=True)
+    rule = decode.find_scaling((), [[tmp_path / "a.png"]], 1, deep=True)
     found, lost = rule.apply(decode.read_image(tmp_path / "a.png"), 0, tmp_path, strict=True)
     assert found[0, :, 0].tolist() == [0, 1, 128, 255] and not lost
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from comp import files
 from comp.errors import Refused
-from comp.prepare import build, decode, masks, scaling
+from comp.prepare import build, decode, masks
 
 RANDOM = np.random.default_rng(0)
 VALUES = RANDOM.integers(0, 4096, (20, 30, 3)).astype(np.uint16)
@@ -212,7 +212,7 @@ def test_percentiles_of_the_training_images_scale_the_hidden_ones(tmp_path, monk
     ],
 )
 def test_values_that_the_rule_does_not_cover_are_refused(tmp_path, monkeypatch, values, low, high, problem):
-    monkeypatch.setattr(scaling, "LOOKED_AT", 4)  # every other one, but not the last
+    monkeypatch.setattr(decode, "LOOKED_AT", 4)  # every other one, but not the last
     folder = download(tmp_path / "a", values, suffix=".npy", low=low, high=high)
     given = {"range": [0.0, 1.0]} if "NaN" in problem else {}
     with pytest.raises(Refused, match=problem):

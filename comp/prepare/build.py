@@ -25,10 +25,10 @@ from comp.data import arrays, convert, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare import decode, masks
+from comp.prepare.decode import Scaling, find_scaling
 from comp.prepare.find import find_samples
 from comp.prepare.masks import MaskReader
 from comp.prepare.samples import Finding, Sample
-from comp.prepare.scaling import Scaling, find_scaling
 from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
