@@ -108,7 +108,7 @@ def search_decisions(
     plain = np.concatenate([_count(part, neutral, "", 0, competition)[0] for part in parts])
     reached = float(metrics.combine(plain, metric))
     ladder = [Rung("largest", reached, True, "the largest probability", {})]
-    for kind in tqdm(KINDS if search else (), desc="decide", disable=None, leave=False):
+    for kind in tqdm(KINDS if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         before, tried, curves = reached, 0.0, {}
         for target in range(1, len(runs if kind == RUN else classes)):
             found, judged, curve = _find(kind, target, chains, parts, competition)

@@ -1,7 +1,8 @@
 """One image or mask file as an array: what its header says, and its values.
 
 Photographs become grey or RGB whatever they were (palette, CMYK, RGBA): first frame, transparency dropped, turned
-upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, stay as the file stores them.
+upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, are read as the file stores
+them; one rule for a competition, which its npz keeps for the hidden images, makes them uint8.
 """
 
 import logging
