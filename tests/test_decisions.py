@@ -271,3 +271,9 @@ def test_the_search_counts_as_the_metric_does(tmp_path):
         margins.append(count_margins(data.masks[rows], labels, 3))
     expected = metrics.score(np.concatenate(margins), COMPETITION.metric)
     assert ladder[0].score == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_group_leaves_nothing_to_judge_with(tmp_path):
+    data = replace(split(12), groups=np.array(["scan"] * 12))
+    decisions, ladder = found([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))[:1]], data)
+    assert decisions == Decisions.neutral(1, 3) and len(ladder) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from comp.model import metrics
 from comp.report import figures, tables
@@ -22,7 +23,7 @@ def write_run_page(run_folder: Path) -> Path:
     competition, model, facts = config.competition, config.model, folds[0].metrics
     every = {fold.number: fold.metrics for fold in folds}
     confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
-    margins = np.concatenate([fold.oof()[2] for fold in folds])
+    margins = metrics.to_margins(torch.from_numpy(confusion)[None]).numpy()
     by_class = tables.class_frame(metrics.scores(margins, competition.classes, competition.metric))
     by_fold = tables.folds_frame(every)
     for number, one in every.items():
