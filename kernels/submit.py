@@ -11,14 +11,19 @@ import argparse
 import contextlib
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from comp import cli, files
 from comp import config as configs
 from comp.kaggle import api
-from comp.submission import ledger
+from comp.report import tables
 from comp.submission.check import check_against_input
+
+COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,11 +40,11 @@ def main(args: argparse.Namespace) -> int:
     book = args.ledger or (args.file.parent if args.file else Path("submissions")) / "ledger.csv"
     if args.file:
         submit(args, book)
-    for row in ledger.read_ledger(book):
+    for row in read_ledger(book):
         if row["status"] == "PENDING":  # Kaggle was slower than an earlier start had patience
             settle(book, row, patience=0)
-    rows = ledger.read_ledger(book)
-    print(ledger.ledger_table(rows) if rows else f"{book}: nothing was submitted yet")
+    rows = read_ledger(book)
+    print(ledger_table(rows) if rows else f"{book}: nothing was submitted yet")
     return 0
 
 
@@ -55,7 +60,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
     digest = files.sha256(args.file)
     if about["sha256"] != digest:
         raise cli.Refused(f"{args.file}: changed since it was made; make it again with kernels/ensemble.py")
-    for sent in ledger.read_ledger(book):
+    for sent in read_ledger(book):
         if sent["sha256"] == digest and sent["status"] != "ERROR" and sent["competition"] == competition.kaggle:
             raise cli.Refused(
                 f"{args.file}: was submitted on {sent['when'][:16]} (submission {sent['ref']}); see {book}"
@@ -79,16 +84,41 @@ def submit(args: argparse.Namespace, book: Path) -> None:
         "status": "PENDING",
         "ref": api.send_submission(competition.kaggle, what, message),
     }
-    ledger.record_submission(book, row)  # before the wait, so that a lost score can be asked for again
+    record_submission(book, row)  # before the wait, so that a lost score can be asked for again
     settle(book, row, patience=api.PATIENCE)
 
 
 def settle(book: Path, row: dict[str, Any], patience: float) -> None:
     """Wait for a submission's score and write it into the ledger."""
     score = api.wait_score(row["competition"], int(row["ref"]), patience)
-    ledger.record_submission(book, row | score)
+    record_submission(book, row | score)
     if score["status"] == "ERROR":
         raise cli.Refused(f"{row['file']}: Kaggle could not score it: {score['error']}")
+
+
+def read_ledger(path: Path) -> list[dict[str, str]]:
+    """All rows of ledger.csv, oldest first; none where there is no ledger. Raises Refused."""
+    if not path.exists():
+        return []
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)[[*COLUMNS]].to_dict("records")
+    except (ValueError, KeyError) as error:
+        raise cli.Refused(f"{path}: not a ledger ({error}); move it away to begin another") from None
+
+
+def record_submission(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row, or replace the one with the same ref; values that are None stay blank."""
+    rows = [old for old in read_ledger(path) if old["ref"] != str(row["ref"])]
+    files.write_text(path, pd.DataFrame([*rows, row], columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
+
+
+def ledger_table(rows: list[dict[str, str]]) -> str:
+    """The ledger as aligned text: out-of-fold beside public and private score, and their difference."""
+    scores = ["out_of_fold", "public", "private"]
+    frame = pd.DataFrame(rows).replace("", "nan").astype(dict.fromkeys(scores, float)).set_index("file")
+    frame["when"] = frame["when"].str[:16]
+    frame["public - oof"] = frame["public"] - frame["out_of_fold"]
+    return tables.to_text(frame[["when", *scores, "public - oof"]])
 
 
 def made_by(file: Path) -> dict:

@@ -1,12 +1,14 @@
 """A competition of a dozen lines and a network of a few thousand weights, for tests of seconds."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 # Tests run several processes at a time; more threads than cores wait for one another.
@@ -83,6 +85,14 @@ def kernel(script: str, *arguments: str, cwd: Path, status: int | None = 0) -> s
     if status is not None:
         assert done.returncode == status, output
     return output
+
+
+def load(script: str) -> Any:
+    """An entry script as a module."""
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "kernels" / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def inside(monkeypatch, capsys, script: str, *arguments: str, cwd: Path, status: int = 0) -> str:

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out
+from conftest import COMPETITION, ROOT, TINY, draw, inside, lay_out, load
 from kaggle_server import KEY, TOKEN, Competition, Kaggle
 from PIL import Image
 
@@ -159,14 +158,6 @@ def kaggle(tmp_path, monkeypatch):
         client.log_in.cache_clear()
         yield server
         client.log_in.cache_clear()
-
-
-def load(script):
-    """An entry script as a module."""
-    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "kernels" / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def on_kaggle(monkeypatch, script, *arguments):
