@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.errors import spare_what_is_trained
     from comp.model import segmenter
     from comp.prepare import build
-    from comp.train import comparison, runs
+    from comp.train import pages, runs
     from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
                 print(notes[-1])
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
             with spare_what_is_trained("the comparison"):
-                table = comparison.write_comparison(folder, variants, done, cli.command(), notes + failed)
+                table = pages.write_comparison(folder, variants, done, cli.command(), notes + failed)
     if table:
         print(f"\n{table}\n\n{folder}")
     if failed:

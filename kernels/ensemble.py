@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.prepare import build
     from comp.report import tables
     from comp.submission.check import check_submission
-    from comp.train import overview
+    from comp.train import pages
 
     if distributed.local_rank() is not None:
         raise cli.Refused("one process makes the submission; start it without torchrun")
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         alone = len(names) == 1 and shown.is_dir()
         print(f"{metric}, {write_ladder(ladder, shown / 'decisions' if alone else None)}")
         if alone:
-            print(overview.write_run_page(shown))
+            print(pages.write_run_page(shown))
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     hidden = in_kernel and competition.code_competition

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.data.training_data import FULL, load_training_data
     from comp.errors import spare_what_is_trained
     from comp.prepare import build
-    from comp.train import overview, runs
+    from comp.train import pages, runs
     from comp.train.parallel import run_on_devices
     from comp.train.train_fold import check_folds, train_fold
 
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
         files.write_text(run_folder / "command.txt", cli.command() + "\n")
         if FULL not in numbers:
             with spare_what_is_trained("report.html"):
-                print(overview.write_run_page(run_folder))
+                print(pages.write_run_page(run_folder))
     distributed.leave()
     if failed:
         raise cli.Refused(f"{', '.join(failed)}; the lines behind its name say why, and the same command goes on")

@@ -50,7 +50,7 @@ SERVER.set_forkserver_preload(
         "pandas",
         "albumentations",
         "segmentation_models_pytorch",
-        "comp.train.overview",
+        "comp.train.pages",
         "comp.data.demo",
         "comp.ensemble.blend",
     ]

@@ -322,7 +322,7 @@ assert "late" not in sys.argv, "as asked"
 def job(tmp_path, monkeypatch):
     """Makes a job of the stand-in; its figures and page are left out."""
     place = tmp_path / "place"
-    monkeypatch.setattr(jobs.overview, "write_run_page", lambda run: run / "report.html")
+    monkeypatch.setattr(jobs.pages, "write_run_page", lambda run: run / "report.html")
 
     def make(*arguments, competition=COMPETITION, overrides=(), **more):
         if not place.exists():

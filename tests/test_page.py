@@ -22,7 +22,7 @@ from comp.data.arrays import Split
 from comp.errors import Refused
 from comp.model import metrics
 from comp.report import figures, page, sheets
-from comp.train import overview
+from comp.train import pages
 from comp.train.runs import read_fold
 
 NASTY = "<script>alert(1)</script> & \"a very long name, with'quotes'\""
@@ -107,7 +107,7 @@ def headings(text: str) -> list[str]:
 
 
 def test_the_report_holds_every_section_and_the_figures(run):
-    path = overview.write_run_page(run)
+    path = pages.write_run_page(run)
     text = path.read_text(encoding="utf-8")
     assert headings(text) == [
         "Result", "Classes, all folds as one", "All folds", "Fold 0", "Fold 1", "Command and configuration"
@@ -122,13 +122,13 @@ def test_the_report_holds_every_section_and_the_figures(run):
 
 
 def test_the_figures_on_the_page_are_those_that_the_run_left(run):
-    text = overview.write_run_page(run).read_text(encoding="utf-8")
+    text = pages.write_run_page(run).read_text(encoding="utf-8")
     shown = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", text)]
     assert sorted(shown) == sorted(path.read_bytes() for path in run.rglob("*.png")) and len(shown) == 12
 
 
 def test_text_is_escaped_and_nothing_comes_from_outside(run):
-    text = overview.write_run_page(run).read_text(encoding="utf-8")
+    text = pages.write_run_page(run).read_text(encoding="utf-8")
     assert "<script" not in text and "&lt;script&gt;alert(1)" in text
     links = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)|url\(([^)]*)\)|@import\s+(\S+)""", text)
     assert links and all(target.startswith(("data:", "#")) for found in links for target in found if target)
@@ -144,25 +144,25 @@ def test_the_audit_is_on_the_page_and_what_is_missing_is_not(run, tmp_path):
     shutil.rmtree(bare / "fold-1")
     files.write_text(bare.parent / "audit" / "audit.txt", "110 share <one> mask {body}")
     Image.new("RGB", (9, 9)).save(bare.parent / "audit" / "audit.png")
-    text = overview.write_run_page(bare).read_text(encoding="utf-8")
+    text = pages.write_run_page(bare).read_text(encoding="utf-8")
     assert headings(text)[2:] == ["What is odd in the data", "Command and configuration"]
     assert "110 share &lt;one&gt; mask {body}" in text and text.count("<img") == 1
 
 
 def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
     with pytest.raises(Refused, match=r"config\.json"):
-        overview.write_run_page(tmp_path)
+        pages.write_run_page(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(run, broken, ignore=shutil.ignore_patterns("report.html"))
     for column in (["one"], [1, 2]):
         write_history(broken / "fold-1" / "history.csv", {"epoch": column})
         with pytest.raises(Refused, match=r"fold-1.history\.csv: not a training history"):
-            overview.write_run_page(broken)
+            pages.write_run_page(broken)
     shutil.copyfile(run / "fold-1" / "history.csv", broken / "fold-1" / "history.csv")
     for file in broken.glob("fold-*/metrics.json"):
         file.unlink()
     with pytest.raises(Refused, match="no finished fold"):
-        overview.write_run_page(broken)
+        pages.write_run_page(broken)
     assert not (broken / "report.html").exists()
 
 
@@ -170,7 +170,7 @@ def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
 @pytest.mark.skipif(not BROWSER, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_finds_no_fault(many_classes, tmp_path, width):
-    path = overview.write_run_page(many_classes)
+    path = pages.write_run_page(many_classes)
     with Browser(tmp_path / "profile") as browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             browser.call(f"{domain}.enable")

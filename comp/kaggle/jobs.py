@@ -19,7 +19,7 @@ from comp.kaggle import api, packing, sandbox
 from comp.kaggle.client import call_client
 from comp.prepare import build
 from comp.submission.check import check_against_input
-from comp.train import overview
+from comp.train import pages
 from comp.train.runs import METRICS, Fold, fold_files, has_begun
 
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
@@ -141,7 +141,7 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
             files.write_json(place / KERNEL, about["kernel"])
         else:
             (place / KERNEL).unlink(missing_ok=True)
-        report = overview.write_run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
+        report = pages.write_run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if failed:
         raise failed
