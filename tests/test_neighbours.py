@@ -7,7 +7,6 @@ from conftest import COMPETITION, RECIPE, TINY, inside, lay_out
 
 from comp import config, device
 from comp.data import arrays, batches
-from comp.data.neighbours import Neighbours
 from comp.errors import Refused
 from comp.model import segmenter
 
@@ -17,7 +16,7 @@ SLICED = COMPETITION + "\n[arrays]\nneighbours = [-1, 0, 2]\n"
 def test_channels_are_neighbours_of_the_group_and_end_with_it():
     images = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(2, 3)
     images[..., 1] += 100
-    near = Neighbours(images, np.array(["a", "b", "a", "", "b", "a", "", "a"]), [-1, 0, 2])
+    near = arrays.Neighbours(images, np.array(["a", "b", "a", "", "b", "a", "", "a"]), [-1, 0, 2])
     assert near.shape == (8, 1, 1, 6) and len(near) == 8
     first = near[np.arange(8)][:, 0, 0, ::2].tolist()
     assert first == [[0, 0, 5], [1, 1, 4], [0, 2, 7], [3, 3, 3], [1, 4, 4], [2, 5, 7], [6, 6, 6], [5, 7, 7]]
@@ -28,7 +27,7 @@ def test_channels_are_neighbours_of_the_group_and_end_with_it():
 def test_a_mapped_file_is_not_copied(tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((9, 4, 4, 1), np.uint8))
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    assert Neighbours(images, np.full(9, "a"), [-1, 0, 1])._images is images
+    assert arrays.Neighbours(images, np.full(9, "a"), [-1, 0, 1])._images is images
 
 
 def sliced(tmp_path, **more):

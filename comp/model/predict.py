@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.config import Predict
-from comp.data.arrays import Size
-from comp.data.neighbours import Neighbours
+from comp.data.arrays import Neighbours, Size
 from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused, print_once
 from comp.model.segmenter import Segmenter

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from comp import config as configs
 from comp import files
 from comp.config import Config, Model
-from comp.data.neighbours import Neighbours
+from comp.data.arrays import Neighbours
 from comp.device import Device, is_out_of_memory
 from comp.distributed import is_lost_peer
 from comp.errors import Refused, did_you_mean
