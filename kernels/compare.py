@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
 
     from comp import device, distributed
     from comp.data import augment, batches
-    from comp.data.training_data import load_training_data
+    from comp.data.folds import load_training_data
     from comp.errors import spare_what_is_trained
     from comp.model import segmenter
     from comp.prepare import build

@@ -34,8 +34,7 @@ def main(args: argparse.Namespace) -> int:
     # after the configuration is known to be sound
     from comp import device, distributed, files
     from comp.data import arrays, batches
-    from comp.data.folds import EXCLUDED
-    from comp.data.training_data import FULL, load_training_data
+    from comp.data.folds import EXCLUDED, FULL, load_training_data
     from comp.errors import spare_what_is_trained
     from comp.prepare import build
     from comp.train import pages, runs

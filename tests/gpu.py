@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from comp import cli, config, files
 from comp.data import arrays, batches
-from comp.data.training_data import TrainingData, load_training_data
+from comp.data.folds import TrainingData, load_training_data
 from comp.device import Device, Machine, choose_device, to_device
 from comp.model import losses, metrics, predict, segmenter
 from comp.train import fit, runs, schedule

@@ -13,7 +13,7 @@ from conftest import ROOT, draw
 from comp import config, device, files
 from comp.data import arrays
 from comp.data.arrays import TrainSplit
-from comp.data.training_data import FULL, TrainingData
+from comp.data.folds import FULL, TrainingData
 from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, segmenter

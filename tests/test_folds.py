@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from comp import config
 from comp.data import arrays, folds
-from comp.data.training_data import FULL, TrainingData
+from comp.data.folds import FULL, TrainingData
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "crystal")

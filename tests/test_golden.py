@@ -15,7 +15,7 @@ from conftest import draw
 from comp import config, device
 from comp.data import arrays
 from comp.data.arrays import TrainSplit
-from comp.data.training_data import TrainingData
+from comp.data.folds import TrainingData
 from comp.train import fit
 from comp.train.step import Step
 

@@ -6,7 +6,7 @@ from drawn import competition, discs, find, image, prepare, save
 from PIL import Image
 
 from comp.data import arrays
-from comp.data.training_data import load_training_data
+from comp.data.folds import load_training_data
 from comp.errors import Refused
 from comp.prepare import audit, build
 

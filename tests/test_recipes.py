@@ -6,7 +6,7 @@ import torch
 
 from comp import config, device
 from comp.data import arrays
-from comp.data.training_data import TrainingData
+from comp.data.folds import TrainingData
 from comp.train import fit
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Who validates on what.
+"""Who validates on what, and all that training needs of a competition.
 
 Samples that belong together (the user's groups, exact duplicates of an image or of a mask) share a fold.
 Folds are stratified by the rarest class present in a sample, so that every fold validates on each class.
@@ -6,16 +6,46 @@ Folds are stratified by the rarest class present in a sample, so that every fold
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from comp import distributed
 from comp.config import Arrays, Config
-from comp.data.arrays import Index, Split
+from comp.data import arrays
+from comp.data.arrays import Index, Split, TrainSplit
 from comp.errors import Refused
 from comp.files import atomic_write
 
 EXCLUDED, EXTRA = -1, -2
+FULL = -1  # instead of a fold's number: train on all images, validate on none
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A configuration, its training samples with what is known of them, and the fold in which each validates."""
+
+    config: Config
+    split: TrainSplit
+    index: Index
+    folds: np.ndarray  # int16 (N,); -1: excluded; -2: it trains in every fold
+
+    def rows(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the split that a fold trains on and those that it validates on, int64 each."""
+        excluded = self.folds == EXCLUDED
+        return np.flatnonzero(~excluded & (self.folds != fold)), np.flatnonzero(~excluded & (self.folds == fold))
+
+
+def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:
+    """Load and check a competition's training samples; deal its folds, or read them back. Raises Refused."""
+    competition = config.competition
+    with distributed.rank_zero_first():
+        split = arrays.load_train(competition, input_folder)
+        index = arrays.build_index(split, competition)
+        dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
+        path = runs_folder / competition.name / f"folds-{dealt}.csv"
+        return TrainingData(config, split, index, load_or_deal_folds(path, split, index, config))
 
 
 def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
@@ -130,19 +160,19 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
         raise Refused(f"fold {fold}: {lack}; what works is {', or '.join(works)}")
 
 
-def _mark(split: Split, index: Index, arrays: Arrays) -> np.ndarray:
+def _mark(split: Split, index: Index, settings: Arrays) -> np.ndarray:
     """`EXCLUDED` for a sample that the competition or a given split leaves out, `EXTRA`, or 0: int16 (N,)."""
-    if unknown := set(arrays.exclude).difference(split.ids.tolist()):
+    if unknown := set(settings.exclude).difference(split.ids.tolist()):
         raise Refused(f"competition.arrays.exclude: no sample {min(unknown)!r}")
-    excluded = np.isin(split.ids, np.array(arrays.exclude, dtype=str))
+    excluded = np.isin(split.ids, np.array(settings.exclude, dtype=str))
     if split.folds is not None:
         excluded |= split.folds == EXCLUDED
-    if arrays.exclude_shared_masks:
+    if settings.exclude_shared_masks:
         # An image that occurs twice shares its mask by right: only different images count.
         pairs = np.unique(np.stack([index.mask_hash, index.image_hash], axis=1), axis=0)
         masks, images = np.unique(pairs[:, 0], return_counts=True)
         others = images[np.searchsorted(masks, index.mask_hash)] - 1
-        excluded |= ~index.constant & (others >= arrays.exclude_shared_masks)
+        excluded |= ~index.constant & (others >= settings.exclude_shared_masks)
     marks = np.zeros(len(excluded), np.int16) if split.extra is None else np.where(split.extra, EXTRA, 0)
     return np.where(excluded, EXCLUDED, marks).astype(np.int16)
 

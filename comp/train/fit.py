@@ -22,7 +22,7 @@ from comp import distributed, files
 from comp.config import Competition, Config, Predict
 from comp.data import batches
 from comp.data.arrays import TrainSplit
-from comp.data.training_data import TrainingData
+from comp.data.folds import TrainingData
 from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter

@@ -13,7 +13,7 @@ from comp import config as configs
 from comp import files
 from comp.config import Config
 from comp.data import npz
-from comp.data.training_data import FULL
+from comp.data.folds import FULL
 from comp.errors import Refused
 from comp.model import metrics
 from comp.report import tables

@@ -13,7 +13,7 @@ import torch
 
 from comp import distributed, files
 from comp.data import augment, folds, npz
-from comp.data.training_data import FULL, TrainingData
+from comp.data.folds import FULL, TrainingData
 from comp.device import Machine
 from comp.errors import Refused, spare_what_is_trained
 from comp.model import metrics, predict

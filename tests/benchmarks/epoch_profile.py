@@ -17,7 +17,7 @@ import torch.profiler
 
 from comp import cli, device
 from comp.data import arrays, demo
-from comp.data.training_data import TrainingData
+from comp.data.folds import TrainingData
 from comp.train import fit
 
 # The parts of an epoch, by the end of the file and the function that holds each.

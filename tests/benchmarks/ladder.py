@@ -21,7 +21,7 @@ from throughput import Notebook
 from torch.utils.data import DataLoader
 
 from comp import cli, config, device
-from comp.data.training_data import TrainingData, load_training_data
+from comp.data.folds import TrainingData, load_training_data
 from comp.model import metrics
 from comp.train.train_fold import train_fold
 

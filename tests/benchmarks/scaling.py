@@ -130,7 +130,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
 def train(pictures: int) -> dict[str, float]:
     """One epoch, from arrays that were never seen: hashed, dealt into folds, trained on, validated."""
     from comp import device
-    from comp.data.training_data import load_training_data
+    from comp.data.folds import load_training_data
     from comp.train.train_fold import train_fold
 
     settings = tiny(5)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from comp import config, device
 from comp.data import arrays, batches, demo
-from comp.data.training_data import TrainingData
+from comp.data.folds import TrainingData
 from comp.ensemble.blend import label_images
 from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter

@@ -12,7 +12,7 @@ from pathlib import Path
 import ladder
 
 from comp import config, device
-from comp.data.training_data import load_training_data
+from comp.data.folds import load_training_data
 
 
 def main() -> None:
