@@ -184,7 +184,7 @@ class Schedule(Section):
     patience: Positive = 3  # plateau: epochs without a better score before it is
 
 
-LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "jaccard", "lovasz"]
+LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "lovasz"]
 
 
 class Loss(Section):

@@ -41,7 +41,6 @@ def build_loss(
         "focal": lambda z, y, w: focal(z, y, w, loss.gamma),
         "dice": lambda z, y, w: dice(z, y),
         "bce_dice": lambda z, y, w: bce_dice(z, y),
-        "jaccard": lambda z, y, w: jaccard(z, y),
         "lovasz": lambda z, y, w: lovasz(z, y),
     }
     terms = [(factor, known[name]) for name, factor in loss.terms.items()]
@@ -113,12 +112,7 @@ def near_edges(labels: Tensor) -> Tensor:
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft Dice over the whole batch, mean over the classes its labels hold (Milletari et al. 2016)."""
-    return _overlap_loss(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
-
-
-def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 - soft intersection over union of the whole batch, mean over the classes its labels hold."""
-    return _overlap_loss(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels, jaccard=True)
+    return _dice_loss(logits.softmax(1), _one_hot(labels, logits.shape[1]), labels)
 
 
 def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,7 +126,7 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
         logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]
     counted = (labels != IGNORED).unsqueeze(1).expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), counted.to(logits), reduction="sum")
-    return _ratio(entropy, counted.sum()) + _overlap_loss(logits.sigmoid(), truth, labels)
+    return _ratio(entropy, counted.sum()) + _dice_loss(logits.sigmoid(), truth, labels)
 
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
@@ -164,12 +158,11 @@ def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
     return torch.empty_like(errors).scatter_(0, order, rise)
 
 
-def _overlap_loss(probabilities: Tensor, truth: Tensor, labels: Tensor, jaccard: bool = False) -> Tensor:
+def _dice_loss(probabilities: Tensor, truth: Tensor, labels: Tensor) -> Tensor:
     probabilities = probabilities * (labels != IGNORED).unsqueeze(1)
     common, pixels = (probabilities * truth).sum((0, 2, 3)), truth.sum((0, 2, 3))
-    total, present = probabilities.sum((0, 2, 3)) + pixels, pixels > 0
-    overlap = _ratio(common, total - common) if jaccard else _ratio(2 * common, total)
-    return _ratio(((1 - overlap) * present).sum(), present.sum())
+    dices = _ratio(2 * common, probabilities.sum((0, 2, 3)) + pixels)
+    return _ratio(((1 - dices) * (pixels > 0)).sum(), (pixels > 0).sum())
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:
