@@ -18,7 +18,6 @@ from comp.report.tables import format_number, shorten
 
 FAINT = "#8b949e"
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
-MOST = 32  # classes in a confusion
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
 
 styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
@@ -63,18 +62,11 @@ def compare_curves(histories: dict[str, pd.DataFrame], path: str | Path, title: 
 
 @styled
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
-    """Draw the confusion in percent of each true class, with each class's IoU; of many classes the worst.
+    """Draw the confusion in percent of each true class, with each class's IoU.
 
     confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
     """
-    hits, truth, prediction = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    ious = metrics.iou(np.stack([hits, truth, prediction]))
-    if len(confusion) > MOST:  # too many to read: the worst ones, and all others as one
-        order = np.argsort(ious, kind="stable")  # NaN comes last
-        worst, others = np.sort(order[: MOST - 1]), order[MOST - 1 :]
-        member = np.vstack([np.eye(len(ious))[worst], np.isin(np.arange(len(ious)), others)])  # (MOST, C)
-        confusion, ious = member @ confusion @ member.T, np.append(ious[worst], np.nan)
-        classes = [*(classes[i] for i in worst), f"{len(others)} others"]
+    ious = metrics.iou(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
     names = [shorten(name, 22) for name in classes]
     percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = np.clip(0.36 * len(names), WIDTH - 2, 11.5)
