@@ -9,7 +9,6 @@ writes and prints, so the folder of the runs must be one for all.
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -71,16 +70,6 @@ def barrier() -> None:
     all_reduce(torch.zeros(1))
 
 
-@contextlib.contextmanager
-def rank_zero_first() -> Iterator[None]:
-    """Let rank 0 go through the block before the others, so that they find what it made."""
-    if rank():
-        barrier()
-    yield
-    if not rank():
-        barrier()
-
-
 def all_reduce(values: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place."""
     if world_size() > 1:
@@ -90,10 +79,8 @@ def all_reduce(values: Tensor) -> Tensor:
 
 def agree(progress: float, stop: bool) -> tuple[float, bool]:
     """Rank 0's progress for all ranks, and whether any of them was asked to stop."""
-    if world_size() == 1:
-        return progress, stop
-    said = all_reduce(torch.tensor([0.0 if rank() else progress, float(stop)], dtype=torch.float64))
-    return float(said[0]), bool(said[1])
+    said = all_reduce(torch.tensor([0.0 if rank() else progress, stop], dtype=torch.float64)).tolist()
+    return said[0], said[1] > 0
 
 
 def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:

@@ -86,7 +86,7 @@ def test_two_ranks_train_as_one(place, two, name, monkeypatch, capsys):
         assert np.array_equal(found["margins"][:, 1], expected["margins"][:, 1])
         if name == "mixed":  # each rank mixes its own share
             return
-        assert np.abs(found["probabilities"] - expected["probabilities"]).max() < 0.002
+        assert np.abs(found["planes"].astype(int) - expected["planes"]).max() <= 1
     expected, found = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (alone, shared))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import distributed
 from comp.config import Arrays, Config
 from comp.data import arrays
 from comp.data.arrays import Index, Split, TrainSplit
@@ -40,12 +39,11 @@ class TrainingData:
 def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:
     """Load and check a competition's training samples; deal its folds, or read them back. Raises Refused."""
     competition = config.competition
-    with distributed.rank_zero_first():
-        split = arrays.load_train(competition, input_folder)
-        index = arrays.build_index(split, competition)
-        dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
-        path = runs_folder / competition.name / f"folds-{dealt}.csv"
-        return TrainingData(config, split, index, load_or_deal_folds(path, split, index, config))
+    split = arrays.load_train(competition, input_folder)
+    index = arrays.build_index(split, competition)
+    dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
+    path = runs_folder / competition.name / f"folds-{dealt}.csv"
+    return TrainingData(config, split, index, load_or_deal_folds(path, split, index, config))
 
 
 def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:

@@ -56,11 +56,10 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
     folder = fold_folder(run_folder, number)
     check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
-        with distributed.rank_zero_first():
-            if not distributed.rank():
-                if not is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
-                    (folder / METRICS).unlink(missing_ok=True)
-                files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
+        if not distributed.rank():
+            if not is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
+                (folder / METRICS).unlink(missing_ok=True)
+            files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
         if not is_finished(folder):
             _train(data, number, folder, machine)
             distributed.barrier()  # the files are rank 0's
