@@ -30,7 +30,7 @@ from comp import files
 from comp.data import batches, npz
 from comp.errors import Refused
 from comp.report import figures
-from comp.train import checkpoint, fit
+from comp.train import fit, runs
 from comp.train.step import Step
 
 pytestmark = pytest.mark.slow
@@ -355,7 +355,7 @@ def test_an_error_in_drawing_costs_a_figure_and_no_fold(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_starts_anew_unasked(halfway, calm):
-    path = halfway / FOLD / checkpoint.NAME
+    path = halfway / FOLD / runs.CHECKPOINT
     data = bytearray(path.read_bytes())
     data[-5] ^= 1  # a single bit of a weight
     path.write_bytes(data)
@@ -371,11 +371,11 @@ def test_a_checkpoint_of_something_else(tmp_path):
     train(tmp_path, *network)
     with pytest.raises(Refused, match="of another network"):
         train(tmp_path, *network, "model.options={widths=[8]}")
-    tensors, metadata = files.read_tensors(tmp_path / checkpoint.NAME)
+    tensors, metadata = files.read_tensors(tmp_path / runs.CHECKPOINT)
     for wrong in ({"epoch": "3"}, {"history": {}}, {"speed": 1}):
         text = json.dumps(json.loads(metadata["facts"]) | wrong)
-        about = {"facts": text, "checksum": checkpoint._checksum(tensors, text)}
-        safetensors.torch.save_file(tensors, tmp_path / checkpoint.NAME, about)
+        about = {"facts": text, "checksum": runs._checksum(tensors, text)}
+        safetensors.torch.save_file(tensors, tmp_path / runs.CHECKPOINT, about)
         with pytest.raises(Refused, match="another version"):
             train(tmp_path, *network)
 

@@ -17,7 +17,7 @@ from comp.data.folds import FULL, TrainingData
 from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, segmenter
-from comp.train import checkpoint, fit, schedule
+from comp.train import fit, runs, schedule
 from comp.train.step import Step
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
@@ -234,12 +234,12 @@ def test_a_timed_run_goes_on_where_the_clock_was_and_not_where_its_epochs_were(m
 
 
 def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, monkeypatch):
-    real = checkpoint.save_checkpoint
+    real = runs.save_checkpoint
 
     def of_a_gpu(path, parts, optimizer, facts):
         real(path, parts, optimizer, facts | {"scaler": {"scale": 65536.0, "growth_interval": 2000}})
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", of_a_gpu)
+    monkeypatch.setattr(runs, "save_checkpoint", of_a_gpu)
     monkeypatch.setattr(files, "write_text", lambda *_: 1 / 0)  # killed at the end of the first epoch
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
     with pytest.raises(ZeroDivisionError):
@@ -252,15 +252,15 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path):
     loaded = settings()
     model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
-    path = tmp_path / checkpoint.NAME
-    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer) is None
-    checkpoint.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
-    assert checkpoint.load_checkpoint(path, {"model": model}, optimizer) == {"epoch": 1}
+    path = tmp_path / runs.CHECKPOINT
+    assert runs.load_checkpoint(path, {"model": model}, optimizer) is None
+    runs.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
+    assert runs.load_checkpoint(path, {"model": model}, optimizer) == {"epoch": 1}
     whole = path.read_bytes()
     for damaged in (whole[:-1000], whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:]):
         path.write_bytes(damaged)
         with pytest.raises(Refused, match=r"checkpoint\.safetensors: "):
-            checkpoint.load_checkpoint(path, {"model": model}, optimizer)
+            runs.load_checkpoint(path, {"model": model}, optimizer)
 
 
 def test_moments_lie_as_their_parameters_do(tmp_path):
@@ -270,8 +270,8 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
     optimizer = schedule.make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
-    checkpoint.save_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer, {})
-    checkpoint.load_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer)
+    runs.save_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer, {})
+    runs.load_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer)
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == parameter.stride()
 
@@ -327,14 +327,14 @@ def test_validation_that_is_not_finite_neither_wins_nor_freezes_the_best(tmp_pat
 
 
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
-    real, saves = checkpoint.save_checkpoint, []
+    real, saves = runs.save_checkpoint, []
 
     def slow(*rest):
         saves.append(rest)
         time.sleep(0.2)  # so that the next is due in ten seconds
         real(*rest)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", slow)
+    monkeypatch.setattr(runs, "save_checkpoint", slow)
     monkeypatch.setattr(fit, "CHECKPOINT_EVERY", 0.0)
     _, state = train(tmp_path, "epochs=3", "batch_size=2")
     assert state.updates == 18 and len(saves) <= 2  # after the first step, and at the end

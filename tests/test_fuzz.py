@@ -38,7 +38,7 @@ from comp.prepare import build
 from comp.submission import runlength
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
-from comp.train import checkpoint, runs, schedule
+from comp.train import runs, schedule
 
 pytestmark = pytest.mark.slow
 
@@ -435,9 +435,9 @@ def use_checkpoint(chance):
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()
     path = Path("checkpoint.safetensors")
-    checkpoint.save_checkpoint(path, {"model": network}, optimizer, {"epoch": 1})
+    runs.save_checkpoint(path, {"model": network}, optimizer, {"epoch": 1})
     odd_safetensors(chance, path)
-    assert checkpoint.load_checkpoint(path, {"model": network}, optimizer) == {"epoch": 1}
+    assert runs.load_checkpoint(path, {"model": network}, optimizer) == {"epoch": 1}
     optimizer.step()
 
 

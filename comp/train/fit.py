@@ -28,7 +28,7 @@ from comp.errors import Refused
 from comp.model import losses, metrics, predict, segmenter
 from comp.model.losses import Loss
 from comp.model.segmenter import Segmenter
-from comp.train import checkpoint, runs, schedule
+from comp.train import runs, schedule
 from comp.train.step import Batch, Step
 
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses
@@ -91,14 +91,14 @@ def fit(
     loader = batches.TrainBatches(split, train, times, config, machine.workers, pin=device.type == "cuda")
 
     state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
-    if restored := checkpoint.load_checkpoint(folder / checkpoint.NAME, modules, step.optimizer):
+    if restored := runs.load_checkpoint(folder / runs.CHECKPOINT, modules, step.optimizer):
         scaling = restored.pop("scaler", {})
         if scaling and machine.device.dtype == torch.float16:  # it is empty from a CPU, and always 1 in bf16
             step.scaler.load_state_dict(scaling)
         if not _same_fields(restored, vars(state)):
-            raise Refused(f"{folder / checkpoint.NAME}: of another version of this library; delete it to start anew")
+            raise Refused(f"{folder / runs.CHECKPOINT}: of another version of this library; delete it to start anew")
         state = State(**restored)
-        print(f"goes on from {checkpoint.NAME}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
+        print(f"goes on from {runs.CHECKPOINT}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
     forwards = len(valid) * (1 + len(predict.VIEWS[config.predict.tta]))
     timer = schedule.Timer(machine.deadline, state.progress, forwards)
     began, due = started - state.seconds, time.monotonic() + CHECKPOINT_EVERY
@@ -120,7 +120,7 @@ def fit(
         state.seconds = asked - began
         if not distributed.rank():
             facts = asdict(state) | {"scaler": step.scaler.state_dict()}
-            checkpoint.save_checkpoint(folder / checkpoint.NAME, modules, step.optimizer, facts)
+            runs.save_checkpoint(folder / runs.CHECKPOINT, modules, step.optimizer, facts)
         due = time.monotonic() + max(CHECKPOINT_EVERY, (time.monotonic() - asked) / CHECKPOINT_SHARE)
 
     def wait_for_batches() -> list[Batch]:

@@ -19,9 +19,9 @@ from comp.errors import Refused, spare_what_is_trained
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
 from comp.report import figures, sheets, tables
-from comp.train import checkpoint
+from comp.train import runs
 from comp.train.fit import fit
-from comp.train.runs import CONFIG, METRICS, OOF, Fold, check_configuration, fold_folder, is_finished, read_fold
+from comp.train.runs import Fold
 
 
 def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) -> None:
@@ -32,10 +32,10 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
     """
     images, classes = 0, data.config.competition.classes
     for number in numbers:
-        check_configuration(run_folder, data.config, number)
+        runs.check_configuration(run_folder, data.config, number)
         if number != FULL:
             folds.check_training(data.index, data.folds, number, classes)
-        if not is_finished(fold_folder(run_folder, number)):
+        if not runs.is_finished(runs.fold_folder(run_folder, number)):
             images += len(data.rows(number)[1])
     needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
     if needed > (free := files.free_bytes(run_folder)):
@@ -53,20 +53,20 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
     better ones. It leaves model.safetensors, history.csv and metrics.json without a score.
     Raises Refused where the folder has another configuration, and KeyboardInterrupt.
     """
-    folder = fold_folder(run_folder, number)
+    folder = runs.fold_folder(run_folder, number)
     check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
         if not distributed.rank():
-            if not is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
-                (folder / METRICS).unlink(missing_ok=True)
-            files.write_text(run_folder / CONFIG, data.config.model_dump_json(indent=2) + "\n")
-        if not is_finished(folder):
+            if not runs.is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
+                (folder / runs.METRICS).unlink(missing_ok=True)
+            files.write_text(run_folder / runs.CONFIG, data.config.model_dump_json(indent=2) + "\n")
+        if not runs.is_finished(folder):
             _train(data, number, folder, machine)
             distributed.barrier()  # the files are rank 0's
         if not distributed.rank():  # only an unfinished fold needs these
-            for left in (folder / checkpoint.NAME, *folder.glob("frame-*.npy")):
+            for left in (folder / runs.CHECKPOINT, *folder.glob("frame-*.npy")):
                 left.unlink(missing_ok=True)
-    fold = read_fold(folder)
+    fold = runs.read_fold(folder)
     if number == FULL:
         print(f"the model of all images is finished (in {folder})")
     else:
@@ -98,7 +98,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     trained = time.monotonic()
     facts: dict[str, Any] = {"fold": number, "folds": config.folds.count}
     if len(valid):
-        margins, confusion = _out_of_fold(folder / OOF, model, data, valid)
+        margins, confusion = _out_of_fold(folder / runs.OOF, model, data, valid)
         facts |= metrics.scores(margins, classes, config.competition.metric)
     facts |= {
         "tta": config.predict.tta,
@@ -117,7 +117,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         facts["confusion"] = confusion.tolist()
         with spare_what_is_trained("figures"):
             _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
-    files.write_json(folder / METRICS, facts)  # last: it says that the fold is finished
+    files.write_json(folder / runs.METRICS, facts)  # last: it says that the fold is finished
 
 
 def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ PARTS = {
     "optimizer": ("grad_scaler.py", "step"),
     "averaged weights": ("fit.py", "_average"),
     "validation": ("fit.py", "evaluate"),
-    "checkpoints": ("checkpoint.py", "save_checkpoint"),
+    "checkpoints": ("runs.py", "save_checkpoint"),
     "weights written": ("segmenter.py", "save_model"),
 }
 
