@@ -34,8 +34,8 @@ from comp.data import arrays, batches
 from comp.data.folds import TrainingData, load_training_data
 from comp.device import Device, Machine, choose_device, to_device
 from comp.model import losses, metrics, predict, segmenter
-from comp.train import fit, runs, schedule
-from comp.train.step import Step
+from comp.train import fit, runs
+from comp.train.step import Step, make_optimizer
 from comp.train.train_fold import train_fold
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float32"}
@@ -264,7 +264,7 @@ def training_speed(bench: Bench) -> None:
     """fit's loop beside its ceiling, one batch that is on the device already, and beside most notebooks' recipe."""
     overrides = "model.encoder=resnet34", "batch_size=8" if bench.small else "batch_size=32"
     trial = Trial(bench, *overrides)
-    size, optimizer = trial.settings.batch_size, schedule.make_optimizer(trial.settings.optimizer, trial.model.train())
+    size, optimizer = trial.settings.batch_size, make_optimizer(trial.settings.optimizer, trial.model.train())
     images, labels = trial.resident(size)
 
     def train() -> None:

@@ -18,7 +18,7 @@ from comp.device import Machine
 from comp.errors import Refused
 from comp.model import losses, segmenter
 from comp.train import fit, runs, schedule
-from comp.train.step import Step
+from comp.train.step import Step, make_optimizer
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SMALL = ["model.options={encoder_depth=3, decoder_channels=[8,8,8]}", "batch_size=8", "augment.transforms=[]"]
@@ -201,7 +201,7 @@ def test_a_gradient_of_nan_under_a_finite_loss_leaves_the_weights_alone(tmp_path
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgds_momentum_starts_at_zero(momentum):
     weight = torch.nn.Linear(3, 2)
-    optimizer = schedule.make_optimizer(config.Optimizer(name="sgd", lr=0.1, momentum=momentum, weight_decay=0), weight)
+    optimizer = make_optimizer(config.Optimizer(name="sgd", lr=0.1, momentum=momentum, weight_decay=0), weight)
     assert all(not state["momentum_buffer"].any() for state in optimizer.state.values())
     before = weight.weight.detach().clone()
     weight(torch.ones(1, 3)).sum().backward()
@@ -251,7 +251,7 @@ def test_what_a_gpus_scaler_left_does_not_keep_a_cpu_from_going_on(tmp_path, mon
 def test_a_damaged_checkpoint_is_refused_with_what_to_do(tmp_path):
     loaded = settings()
     model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
-    optimizer = schedule.make_optimizer(loaded.optimizer, model)
+    optimizer = make_optimizer(loaded.optimizer, model)
     path = tmp_path / runs.CHECKPOINT
     assert runs.load_checkpoint(path, {"model": model}, optimizer) is None
     runs.save_checkpoint(path, {"model": model}, optimizer, {"epoch": 1})
@@ -267,7 +267,7 @@ def test_moments_lie_as_their_parameters_do(tmp_path):
     # Fused optimizers walk raw memory: a moment in another layout would belong to other weights.
     loaded = settings()
     model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.tensor([100.0]), torch.tensor([50.0]))
-    optimizer = schedule.make_optimizer(loaded.optimizer, model)
+    optimizer = make_optimizer(loaded.optimizer, model)
     model(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).sum().backward()
     optimizer.step()
     runs.save_checkpoint(tmp_path / "c.safetensors", {"model": model}, optimizer, {})

@@ -39,6 +39,7 @@ from comp.submission import runlength
 from comp.submission.check import check_submission
 from comp.submission.write import open_writer
 from comp.train import runs, schedule
+from comp.train.step import make_optimizer
 
 pytestmark = pytest.mark.slow
 
@@ -272,7 +273,7 @@ def use_config(chance):
     if loaded.model.architecture == "PlainUnet":
         local = loaded.model.model_copy(update={"encoder_weights": "none"})
         network, _ = segmenter.build_segmenter(local, 1, len(classes), torch.zeros(1), torch.ones(1))
-    optimizer = schedule.make_optimizer(loaded.optimizer, network)
+    optimizer = make_optimizer(loaded.optimizer, network)
     sum(parameter.sum() for parameter in network.parameters()).backward()
     optimizer.step()
     (name,) = cli.run_names(cli.parser("").parse_args([]), loaded)
@@ -431,7 +432,7 @@ def use_model(chance):
 
 def use_checkpoint(chance):
     network = _network()
-    optimizer = schedule.make_optimizer(config.Optimizer(), network)
+    optimizer = make_optimizer(config.Optimizer(), network)
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()
     path = Path("checkpoint.safetensors")

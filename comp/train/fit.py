@@ -95,7 +95,7 @@ def fit(
         scaling = restored.pop("scaler", {})
         if scaling and machine.device.dtype == torch.float16:  # it is empty from a CPU, and always 1 in bf16
             step.scaler.load_state_dict(scaling)
-        if not _same_fields(restored, vars(state)):
+        if {k: type(v) for k, v in restored.items()} != {k: type(v) for k, v in vars(state).items()}:
             raise Refused(f"{folder / runs.CHECKPOINT}: of another version of this library; delete it to start anew")
         state = State(**restored)
         print(f"goes on from {runs.CHECKPOINT}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
@@ -275,10 +275,6 @@ def evaluate(
 def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> None:
     # A young average forgets faster, or a short run would keep its random start.
     averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
-
-
-def _same_fields(facts: dict[str, Any], state: dict[str, Any]) -> bool:
-    return {key: type(value) for key, value in facts.items()} == {key: type(value) for key, value in state.items()}
 
 
 class _Stop:

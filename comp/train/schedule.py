@@ -1,35 +1,9 @@
-"""The optimizer, and what moves its learning rate: progress through the epochs, or the clock."""
+"""What moves the learning rate: progress through the epochs, or the clock."""
 
 import math
 import time
 
-import torch
-
-from comp.config import Optimizer, Schedule
-from comp.device import Device
-
-
-def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD (Nesterov's) over what is trained; biases and norms are not decayed."""
-    from timm.optim import create_optimizer_v2  # five seconds, which refusals need not wait for
-
-    plain = optimizer.name == "sgd" and not optimizer.momentum  # timm's "sgd" is Nesterov's, which needs a momentum
-    settings = optimizer.model_dump(include={"lr", "weight_decay", "momentum"})
-    made = create_optimizer_v2(model, "momentum" if plain else optimizer.name, fused=True, **settings)
-    if optimizer.name == "sgd" and not plain:
-        for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
-            # Made by torch, it would stay uninitialised where the scaler leaves out the first step.
-            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return made
-
-
-def make_scaler(device: Device) -> torch.amp.GradScaler:
-    """Scale the loss where fp16 needs it; on any GPU, leave out steps that are not finite, without a stall.
-
-    `Step` holds the scale at 1 unless the precision is fp16.
-    """
-    scale = 2.0**16 if device.dtype == torch.float16 else 1.0
-    return torch.amp.GradScaler(device.device.type, init_scale=scale, enabled=device.device.type == "cuda")
+from comp.config import Schedule
 
 
 def learning_rate(schedule: Schedule, progress: float) -> float:

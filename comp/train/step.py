@@ -7,16 +7,29 @@ import torch
 from torch import Tensor
 
 from comp import distributed
-from comp.config import Config
+from comp.config import Config, Optimizer
 from comp.data import augment
 from comp.device import is_out_of_memory, to_device
 from comp.errors import Refused
 from comp.model.losses import Loss
 from comp.model.segmenter import Segmenter
-from comp.train import schedule
 
 # The size of a batch over all ranks; this rank's images uint8 (n, H, W, C) and labels uint8 (n, H, W).
 Batch = tuple[int, Tensor, Tensor]
+
+
+def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW, Adam or SGD (Nesterov's) over what is trained; biases and norms are not decayed."""
+    from timm.optim import create_optimizer_v2  # five seconds, which refusals need not wait for
+
+    plain = optimizer.name == "sgd" and not optimizer.momentum  # timm's "sgd" is Nesterov's, which needs a momentum
+    settings = optimizer.model_dump(include={"lr", "weight_decay", "momentum"})
+    made = create_optimizer_v2(model, "momentum" if plain else optimizer.name, fused=True, **settings)
+    if optimizer.name == "sgd" and not plain:
+        for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
+            # Made by torch, it would stay uninitialised where the scaler leaves out the first step.
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
 
 
 class Step:
@@ -26,8 +39,10 @@ class Step:
         self.model, self.loss_of, self.device = model, loss_of, model.device
         self.augment, self.clip = config.augment, config.optimizer.clip
         self.forward = distributed.wrap_model(model, self.device.device)
-        self.optimizer = schedule.make_optimizer(config.optimizer, model)
-        self.scaler = schedule.make_scaler(self.device)
+        self.optimizer = make_optimizer(config.optimizer, model)
+        # It scales the loss where fp16 needs it; on any GPU it leaves out steps that are not finite, without a stall.
+        scale, kind = 2.0**16 if self.device.dtype == torch.float16 else 1.0, self.device.device.type
+        self.scaler = torch.amp.GradScaler(kind, init_scale=scale, enabled=kind == "cuda")
         self.parts = 1
         self._one = torch.ones((), device=self.device.device)
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]

@@ -39,11 +39,8 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
             images += len(data.rows(number)[1])
     needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
     if needed > (free := files.free_bytes(run_folder)):
-        fits = "free some, or name another disk with --runs"
-        raise Refused(
-            f"{run_folder}: {images} images predicted out of fold take {needed / 1e6:,.0f} MB, "
-            f"and the disk has {free / 1e6:,.0f} MB free; {fits}"
-        )
+        room = f"and the disk has {free / 1e6:,.0f} MB free; free some, or name another disk with --runs"
+        raise Refused(f"{run_folder}: {images} images predicted out of fold take {needed / 1e6:,.0f} MB, {room}")
 
 
 def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machine) -> Fold:

@@ -32,7 +32,8 @@ from comp.ensemble.blend import label_images
 from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter
 from comp.submission.write import open_writer
-from comp.train import fit, runs, schedule
+from comp.train import fit, runs
+from comp.train.step import make_optimizer
 
 
 def main() -> None:
@@ -96,7 +97,7 @@ def network(settings: config.Config, split: arrays.Split, chosen: device.Device)
 def ceiling(settings: config.Config, split: arrays.Split, index: arrays.Index, chosen: device.Device) -> float:
     torch.manual_seed(0)
     model = network(settings, split, chosen).train()
-    optimizer = schedule.make_optimizer(settings.optimizer, model)
+    optimizer = make_optimizer(settings.optimizer, model)
     loss_of = losses.build_loss(settings.loss, settings.competition.classes, index.counts.sum(0), None)
     size = settings.batch_size
     images = device.to_device(torch.from_numpy(split.images[:size].copy()), chosen.device)
