@@ -102,8 +102,9 @@ def first_batch(gigabytes: int) -> dict[str, float]:
 
 def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 1, models: int = 1) -> dict[str, float]:
     """Disk to CSV: `models` runs of `folds` folds each."""
-    from comp import device
     from comp.ensemble.blend import label_images
+
+    from comp import device
     from comp.ensemble.make_submission import predict_blend
     from comp.model import segmenter as networks
     from comp.submission.write import open_writer

@@ -23,12 +23,12 @@ import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 import ttach
+from comp.ensemble.blend import label_images
 from torch.utils.data import DataLoader, Dataset
 
 from comp import config, device
 from comp.data import arrays, batches, demo
 from comp.data.folds import TrainingData
-from comp.ensemble.blend import label_images
 from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter
 from comp.submission.write import open_writer
