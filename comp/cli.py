@@ -131,8 +131,7 @@ def entry(
 ) -> None:
     """Run an entry script, here or elsewhere: bad input ends it with one line and status 2, Ctrl-C with 130.
 
-    `jobs` makes the kernels that stand for the same command in the sandbox or on Kaggle.
-    """
+    `jobs` makes the kernels that stand for the same command in the sandbox or on Kaggle."""
     if jobs:
         parser.add_argument(
             "--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here",

@@ -1,8 +1,7 @@
 """What a competition and a recipe are: TOML files, which together make one frozen `Config`.
 
 Those that ship lie in `comp/competitions` and `comp/recipes`. A key has the same name in TOML, in `--set key=value`,
-in code and in reports. An unknown key or a wrong type is refused with the key's full name and what would fit.
-"""
+in code and in reports. An unknown key or a wrong type is refused with the key's full name and what would fit."""
 
 import json
 import re
@@ -35,8 +34,7 @@ class Arrays(Section):
     """Where the arrays are: npz keys; of images and masks also `key[:, k]`, one slice of a stacked array.
 
     Keys with a default that names ids, groups or sizes are used when the file has them; one that
-    the TOML names must be there.
-    """
+    the TOML names must be there."""
 
     file: str = ""  # npz below the input folder; empty: "<competition>.npz"
     train_images: str = "train_images"
@@ -68,8 +66,7 @@ class Source(Section):
     """Where a competition's download has its images and masks, and how kernels/prepare.py makes arrays of them.
 
     Paths begin at the download's folder. In them {field} is a part of a name, the same wherever it occurs, `*` anything
-    but a slash, `**/` any folders; an image and a mask are a pair where the fields that both paths have are equal.
-    """
+    but a slash, `**/` any folders; an image and a mask are a pair where the fields that both paths have are equal."""
 
     images: str = ""  # as in "train/{id}_sat.jpg"; empty: the common layouts are looked for
     masks: str = ""  # as in "train/{id}_mask.png"; where a mask has several files, {class} may be a file's class
@@ -245,8 +242,7 @@ def load_config(competition: str = "demo", recipe: str | None = None, overrides:
     """Make a configuration from a competition, a recipe and `key=value` overrides.
 
     `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the competition's own is
-    taken. An override's value is read as TOML, or else as plain text. Raises Refused.
-    """
+    taken. An override's value is read as TOML, or else as plain text. Raises Refused."""
     about = _read("competitions", competition)
     if isinstance(source := about.get("source"), dict) and isinstance(source.get("reader"), str):
         beside = Path(competition).parent if competition.endswith(".toml") else SHIPPED / "competitions"

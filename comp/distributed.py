@@ -3,8 +3,7 @@
     torchrun --local-addr 127.0.0.1 --nproc-per-node 2 -- kernels/train_fold.py --competition mars --fold 0
 
 Each rank loads and augments its share of a batch; DistributedDataParallel averages the gradients. Rank 0 alone
-writes and prints, so the folder of the runs must be one for all.
-"""
+writes and prints, so the folder of the runs must be one for all."""
 
 import contextlib
 import os
@@ -87,8 +86,7 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     """The model whose forward pass takes part in the averaging of gradients; alone, the model itself.
 
     On GPUs batch statistics are those of the whole batch (SyncBatchNorm). On CPUs, which lack it, each rank has its
-    own in training, and rank 0's are kept.
-    """
+    own in training, and rank 0's are kept."""
     if world_size() == 1:
         return model
     if device.type == "cuda":

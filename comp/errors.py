@@ -11,8 +11,7 @@ LONGEST = 1000  # characters of a line
 class Refused(ValueError):
     """Bad input, told in one line: which file, key, sample or row, and what would fit.
 
-    Entry scripts print the line and end with exit status 2; every file it leaves is whole.
-    """
+    Entry scripts print the line and end with exit status 2; every file it leaves is whole."""
 
     def __init__(self, line: str):
         # From a worker process it arrives with that process's traceback around it, and what it quotes from a

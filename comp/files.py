@@ -23,8 +23,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it becomes `path`, else it is removed.
 
     The name carries the process id, so that two processes never write into one another's file,
-    and ends as `path` does, so that writers which look at the suffix keep working.
-    """
+    and ends as `path` does, so that writers which look at the suffix keep working."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")

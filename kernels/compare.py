@@ -5,8 +5,7 @@
     python kernels/compare.py --competition mars --recipes default mars-a --time-budget 30m --on kaggle
 
 Each variant is a run like any other, runs/<competition>/<variant>/, so the same command goes on where it
-stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, curves.png and report.html.
-"""
+stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, curves.png and report.html."""
 
 import argparse
 import re

@@ -6,8 +6,7 @@
     python kernels/ensemble.py --competition mars --folds full    # the models of all images, weighted equally
     python kernels/ensemble.py --competition mars --on sandbox    # or: --on kaggle
 
-Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it.
-"""
+Writes submissions/<competition>-<runs>-<hash>.csv and, beside it, a .json that says what made it."""
 
 import argparse
 import os

@@ -6,8 +6,7 @@
 
 Where the TOML's section `source` does not say what DIR holds, it is VOC's folders and lists; images/ with masks/ or
 annotations/trimaps/, and test_images/; or train/, val/ and test/ with such folders in them. The audit goes to
-runs/<competition>/audit.
-"""
+runs/<competition>/audit."""
 
 import argparse
 import re

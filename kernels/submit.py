@@ -4,8 +4,7 @@
     python kernels/submit.py                                       # only the ledger
 
 The competition is read from the .json beside the CSV; one of your own is named with --competition. Where it is a
-code competition, the kernel that made the file is submitted instead of the file.
-"""
+code competition, the kernel that made the file is submitted instead of the file."""
 
 import argparse
 import contextlib

@@ -7,8 +7,7 @@
     python kernels/train_fold.py --competition mars --fold 0 --on sandbox      # or: --on kaggle
 
 Leaves runs/<competition>/<run>/fold-<k>/: model.safetensors, oof.npz, history.csv, metrics.json and
-figures; beside the folds, report.html. The same command again goes on where it stopped.
-"""
+figures; beside the folds, report.html. The same command again goes on where it stopped."""
 
 import argparse
 import math

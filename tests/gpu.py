@@ -6,8 +6,7 @@
 
 A line says "ok" or "NOT"; "read" where nothing decides whether the figure is good, as with every speed; or "skipped".
 The same lines lie in runs/demo/<run>/gpu.json, after each of them. The exit status is 1 where a line says NOT. All
-data are the demo's, which is drawn.
-"""
+data are the demo's, which is drawn."""
 
 import argparse
 import contextlib

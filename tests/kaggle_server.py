@@ -12,8 +12,7 @@ hands in, and fails on request as Kaggle fails.
 `run(text, request, inputs) -> (status, files, log)`: `text` is the pushed source and `request` the
 whole SaveKernel call; `inputs` maps where an input lies below /kaggle/input ("competitions/<slug>",
 "datasets/<owner>/<slug>", "notebooks/<owner>/<slug>") to a folder; `files` is the folder of outputs.
-`score(file, competition) -> (public, private)`; a ValueError is what is wrong with the file.
-"""
+`score(file, competition) -> (public, private)`; a ValueError is what is wrong with the file."""
 
 import base64
 import contextlib

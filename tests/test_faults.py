@@ -1,8 +1,7 @@
 """Things fail on purpose: killed anywhere, at every file, by a full disk; and the same command still finishes.
 
 Each start is a process of its own. Importing torch takes seconds, so one server imports everything once, computes
-nothing, and forks a child per start, which runs the entry script as a user does.
-"""
+nothing, and forks a child per start, which runs the entry script as a user does."""
 
 import errno
 import json
@@ -90,8 +89,7 @@ def _run(place, command, fault, below):
 def _strike_once(fault, below):
     """Fail at the first place where no process before this one has failed; places.txt keeps them.
 
-    A place is what is done to which file: opened to write, synced, renamed or removed.
-    """
+    A place is what is done to which file: opened to write, synced, renamed or removed."""
     struck = set(open("places.txt").read().splitlines()) if os.path.exists("places.txt") else set()
     sync = os.fsync
 

@@ -1,8 +1,7 @@
 """Thousands of damaged and hostile inputs, the same ones every time: each works, or is refused in one line.
 
 Each campaign runs in a process of its own, whose memory and time are bounded, and which ends at once where it writes
-outside its folder, unpickles, or starts a process: data must not be able to bring that about.
-"""
+outside its folder, unpickles, or starts a process: data must not be able to bring that about."""
 
 import ast
 import contextlib

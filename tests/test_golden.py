@@ -1,7 +1,6 @@
 """The losses of two short trainings, step by step, as they were when tests/golden.json was written.
 
-A change that means to change training writes the file anew: python tests/test_golden.py
-"""
+A change that means to change training writes the file anew: python tests/test_golden.py"""
 
 import json
 import tempfile

@@ -34,8 +34,7 @@ class Neighbours:
 
     An image's channels are those of its k neighbours, at `offsets` from its own place in its group, in the order of
     the rows; beyond the ends of a group its first or last image stands in. An image of no group, "", is its own
-    neighbour. Indexed by a row, or an array of rows.
-    """
+    neighbour. Indexed by a row, or an array of rows."""
 
     dtype = np.dtype(np.uint8)
 
@@ -136,8 +135,7 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     """Whether the npz holds the test images that the competition names.
 
     Refused where their channels are not the training images', or nothing says whose neighbours they are, which is
-    better known before training.
-    """
+    better known before training."""
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
     if selector.partition("[")[0] not in npz.list_keys(path):
         return False
@@ -169,8 +167,7 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
 def build_index(split: Split, competition: Competition) -> Index:
     """Count and hash every sample in one pass; the result is cached. Memory stays flat.
 
-    Raises Refused where a label is neither a class nor ignored, naming the sample.
-    """
+    Raises Refused where a label is neither a class nor ignored, naming the sample."""
     if split.cache is None:
         return _scan(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]

@@ -1,8 +1,7 @@
 """Augmentation: albumentations on samples, CutMix and MixUp on batches.
 
 Randomness is a function of a seed that the caller derives from (run seed, epoch, sample), so that
-the number of workers and restarts change nothing.
-"""
+the number of workers and restarts change nothing."""
 
 import os
 import random
@@ -24,8 +23,7 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
     """Turn the recipe's list into a function `(image, mask, seed) -> (image, mask)`.
 
     `image` is uint8 (H, W, C), `mask` uint8 (H, W). albumentations moves both together, masks by
-    nearest neighbour. None where the list is empty. Raises Refused for an unknown name or argument.
-    """
+    nearest neighbour. None where the list is empty. Raises Refused for an unknown name or argument."""
     if not transforms:
         return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network on import
@@ -78,8 +76,7 @@ def mix_batch(
     set of labels or None, and the share that the first set has in the loss.
 
     CutMix (Yun et al. 2019, arXiv:1905.04899) pastes boxes with their labels, so it needs no second
-    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images.
-    """
+    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images."""
     if generator.random() < augment.cutmix:
         (height, width), sources = labels.shape[1:], (images, labels)
         images, labels = images.clone(), labels.clone()

@@ -1,8 +1,7 @@
 """Samples to batches: uint8 all the way, in an order that is a function of (seed, epoch).
 
 A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any number of workers
-gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met.
-"""
+gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met."""
 
 import multiprocessing
 import os
@@ -42,8 +41,7 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
 
     A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
     Batch sizes differ by at most one. A last batch of one sample is merged into its neighbour, because batch norm
-    needs two. A fraction of `times` is drawn anew each epoch.
-    """
+    needs two. A fraction of `times` is drawn anew each epoch."""
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
     drawn = generator.permutation(np.repeat(rows, whole + (generator.random(len(rows)) < times - whole)))
@@ -57,8 +55,7 @@ class TrainBatches:
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader serves the whole run, and reads ahead from epoch to epoch: the first call is `epoch(k, skip)`, which
-    begins epoch `k` after its first `skip` batches; then come `epoch(k + 1)` and so on. `close()` ends its workers.
-    """
+    begins epoch `k` after its first `skip` batches; then come `epoch(k + 1)` and so on. `close()` ends its workers."""
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._rows, self._times, self._config = rows, times, config
@@ -78,8 +75,7 @@ class TrainBatches:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields the size of each batch over all ranks, and what this one loads of it.
 
-        Raises Refused where a worker has died, or gives no batch for `PATIENCE` seconds.
-        """
+        Raises Refused where a worker has died, or gives no batch for `PATIENCE` seconds."""
         whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
         if (fewest := min(map(len, whole), default=ranks)) < ranks:
             raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
@@ -168,8 +164,7 @@ def _begin_worker(worker: int) -> None:
 def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
     """How many workers, and batches ahead of each, the shared memory takes, where a batch has `size` bytes.
 
-    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one.
-    """
+    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     slots = max(0, free // 4 // size - held)
     fitting = min(workers, slots)
@@ -182,6 +177,5 @@ def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
 def default_workers(device: torch.device, processes: int = 1) -> int:
     """Workers of each of so many processes that train on this machine.
 
-    None on a CPU: its cores train, and a training thread that has to wait for one holds up all others.
-    """
+    None on a CPU: its cores train, and a training thread that has to wait for one holds up all others."""
     return 0 if device.type == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) // processes))

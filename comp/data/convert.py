@@ -1,8 +1,7 @@
 """Any array of an npz as uint8, and the folder in which converted arrays are cached.
 
 What the file stores as uint8 is memory-mapped where it lies. Anything else (compressed, float, other
-integers) is converted once, block by block, to an npz in the cache, and mapped from there.
-"""
+integers) is converted once, block by block, to an npz in the cache, and mapped from there."""
 
 import hashlib
 import json
@@ -48,8 +47,7 @@ def digest(values: list, data: bytes = b"") -> str:
 class Wanted:
     """An array the configuration asks for: a member, or one slice of it, and what it is used as.
 
-    Raises Refused for a dtype or shape that holds no images.
-    """
+    Raises Refused for a dtype or shape that holds no images."""
 
     member: npz.Member
     part: int | None  # index on the second axis; None: all of it

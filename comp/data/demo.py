@@ -2,8 +2,7 @@
 
 Five classes on gray images of 64×128: sky, sand, rock, gravel and, rare, crystal. Some training images occur
 twice; a dozen outliers are different images with one silly mask. The labels of the test images are known, so
-that the demo can print its own leaderboard score.
-"""
+that the demo can print its own leaderboard score."""
 
 import os
 from contextlib import suppress

@@ -1,8 +1,7 @@
 """Who validates on what, and all that training needs of a competition.
 
 Samples that belong together (the user's groups, exact duplicates of an image or of a mask) share a fold.
-Folds are stratified by the rarest class present in a sample, so that every fold validates on each class.
-"""
+Folds are stratified by the rarest class present in a sample, so that every fold validates on each class."""
 
 import hashlib
 import warnings
@@ -51,8 +50,7 @@ def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
 
     A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
     for fewer independent groups than folds, where the given split has not as many folds, and for an extra sample that
-    is a duplicate of one that validates, or of its group.
-    """
+    is a duplicate of one that validates, or of its group."""
     marks = _mark(split, index, config.competition.arrays)
     assigned = np.where(marks < 0, marks, _deal(split, index, config, marks < 0))
     kept = np.flatnonzero(marks != EXCLUDED)
@@ -106,8 +104,7 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `deal_folds` gives them.
 
     The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
-    does not fit the arrays or the exclusions any more.
-    """
+    does not fit the arrays or the exclusions any more."""
     import pandas as pd
 
     groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
@@ -178,8 +175,7 @@ def _mark(split: Split, index: Index, settings: Arrays) -> np.ndarray:
 def find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
     """A number for each of the `kept` samples, int32 (n,); those that share something have the same one.
 
-    A constant mask, such as an empty one, says nothing about kinship.
-    """
+    A constant mask, such as an empty one, says nothing about kinship."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

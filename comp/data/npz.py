@@ -1,8 +1,7 @@
 """Members of an npz file: checked, mapped or streamed, never unpickled.
 
 An npz is a zip of npy files. A stored (uncompressed) member lies in the file as it would in memory,
-so it can be mapped; a compressed one is inflated in blocks of rows, so that memory stays flat.
-"""
+so it can be mapped; a compressed one is inflated in blocks of rows, so that memory stays flat."""
 
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -96,8 +95,7 @@ def read_array(member: Member) -> np.ndarray:
 def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
     """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory.
 
-    The same members always give the same bytes.
-    """
+    The same members always give the same bytes."""
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for key, shape, dtype, blocks in members:
             descr = np.lib.format.dtype_to_descr(np.dtype(dtype))

@@ -2,8 +2,7 @@
 
 In this order: a factor on the class's probability, which for two classes is a threshold; a gate, below which an image
 has none of the class; holes in it filled; small components of it, and images with little of it, emptied. Pixels that a
-class loses go to the next likely one. Areas are shares of an image's pixels, so that they hold at any size.
-"""
+class loses go to the next likely one. Areas are shares of an image's pixels, so that they hold at any size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,8 +87,7 @@ def next_likely(weighted: Tensor, c: int) -> Tensor:
 def measure_sizes(here: Tensor, kind: str) -> Tensor:
     """Of pixels of a class, bool (n, H, W), the share of the image that their component, or the class, takes.
 
-    Of the kind "hole" it is the share that a hole takes, and infinity outside of holes: float32 (n, H, W).
-    """
+    Of the kind "hole" it is the share that a hole takes, and infinity outside of holes: float32 (n, H, W)."""
     if kind == TOTAL:
         return here.float().mean((1, 2), keepdim=True).expand(here.shape)
     sizes = [_component_sizes(image, kind == HOLE) for image in here.cpu().numpy()]

@@ -57,8 +57,7 @@ def predict_blend(
     """Blend a test split.
 
     Each model predicts as it was validated, but with test-time augmentation `tta` where that is given. A run's folds
-    weigh the same. All models stay on the device.
-    """
+    weigh the same. All models stay on the device."""
     models: list[tuple[segmenter.Segmenter, Predict, float]] = []
     for folds, weight in zip(runs, weights, strict=True):
         for fold in folds:
@@ -88,8 +87,7 @@ def write_submission(
     """Label blended probabilities, each image at its own size, write them to `path`, and check the file.
 
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
-    `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse.
-    """
+    `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse."""
     counted, overlap = list[np.ndarray](), competition.overlap
     with open_writer(path, competition, read_header(sample) if sample else ()) as write:
         for rows, probabilities in blended:

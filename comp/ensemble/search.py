@@ -2,8 +2,7 @@
 
 Each is found as often as there are parts of the images, without one of them, and judged on that one; what does not
 help there is not used. Every pixel counts: one pass over all tells the score under every value of one decision, since
-along its values a pixel leaves the class, or joins it, only once.
-"""
+along its values a pixel leaves the class, or joins it, only once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,8 +98,7 @@ def search_decisions(
     """Find what helps; return it, and the ladder of all that was tried, which begins with nothing decided.
 
     `runs` holds the same folds of every run, `split` the training images with the truth. Raises Refused where runs were
-    not validated on the same images, or on other masks than the split's.
-    """
+    not validated on the same images, or on other masks than the split's."""
     parts, classes, metric = _parts(runs, split, index, competition, device), competition.classes, competition.metric
     neutral = Decisions.neutral(len(runs), len(classes))
     # chains[k] is found without part k, the last one on all.

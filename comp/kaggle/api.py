@@ -3,8 +3,7 @@
     kernel = push_kernel(f"{username()}/comp-mars-fold-0", source, competitions=["an2dl-mars"])
     follow_kernel(kernel)
 
-Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is asked first.
-"""
+Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is asked first."""
 
 import contextlib
 import itertools
@@ -46,8 +45,7 @@ def push_kernel(
     """Push a script as a private kernel on T4s without internet, which starts it; None while Kaggle has no place free.
 
     Where Kaggle's latest version already has this very source and is not a failure, that version is returned
-    and nothing pushed. Raises Refused.
-    """
+    and nothing pushed. Raises Refused."""
     about = {
         "id": ref, "title": ref.partition("/")[2],  # another title would make another slug
         "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True,
@@ -92,8 +90,7 @@ def push_kernel(
 def follow_kernel(kernel: Kernel) -> None:
     """Wait until a kernel has run, printing each line of its log once, as it comes.
 
-    Ctrl-C leaves the kernel running. Raises Refused where the run failed.
-    """
+    Ctrl-C leaves the kernel running. Raises Refused where the run failed."""
     told = 0
     try:
         while True:
@@ -126,8 +123,7 @@ def _find_latest(ref: str) -> tuple[Kernel, str]:
 def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
     """Upload files as a private dataset, unless it is there, and wait until it is ready. Returns owner/slug.
 
-    `contents` maps where a file lies in the dataset to where it lies here. Raises Refused.
-    """
+    `contents` maps where a file lies in the dataset to where it lies here. Raises Refused."""
     ref = f"{username()}/{slug}"
     about = {"id": ref, "title": slug, "licenses": [{"name": "other"}]}
 
@@ -173,8 +169,7 @@ def send_submission(competition: str, what: Path | Kernel, message: str) -> int:
     """Submit a file, or the submission.csv that a kernel's version left; returns the submission's number.
 
     The last word of `message` must be like no other: a submission that ends in it already, of an interrupted
-    start or with an answer that got lost, is found by it and not sent again. Raises Refused.
-    """
+    start or with an answer that got lost, is found by it and not sent again. Raises Refused."""
     word = message.split(" ")[-1]
 
     def find() -> int | None:
@@ -206,8 +201,7 @@ def send_submission(competition: str, what: Path | Kernel, message: str) -> int:
 def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> dict[str, str]:
     """Wait until a submission is scored: its `status`, COMPLETE or ERROR, `public` and `private` score, `error`.
 
-    The status alone, PENDING, where `patience` seconds did not do. Raises Refused.
-    """
+    The status alone, PENDING, where `patience` seconds did not do. Raises Refused."""
     end = time.monotonic() + patience
     while True:
         entries = _ask_about(competition, "competition_submissions", page_size=100)

@@ -2,8 +2,7 @@
 
 Its commands exit 0 on failure and leave out what decides here: HTTP status, number and error of a submission,
 refused sources. Importing it logs in and prints, so that happens on first use, and what it prints is kept back.
-Credentials reach it through environment and home folder, as on its own; they are struck out of what comes back.
-"""
+Credentials reach it through environment and home folder, as on its own; they are struck out of what comes back."""
 
 import contextlib
 import functools
@@ -38,8 +37,7 @@ def call_client(
 
     HTTP 429, 5xx and those of `again`, and lost connections are tried again with growing pauses. Before a change
     whose answer got lost is asked for again, `arrived` finds out whether it was made: it returns what then stands
-    in for the answer, or None.
-    """
+    in for the answer, or None."""
     for attempt in itertools.count(1):
         try:
             with _declining(), contextlib.redirect_stdout(io.StringIO()):

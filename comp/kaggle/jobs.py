@@ -121,8 +121,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
 def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed: Refused | None = None) -> None:
     """Put a kernel's output where the same command here would have left it.
 
-    Raises `failed`, why the kernel did not complete, once all that it had finished is here; Refused for what lacks.
-    """
+    Raises `failed`, why the kernel did not complete, once all that it had finished is here; Refused for what lacks."""
     came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
     there = [place for place, leaf in came.items() if leaf.exists()]
     lacking = [place for place in came if place not in there]

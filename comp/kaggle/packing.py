@@ -6,8 +6,7 @@ Kaggle uploads one file and nothing beside it, so everything travels inside that
 Python sources in xz in base64. Only these ever enter a pack: the entry script, the .py, .toml, .html and .mplstyle
 files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that the
 arguments name, with the TOML files and readers of the same folder that these name. So credentials, which lie in none
-of them, cannot.
-"""
+of them, cannot."""
 
 import base64
 import inspect
@@ -53,8 +52,7 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
     """Pack an entry script with its arguments as the source of one script; the same input gives the same bytes.
 
     Raises Refused for a pack that is too large for Kaggle, and where a TOML file that travels names one of another
-    folder.
-    """
+    folder."""
     words, sources = _carry_tomls(arguments)
     sources[f"kernels/{entry.name}"] = entry.read_bytes()
     root = Path(__file__).parents[1]

@@ -4,8 +4,7 @@
 
 A fresh process, in Linux namespaces of its own, gets /kaggle/src/script.py, the empty folder as /kaggle/working, a
 read-only /kaggle/input, an empty home, a network with nothing behind it, the system's folders and Python read-only,
-and only the packages of Kaggle's image. The repository, the user's home and all else are not there.
-"""
+and only the packages of Kaggle's image. The repository, the user's home and all else are not there."""
 
 import contextlib
 import functools
@@ -75,8 +74,7 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
 
     `inputs` maps names below /kaggle/input ("mars", "competitions/mars/mars.npz") to files or folders; `working`
     is an empty folder, which holds at the end what Kaggle would keep. `say` gets the output as it comes. Raises
-    Refused where the system cannot cut the network.
-    """
+    Refused where the system cannot cut the network."""
     unshare, reason = find_unshare()
     if reason:
         raise Refused(f"sandbox: no namespaces on this system ({reason}), so the network cannot be cut")
@@ -131,8 +129,7 @@ def _mounts(root: Path, visible: set[Path], working: Path, inputs: Mapping[str, 
 def _image(folder: Path) -> set[Path]:
     """Make a virtual environment of links to those installed packages that Kaggle's image has too.
 
-    Returns the real folders that the links lead to.
-    """
+    Returns the real folders that the links lead to."""
     venv.create(folder, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     places = {Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}

@@ -2,8 +2,7 @@
 
 A loss takes logits (N, C, H, W) and labels int64 (N, H, W), in which `IGNORED` marks pixels that do
 not count, and gives a scalar. `build_loss` makes what a recipe names out of them. A batch without a
-single pixel that counts gives 0, with a gradient of 0.
-"""
+single pixel that counts gives 0, with a gradient of 0."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,8 +30,7 @@ def build_loss(
     logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
     and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
     cross_entropy, boundary and focal: the others count every class alike already. Where classes overlap, a label's
-    bit k - 1 says class k, and the loss is the mean over classes of each one's against the first. Raises Refused.
-    """
+    bit k - 1 says class k, and the loss is the mean over classes of each one's against the first. Raises Refused."""
     weights = weigh_classes(loss.class_weights, classes, counts)
     weights_on = cache(weights.to)  # a copy a device, not one a step
     known: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -68,8 +66,7 @@ def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str,
     A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the
     mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
     no label names it, a weight could act only through label smoothing, towards a class never seen.
-    By name, weights are taken as given and a class that is not named weighs 1. Raises Refused.
-    """
+    By name, weights are taken as given and a class that is not named weighs 1. Raises Refused."""
     if isinstance(choice, Mapping):
         return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":
@@ -101,8 +98,7 @@ def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tens
 def near_edges(labels: Tensor) -> Tensor:
     """Labels int64 (N, H, W), IGNORED but where a square of 2 `NEAR` + 1 pixels around holds two different ones.
 
-    An ignored pixel is not a label: a void outline between two classes hides no edge, and makes none.
-    """
+    An ignored pixel is not a label: a void outline between two classes hides no edge, and makes none."""
     counted, side = labels != IGNORED, 2 * NEAR + 1
     highest = labels.float()  # of ignored pixels -1, lower than any
     lowest = torch.where(counted, -highest, -math.inf)
@@ -119,8 +115,7 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of each class against the rest, plus Dice of the same sigmoids.
 
     Two classes are one question: the foreground's logit is the difference of the two, so that its
-    sigmoid is the softmax that prediction takes, and only the foreground has a Dice.
-    """
+    sigmoid is the softmax that prediction takes, and only the foreground has a Dice."""
     truth = _one_hot(labels, logits.shape[1])
     if logits.shape[1] == 2:
         logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]

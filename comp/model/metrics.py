@@ -2,8 +2,7 @@
 
 They are, in this order: pixels that are right; that truly are of the class; that are predicted as it; that are
 predicted as it where the truth is not class 0. A class that neither truth nor prediction holds has no score and is
-left out of means; a mean over nothing is 0, as in Keras.
-"""
+left out of means; a mean over nothing is 0, as in Keras."""
 
 from typing import Any
 
@@ -32,8 +31,7 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
     """Count pixels by sample, true class and predicted class: int64 (N, C, C), on the device of both.
 
     `truth` and `prediction` are labels uint8 (N, H, W). Pixels whose truth is `ignore` are not counted.
-    Raises Refused.
-    """
+    Raises Refused."""
     if truth.shape != prediction.shape:
         raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
     counted, count = [], len(truth)
@@ -63,8 +61,7 @@ def to_margins(confusions: Tensor) -> Tensor:
 def count_margins(truth: Tensor, prediction: Tensor, competition: config.Competition) -> Tensor:
     """Margins int64 (N, 4, C) of labels uint8 (N, H, W) as a competition has them. Raises Refused.
 
-    Where classes overlap, each is counted against the rest, and class 0 is where there is none of them.
-    """
+    Where classes overlap, each is counted against the rest, and class 0 is where there is none of them."""
     classes, ignored = len(competition.classes), competition.arrays.ignored
     if not competition.overlap:
         return to_margins(count_confusion(truth, prediction, classes, ignored))
@@ -111,16 +108,14 @@ def score(margins: np.ndarray, metric: config.Metric) -> float:
     out the pixels that are truly 0, so that whatever is predicted there is free. A 0 predicted elsewhere counts
     against the class it should have been, and only there: class 0 never has a term of its own, where Keras'
     MeanIoU(ignore_class=0) gives it one, of 0, as soon as a single such pixel exists. Pixel accuracy has no mean over
-    classes: "drop_class" changes nothing.
-    """
+    classes: "drop_class" changes nothing."""
     return float(combine(contribute(margins, metric), metric))
 
 
 def contribute(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
     """What images add to a score, of margins (…, N, 4, C): per image, their values (…, N); else their sum (…, 1, 4, C).
 
-    Those of several batches are concatenated along that axis.
-    """
+    Those of several batches are concatenated along that axis."""
     if metric.average == "global":
         return margins.sum(-3, keepdims=True)
     return _values(margins, metric)
@@ -157,8 +152,7 @@ def scores(margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric)
     """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own.
 
     Under "classes", by name: iou, dice, precision and recall (None where undefined) and share, the
-    class's part of all pixels.
-    """
+    class's part of all pixels."""
     pooled = margins.sum(0)
     hits, truth, prediction, _ = pooled
     columns = {

@@ -1,7 +1,6 @@
 """Networks that segmentation-models-pytorch does not have, small and plain: those of the teams' reports.
 
-Each takes (N, channels, H, W), H and W multiples of 32, and gives logits (N, classes, H, W).
-"""
+Each takes (N, channels, H, W), H and W multiples of 32, and gives logits (N, classes, H, W)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +27,7 @@ class DoubleConv(nn.Module):
     """Two convolutions: the block of the first U-Net (Ronneberger et al. 2015, arXiv:1505.04597).
 
     "residual" has a skip connection around them (He et al. 2015, arXiv:1512.03385), "squeeze_excite" weighs
-    their channels by the whole image (Hu et al. 2017, arXiv:1709.01507).
-    """
+    their channels by the whole image (Hu et al. 2017, arXiv:1709.01507)."""
 
     def __init__(self, inward: int, outward: int, block: str, dropout: float):
         super().__init__()
@@ -88,8 +86,7 @@ class DualUnet(nn.Module):
 class Deconvolution(nn.Module):
     """Convolutions down and transposed convolutions up, without skip connections; Xavier initialisation.
 
-    `pool` halves by max-pooling after a convolution of stride 1, instead of by its stride.
-    """
+    `pool` halves by max-pooling after a convolution of stride 1, instead of by its stride."""
 
     def __init__(
         self, in_channels: int, classes: int, widths: Widths = DEEP_WIDTHS, kernel: int = 3, pool: bool = False

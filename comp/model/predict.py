@@ -92,8 +92,7 @@ def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings:
     """What `look_at` gives for images (n, C, H, W), tile by tile where they are larger than `settings.tile`.
 
     `look_at` is given about `settings.batch_size` tiles at a time, all of one size, and gives (m, classes, h, w).
-    Tiles overlap by a quarter or more and fade into one another, since a network sees least at their rims.
-    """
+    Tiles overlap by a quarter or more and fade into one another, since a network sees least at their rims."""
     size = tuple(images.shape[2:])
     places = _tiles(size, settings.tile)
     if len(places) == 1:
@@ -134,8 +133,7 @@ def activate(logits: Tensor, overlap: bool) -> Tensor:
 def to_labels(scores: Tensor, overlap: bool = False) -> Tensor:
     """The class with the largest of scores (n, classes, H, W) in each pixel, uint8 (n, H, W).
 
-    Where classes overlap, bit k - 1 says whether class k has more than the first, which is none of them.
-    """
+    Where classes overlap, bit k - 1 says whether class k has more than the first, which is none of them."""
     if overlap:
         bits = 1 << torch.arange(scores.shape[1] - 1, device=scores.device).view(-1, 1, 1)
         return ((scores[:, 1:] > scores[:, :1]) * bits).sum(1).to(torch.uint8)
@@ -172,8 +170,7 @@ def for_each_batch(
     """Call `look` with batches of uint8 images (N, H, W, C) on the device, their rows and the settings.
 
     Yields (rows, what it returned). A batch holds `settings.batch_size` images, or tiles of larger ones; from where
-    memory runs out, half as many. Raises Refused where a single one does not fit.
-    """
+    memory runs out, half as many. Raises Refused where a single one does not fit."""
     tiles = len(_tiles(images.shape[1:3], settings.tile))
     while len(rows):
         size = max(1, settings.batch_size // tiles)

@@ -1,7 +1,6 @@
 """Networks by name, and their weights in and out.
 
-The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights.
-"""
+The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights."""
 
 import inspect
 import json
@@ -31,8 +30,7 @@ class Segmenter(nn.Module):
 
     Input: uint8 or float (N, C, H, W) in 0..255, any H and W. Output: logits (N, classes, H, W).
     It normalises the images and pads them to what the decoder can take. Raises Refused for batches that
-    the network cannot take, such as a single image where batch norm follows global pooling.
-    """
+    the network cannot take, such as a single image where batch norm follows global pooling."""
 
     device: Device
     overlap = False  # whether classes may overlap, so that each one's logit is compared with the first one's alone
@@ -84,8 +82,7 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
     """Build a network; return it with one line on its encoder's weights.
 
     `mean` and `std` (C,), in units of 0..255, are used unless pretrained weights bring their own.
-    Raises Refused for an unknown architecture, encoder, option or weights.
-    """
+    Raises Refused for an unknown architecture, encoder, option or weights."""
     import segmentation_models_pytorch as smp
 
     local = model.encoder_weights.endswith(".safetensors")
@@ -110,8 +107,7 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
 def measure_normalisation(images: np.ndarray | Neighbours, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
 
-    From a histogram, so exact and the same on every machine.
-    """
+    From a histogram, so exact and the same on every machine."""
     rows = rows[:: max(1, len(rows) // most)]
     channels = images.shape[3]
     counts = np.zeros((channels, 256), np.int64)
@@ -207,8 +203,7 @@ def save_model(model: Segmenter, path: Path, config: Config) -> None:
 def load_model(path: Path, device: Device) -> tuple[Segmenter, Config]:
     """Rebuild a model, in evaluation mode, and the configuration that it was trained with from its file alone.
 
-    Raises Refused.
-    """
+    Raises Refused."""
     tensors, metadata = files.read_tensors(path)
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")

@@ -1,8 +1,7 @@
 """What is odd about the samples of a competition, as a table, a list and a sheet of images.
 
 Images that occur twice, exactly or nearly, within the training samples and between them and the test
-samples; masks that many different images share; empty masks and flat images.
-"""
+samples; masks that many different images share; empty masks and flat images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +109,7 @@ def write_audit(
 ) -> str:
     """Leave audit.txt (the table), audit.csv (a row a finding) and audit.png in a folder; return the table.
 
-    audit.png shows training images, then some of every kind of finding, under the colours of their masks.
-    """
+    audit.png shows training images, then some of every kind of finding, under the colours of their masks."""
     height, width, channels = train.images.shape[1:]
     heading = f"{competition.name}: {len(train.ids):,} training images of {height}×{width}×{channels}"
     heading += f", {len(test.ids):,} test images" if test is not None else ""

@@ -3,8 +3,7 @@
 Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
 1, uint16, where they are asked for), train_ids, train_sizes (the originals', int32 (N, 2)), train_groups (of the TOML,
 or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids, sizes, groups,
-and masks where all have one. Samples are read while they are written, and the npz appears whole or not at all.
-"""
+and masks where all have one. Samples are read while they are written, and the npz appears whole or not at all."""
 
 import json
 from collections import Counter
@@ -39,8 +38,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
     """Make the npz `path`, with arrays of this size, from the images and masks below `source`.
 
     Raises Refused for a file that cannot be read, a mask that does not fit its image or the classes, and a
-    `path` that was made otherwise.
-    """
+    `path` that was made otherwise."""
     own, ignore = competition.source, competition.arrays.ignore
     if competition.arrays.labels:
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
@@ -86,8 +84,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     """In a code competition's kernel: the folder of the npz with the test images, which in the end are hidden ones.
 
     The npz that `prepare` made holds the images that could be seen then; those that are now among the competition's
-    data are read anew, in the same way. Where there are no such data, it is `folder`. Raises Refused.
-    """
+    data are read anew, in the same way. Where there are no such data, it is `folder`. Raises Refused."""
     path, slug = arrays.find_npz(competition.file, folder), competition.kaggle
     homes = filter(Path.is_dir, (files.KAGGLE_INPUT / "competitions" / slug, files.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
@@ -144,8 +141,7 @@ def _inspect(
 ) -> tuple[list[Sample], int, bool, list[Finding]]:
     """From all headers: the samples with their sizes, the channels of all, whether some are deep, and what is odd.
 
-    Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`.
-    """
+    Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path, obey_exif) for path in one.images], samples))
         sizes = list(pool.map(lambda one: [decode.read_header(path).size for path, _ in one.mask_files], samples))

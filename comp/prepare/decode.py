@@ -2,8 +2,7 @@
 
 Photographs become grey or RGB whatever they were (palette, CMYK, RGBA): first frame, transparency dropped, turned
 upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, are read as the file stores
-them; one rule for a competition, which its npz keeps for the hidden images, makes them uint8.
-"""
+them; one rule for a competition, which its npz keeps for the hidden images, makes them uint8."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -84,8 +83,7 @@ def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
 def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
     """A mask's values as they are stored, (H, W), or its colours, uint8 (H, W, 3); and its palette, if it has one.
 
-    A TIFF whose 0 is white is not turned round: its values are what was written. Raises Refused.
-    """
+    A TIFF whose 0 is white is not turned round: its values are what was written. Raises Refused."""
     palette = None
     with _refuse(path):
         if (stored := _open_stored(path)) is None:
@@ -124,8 +122,7 @@ def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
 def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
     """The bands (H, W, C) of an npy file or of a TIFF that is no photograph; None of any other file.
 
-    Without pixels, an array that has their shape and dtype.
-    """
+    Without pixels, an array that has their shape and dtype."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)

@@ -1,8 +1,7 @@
 """The samples of a download: by a reader, by the TOML's paths, or in folders of common names.
 
 Such folders are read by the paths that the TOML would have. PASCAL VOC has ImageSets/Segmentation/{train,val,test}.txt,
-which name stems in JPEGImages and SegmentationClass. Where there are two readings, neither is taken.
-"""
+which name stems in JPEGImages and SegmentationClass. Where there are two readings, neither is taken."""
 
 import re
 from collections import Counter, defaultdict
@@ -36,8 +35,7 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     """Find the samples below `folder`, ordered by id. What a reader yields is kept in the folder `spool`.
 
     `parts`: "test" alone is enough where only hidden images are read. Raises Refused where the first of the parts
-    has no sample, or a sample of the training part has no mask.
-    """
+    has no sample, or a sample of the training part has no mask."""
     own = competition.source
     if own.reader:
         found = reader.run_reader(competition, folder, spool, parts)

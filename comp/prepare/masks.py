@@ -2,8 +2,7 @@
 
 Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535; and
 PASCAL VOC's colours. `source.labels` says any other coding. Codes are read exactly: a mask that holds one without a
-meaning is refused. A mask's layers are files and run-lengths, one over the other.
-"""
+meaning is refused. A mask's layers are files and run-lengths, one over the other."""
 
 import re
 from collections import Counter
@@ -59,8 +58,7 @@ class MaskReader:
         """Labels, uint8, and objects numbered from 1, uint16, both of `size`; and what was lost, in words.
 
         Where classes overlap, bit k - 1 of a label is class k. Raises Refused for a layer that cannot be read, does
-        not fit the coding or lies over another class.
-        """
+        not fit the coding or lies over another class."""
         competition, arrays = self.competition, self.competition.arrays
         labels = np.zeros(sample.size, np.uint8)
         objects = np.zeros(sample.size, np.uint16)
@@ -143,8 +141,7 @@ def detect_coding(
 ) -> Coding:
     """Find what the codes in `masks` mean, or read it from `given`: `source.labels`.
 
-    Raises Refused, listing the codes found, where they are of no known coding.
-    """
+    Raises Refused, listing the codes found, where they are of no known coding."""
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
         kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"

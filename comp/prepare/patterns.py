@@ -1,8 +1,7 @@
 """Paths with fields, such as "train/{id}_sat.jpg", which find images and masks and pair them.
 
 `{field}` is a part of a name, the same wherever it occurs; `*` is anything but a slash, `**/` any folders. An image and
-a mask belong together where the fields that both patterns have are equal.
-"""
+a mask belong together where the fields that both patterns have are equal."""
 
 import csv
 import re

@@ -4,8 +4,7 @@
         for path in sorted((folder / part).glob("*.npy")):
             yield path.stem, image, mask, group    # str, array (H, W) or (H, W, C), array (H, W) or None, str or None
 
-What it yields is kept in npy files, named by what they hold, which are then read as any image and mask.
-"""
+What it yields is kept in npy files, named by what they hold, which are then read as any image and mask."""
 
 import hashlib
 import os

@@ -19,8 +19,7 @@ ORDERS: tuple[Order, Order] = ("column", "row")
 
 def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]]:
     """Layers by id of the rows of `source.table`; an id whose rows are empty has none. Raises Refused.
-    `split` takes apart an id and a class in one column: "{id}_{class}".
-    """
+    `split` takes apart an id and a class in one column: "{id}_{class}"."""
     own, classes, labels = competition.source.table, competition.classes, name_labels(competition.classes)
     for key in ("file", "runs"):
         if not own.get(key):  # type: ignore[call-overload]
@@ -68,8 +67,7 @@ def find_order(
     """The order in which a table's runs count pixels, and the proof in words. Raises Refused where the TOML is wrong.
 
     In the wrong order masks fall apart: more runs lie across them. In a square image it is the transposed mask, whose
-    edges are not where the image, uint8 (H, W, C) by `read`, has its own.
-    """
+    edges are not where the image, uint8 (H, W, C) by `read`, has its own."""
     table = competition.source.table
     some = [one for one in samples if any(isinstance(layer.content, str) for layer in one.mask or ())]
     oblong = [one for one in some if one.size[0] != one.size[1]]

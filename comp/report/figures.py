@@ -1,7 +1,6 @@
 """Figures of a run: its curves, several runs' curves together, and the confusion. A notebook's style stays as it is.
 
-A history is a frame with an epoch a row and the columns epoch, seconds, lr, train_loss, valid_loss, score.
-"""
+A history is a frame with an epoch a row and the columns epoch, seconds, lr, train_loss, valid_loss, score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,7 @@ styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
 def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
     """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
 
-    best_epoch is counted as in `history`; stopped says why training ended early, or is None.
-    """
+    best_epoch is counted as in `history`; stopped says why training ended early, or is None."""
     epoch = history["epoch"]
     figure, (losses, scores) = _figure(title, 5.5, ("loss", ""), ("score", "epoch"))
     losses.plot(epoch, history["train_loss"], ".-", color=TRAIN, label="train")
@@ -64,8 +62,7 @@ def compare_curves(histories: dict[str, pd.DataFrame], path: str | Path, title: 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     """Draw the confusion in percent of each true class, with each class's IoU.
 
-    confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row.
-    """
+    confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row."""
     ious = metrics.iou(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
     names = [shorten(name, 22) for name in classes]
     percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -90,8 +87,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Pa
 def draw_searches(curves: dict[str, tuple[list[str], list[float], int]], path: str | Path) -> None:
     """Draw the score over the values of each decision, three in a row, with the chosen one marked.
 
-    curves: by what was decided, the values in words, the score of each, and the place of the chosen one.
-    """
+    curves: by what was decided, the values in words, the score of each, and the place of the chosen one."""
     rows = -(-len(curves) // 3)
     figure = Figure(figsize=(WIDTH, 0.3 + 1.6 * rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False).ravel()

@@ -32,8 +32,7 @@ Case = tuple[int, np.ndarray, str, float]
 def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
     """Indices and labels of the three worst, three median cases and the best, in that order, or of fewer.
 
-    A NaN, the score of an image without a class to score, is chosen only where all are.
-    """
+    A NaN, the score of an image without a class to score, is chosen only where all are."""
     n = int(np.isfinite(scores).sum()) or len(scores)
     order, middle = np.argsort(scores, kind="stable"), n // 2  # NaN comes last
     places = sorted({0, 1, 2, middle - 1, middle, middle + 1, n - 1} & {*range(n)})
@@ -45,8 +44,7 @@ def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[
 def case_rows(split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = ()) -> Iterator[Row]:
     """A row a case: image, truth and prediction over it, and where they differ in the predicted colour.
 
-    Pixels whose truth is an `unscored` label never differ; it may be a class's own.
-    """
+    Pixels whose truth is an `unscored` label never differ; it may be a class's own."""
     for row, prediction, label, score in cases:
         image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & ~np.isin(truth, [*unscored])

@@ -27,8 +27,7 @@ def check_submission(
     `ids` are the test ids, `sizes` their (N, 2) heights and widths or one (height, width); what is not
     given is not checked. With `sample`, the competition's sample_submission.csv, header and ids must be
     the sample's. The order of rows is free. Memory holds one row, and the ids. Raises Refused, naming
-    the row (the first below the header is row 1), its id and the column.
-    """
+    the row (the first below the header is row 1), its id and the column."""
     keys, ids, empty = len(write.key_columns(competition)), list(ids), competition.submission.empty
     pixels = np.broadcast_to(runlength.UNKNOWN if sizes is None else np.prod(sizes, axis=-1), len(ids)).tolist()
     pairs = zip(ids, pixels, strict=True)
@@ -98,8 +97,7 @@ def read_header(path: str | Path) -> list[str]:
 def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
     """Yield the fields of the header, then of each row its first `keys` fields and the rest as it stands.
 
-    Rows are split at commas, far quicker than by the csv module, which reads those with a quote. Raises Refused.
-    """
+    Rows are split at commas, far quicker than by the csv module, which reads those with a quote. Raises Refused."""
     csv.field_size_limit(1 << 30)
     row = columns = 0
     try:

@@ -1,7 +1,6 @@
 """Run-lengths: "start length start length …" of the pixels that are set, starts counted from 1.
 
-Encoding works on many masks at once: it finds the edges of all, and writes all numbers three digits at a time.
-"""
+Encoding works on many masks at once: it finds the edges of all, and writes all numbers three digits at a time."""
 
 import re
 from functools import cache
@@ -20,8 +19,7 @@ CHUNK = 1 << 20  # pixels encoded at a time: their temporary arrays stay in the 
 def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
     """Run-lengths of masks (N, H, W), bool or uint8 (not 0 is set): N texts "start length start length …".
 
-    Starts count from 1, ascending; the text of an empty mask is "".
-    """
+    Starts count from 1, ascending; the text of an empty mask is ""."""
     step = max(1, CHUNK // max(1, masks[:1].size))
     return [text for first in range(0, len(masks), step) for text in _encode(masks[first : first + step], order)]
 
@@ -42,8 +40,7 @@ def parse_runs(text: str, pixels: int = UNKNOWN, relative: bool = False) -> tupl
 
     Relative starts count the pixels since the end of the run before. Raises Refused for what is not a whole number, an
     odd number of values, a start or length below 1, a run that starts before the end of the one before it, and one
-    that ends outside the image.
-    """
+    that ends outside the image."""
     words = text.split()
     try:
         values = np.array(words, np.int64)

@@ -1,8 +1,7 @@
 """Submission files, written fast: CSV, byte for byte what pandas' `DataFrame.to_csv(index=False)` writes.
 
 "pixels": one row an image, header `id,0,1,…,H*W-1`, labels in C order. "rle": run-lengths; with `rows = "image"`
-of label 1, with "image_class" each label but 0, the background, has a row of its own.
-"""
+of label 1, with "image_class" each label but 0, the background, has a row of its own."""
 
 import csv
 import io

@@ -197,8 +197,7 @@ def _end_epoch(
     """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
     A `score` of NaN: nothing was validated, and the last epoch is the best. An epoch whose validation loss is not
-    finite is never better than one whose loss is. Raises Refused where the loss of most of its steps was not finite.
-    """
+    finite is never better than one whose loss is. Raises Refused where the loss of most of its steps was not finite."""
     row = {
         "epoch": state.epoch + 1,
         "seconds": round(state.seconds, 2),

@@ -19,8 +19,7 @@ from comp.train.runs import Fold, find_folds, read_config
 def write_run_page(run_folder: Path) -> Path:
     """Write runs/<competition>/<run>/report.html from what its folder and the audit beside it hold. Raises Refused.
 
-    Where there are several folds, curves.png and confusion.png of all of them are drawn beside it.
-    """
+    Where there are several folds, curves.png and confusion.png of all of them are drawn beside it."""
     config = read_config(run_folder)
     folds = find_folds(run_folder)
     competition, model, facts = config.competition, config.model, folds[0].metrics
@@ -67,8 +66,7 @@ def write_comparison(
     """Leave table.csv, curves.png and report.html of the runs that are done in a folder; return the table as text.
 
     variants: the configuration of each run, by its name; done: its finished folds. "spread" is the sample standard
-    deviation of their scores.
-    """
+    deviation of their scores."""
     competition = next(iter(variants.values())).competition
     numbers = sorted({fold.number for folds in done.values() for fold in folds})
     metric = f"{metrics.describe_metric(competition.metric)}, fold {', '.join(map(str, numbers))}"

@@ -1,7 +1,6 @@
 """A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again.
 
-Weights and checkpoints are safetensors: nothing is ever pickled.
-"""
+Weights and checkpoints are safetensors: nothing is ever pickled."""
 
 import json
 import zlib
@@ -145,8 +144,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Restore what `save_checkpoint` wrote; return its facts, or None where there is no checkpoint.
 
-    Raises Refused for one that is damaged, or of another network or optimizer.
-    """
+    Raises Refused for one that is damaged, or of another network or optimizer."""
     if not path.exists():
         return None
     tensors, metadata = files.read_tensors(path)

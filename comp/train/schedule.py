@@ -10,8 +10,7 @@ def learning_rate(schedule: Schedule, progress: float) -> float:
     """The factor on `optimizer.lr` after `progress` (0..1) of the run.
 
     one_cycle rises and falls along cosines (Smith and Topin 2018, arXiv:1708.07120); cosine rises
-    linearly; plateau and constant rise linearly and stay.
-    """
+    linearly; plateau and constant rise linearly and stay."""
     warmup, final = schedule.warmup, schedule.final
     if progress < warmup:
         rise = progress / warmup
@@ -26,8 +25,7 @@ class Timer:
     """Runs the schedule by the clock, so that a deadline meets its end and not its middle.
 
     `before` is the share of the schedule that earlier starts have spent; `forwards` says how many images are
-    predicted after the last step, and `forward`, once a validation has shown it, how many seconds each takes.
-    """
+    predicted after the last step, and `forward`, once a validation has shown it, how many seconds each takes."""
 
     def __init__(self, deadline: float, before: float, forwards: int):
         self.deadline, self.before, self.forwards = deadline, before, forwards
@@ -39,8 +37,7 @@ class Timer:
         """The share of the schedule that is done after a step of so many samples.
 
         It is the larger one of `epochs`, the share of the epochs, and the share of the time. Prints a line where the
-        time cuts the schedule short.
-        """
+        time cuts the schedule short."""
         now = time.monotonic()
         if not self.first:
             self.first = now  # the first step also pays for starting, so it says nothing about the next

@@ -51,8 +51,7 @@ class Step:
         """Take one step over a group of batches; return its mean loss over all samples of all ranks, detached.
 
         Where the loss or a gradient is not finite, the weights stay as they are; so do the batch statistics where
-        the loss is not. `seed` decides what is mixed and dropped. Raises Refused where memory does not suffice.
-        """
+        the loss is not. `seed` decides what is mixed and dropped. Raises Refused where memory does not suffice."""
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         before = _flatten(self._statistics)
@@ -79,8 +78,7 @@ class Step:
     def _gradients(self, group: list[Batch], seed: list[int], before: Tensor) -> Tensor:
         """Add up the gradients of a step, in more parts where memory is short; return its mean loss.
 
-        `before` are the batch statistics to begin from each time.
-        """
+        `before` are the batch statistics to begin from each time."""
         while True:
             try:
                 return self._backward(group, seed)

@@ -28,8 +28,7 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
     """Refuse what would stop these folds, and be it after hours.
 
     That is another configuration in the run's folder, a fold that cannot be trained, and a disk without the room for
-    what will be predicted out of fold. Raises Refused.
-    """
+    what will be predicted out of fold. Raises Refused."""
     images, classes = 0, data.config.competition.classes
     for number in numbers:
         runs.check_configuration(run_folder, data.config, number)
@@ -48,8 +47,7 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
 
     `FULL` trains on all images that are not excluded and keeps the last weights, since no validation can choose
     better ones. It leaves model.safetensors, history.csv and metrics.json without a score.
-    Raises Refused where the folder has another configuration, and KeyboardInterrupt.
-    """
+    Raises Refused where the folder has another configuration, and KeyboardInterrupt."""
     folder = runs.fold_folder(run_folder, number)
     check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
@@ -120,8 +118,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
 def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Predict `rows`; write ids, the probabilities' planes as they come, and margins int64 (n, 4, C).
 
-    Returns the margins and the confusion of all rows, int64 (C, C).
-    """
+    Returns the margins and the confusion of all rows, int64 (C, C)."""
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
     confusion = torch.zeros(classes, classes, dtype=torch.int64)

@@ -2,8 +2,7 @@
 
     uv run --group peers python tests/benchmarks
 
-Needs three quarters of an hour of a quiet machine; each script beside this one runs alone, too.
-"""
+Needs three quarters of an hour of a quiet machine; each script beside this one runs alone, too."""
 
 import subprocess
 import sys

@@ -1,7 +1,6 @@
 """Time and memory of the search for decisions: 3,000 drawn images of 101×101 in five folds.
 
-python tests/benchmarks/decisions.py
-"""
+python tests/benchmarks/decisions.py"""
 
 import resource
 import tempfile

@@ -4,8 +4,7 @@
     uv run tests/benchmarks/epoch_profile.py --competition mars --set model.encoder=resnet34
 
 Times are on the wall, by the parts of comp/fit.py, then by torch's own operations. On a GPU, which works behind
-the program's back, the second table is the one to read.
-"""
+the program's back, the second table is the one to read."""
 
 import cProfile
 import pstats

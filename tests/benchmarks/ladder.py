@@ -2,8 +2,7 @@
 
     uv run --group peers tests/benchmarks/ladder.py --time-budget 60s
 
-The first rung is the plain recipe of most public notebooks; each next one adds one choice. Needs input/'s mars.
-"""
+The first rung is the plain recipe of most public notebooks; each next one adds one choice. Needs input/'s mars."""
 
 import argparse
 import contextlib

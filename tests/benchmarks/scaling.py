@@ -4,8 +4,7 @@
 
 The arrays are stored and sparse, so that 40 GB need no disk. Each measurement has a process of its own, so that
 its peak memory is its own; imports are left out of the seconds. "grows as" is the exponent between the first and
-the last row: 1 is linear, 0 is flat.
-"""
+the last row: 1 is linear, 0 is flat."""
 
 import argparse
 import contextlib

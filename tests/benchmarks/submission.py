@@ -8,8 +8,7 @@ holds, for ours only, the fsync that makes a file appear whole; "cpu" is process
 changes less. All of it runs in one thread.
 
 pandas needs 20 s for the Mars file and its time grows with the rows, so that it writes `--rows` of the
-10,022 and its time is scaled; `--rows 10022` scales nothing.
-"""
+10,022 and its time is scaled; `--rows 10022` scales nothing."""
 
 import argparse
 import resource

@@ -6,8 +6,7 @@
 "Ceiling" is the same model, precision and batch shape on one batch that is on the device already:
 forward, loss, backward and step, or forward alone. "Plain" is what most public notebooks do:
 segmentation-models-pytorch, a DataLoader of albumentations, float32; for prediction ttach, and pandas for
-the CSV. Rounds are interleaved, a warm-up goes before them, and the median counts.
-"""
+the CSV. Rounds are interleaved, a warm-up goes before them, and the median counts."""
 
 import argparse
 import contextlib

@@ -2,8 +2,7 @@
 
     uv run --group peers tests/benchmarks/time_to_score.py
 
-Both learn from scratch. Needs input/'s mars, and about a quarter of an hour on two cores.
-"""
+Both learn from scratch. Needs input/'s mars, and about a quarter of an hour on two cores."""
 
 import tempfile
 import time
