@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from comp import config, files
 from comp.config import Arrays, Competition
-from comp.data import arrays, convert, npz
+from comp.data import arrays, npz
 from comp.errors import Refused
 
 CLASSES = ("ground", "rock", "sky")
@@ -375,7 +375,7 @@ def test_what_a_killed_conversion_left_is_removed(folder):
     dead, alive = (folder / ".cache" / f".{process}.own.npz.1-2.3.npz" for process in (1234, 1235))
     dead.touch()
     alive.touch()
-    os.utime(dead, (0, time.time() - 2 * convert.ABANDONED))
+    os.utime(dead, (0, time.time() - 2 * npz.ABANDONED))
     arrays.load_train(competition(), folder)
     assert not dead.exists() and alive.exists()
 
@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_written_has_its_cache_elsewhere(folder, tmp_pat
 
 def test_two_folders_do_not_share_a_cache(tmp_path, folder):
     (tmp_path / "other" / "input").mkdir(parents=True)
-    places = {convert.cache_folder(path / "missing") for path in (folder, tmp_path / "other" / "input")}
+    places = {npz.cache_folder(path / "missing") for path in (folder, tmp_path / "other" / "input")}
     assert len(places) == 2 and not (folder / "missing").exists()
 
 

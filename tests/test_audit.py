@@ -16,7 +16,7 @@ from comp.data import arrays
 from comp.prepare import audit, build
 from comp.prepare.audit import SIDE
 from comp.prepare.samples import Finding
-from comp.report import sheets
+from comp.report import figures
 
 MARS = Path(__file__).parents[2] / "shared/data/mars/mars_for_students.npz"
 PREPARE = Path(__file__).parents[1] / "kernels/prepare.py"
@@ -170,7 +170,7 @@ def test_table_list_and_sheet(tmp_path):
     assert max(map(len, text.splitlines())) <= 110
     with open(tmp_path / "audit/audit.csv", newline="") as file:
         assert list(csv.reader(file)) == [["id", "finding", "detail", "group"], *map(list, rows)]
-    veiled = sheets.overlay(train.images[0], train.masks[0])  # as every image of it lies under its mask
+    veiled = figures.overlay(train.images[0], train.masks[0])  # as every image of it lies under its mask
     with Image.open(tmp_path / "audit/audit.png") as sheet:
         factor = 260 // 36
         at = slice(44, 44 + 24 * factor, factor), slice(6, 6 + 36 * factor, factor)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from comp.data.arrays import Split
-from comp.report import figures, sheets
-from comp.report.sheets import class_colours
+from comp.report import figures
+from comp.report.figures import class_colours
 
 CLASSES = ("background", "pet", "_border $x_{$")
 
@@ -74,8 +74,8 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
     truths = np.zeros((1, 40, 80), np.uint8)
     predictions = truths.copy()
     predictions[0, :10, :20] = 1
-    rows = sheets.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", 0.5)])
-    sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png")
+    rows = figures.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", 0.5)])
+    figures.draw_sheet(rows, CLASSES, tmp_path / "e.png")
     factor = 280 // 80
     wrong = 200 * factor**2
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 40 * factor]  # without headings and legend
@@ -90,8 +90,8 @@ def test_examples_show_errors_in_the_predicted_colour(tmp_path):
 def test_ignored_pixels_never_differ(tmp_path, unscored):
     images = np.full((1, 8, 8, 3), 100, np.uint8)
     truths, predictions = np.full((1, 8, 8), 255, np.uint8), np.ones((1, 8, 8), np.uint8)
-    rows = sheets.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", np.nan)], unscored)
-    sheets.draw_sheet(rows, CLASSES, tmp_path / "e.png", unscored)
+    rows = figures.case_rows(split(images, truths, "a"), [(0, predictions[0], "worst", np.nan)], unscored)
+    figures.draw_sheet(rows, CLASSES, tmp_path / "e.png", unscored)
     cells = pixels(tmp_path / "e.png")[HEAD : HEAD + 280]
     assert count(cells, class_colours(2)[1]) == 0
     assert count(cells, (177, 177, 177)) == 280 * 280  # the truth is veiled in white
@@ -104,10 +104,10 @@ def test_examples_take_any_size_and_channels(tmp_path, size, channels):
     images = rng.integers(0, 256, (2, *size, channels), dtype=np.uint8)
     masks = rng.integers(0, 30, (2, *size), dtype=np.uint8)
     names = [f"class {i}" for i in range(30)]
-    rows = sheets.case_rows(
+    rows = figures.case_rows(
         split(images, masks, "x" * 300, "b"), [(0, masks[1], "worst", 0.1), (1, masks[0], "best", 0.2)]
     )
-    sheets.draw_sheet(rows, names, tmp_path / "e.png")
+    figures.draw_sheet(rows, names, tmp_path / "e.png")
     height, width, _ = pixels(tmp_path / "e.png").shape
     assert width <= 4 * 286 + 6 and height < 2 * 330 + 700
 
@@ -117,14 +117,14 @@ def test_filmstrip_and_samples_hold_what_they_are_given(tmp_path):
     truths = np.zeros((2, 16, 16), np.uint8)
     frames = {f"epoch {k}": [(None, labels) for labels in np.full_like(truths, k)] for k in (1, 2)}
     two = split(images, truths, "a", "b")
-    sheets.draw_sheet(sheets.series_rows(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
+    figures.draw_sheet(figures.series_rows(two, [0, 1], frames), CLASSES, tmp_path / "f.png")
     film = pixels(tmp_path / "f.png")
     cell = 16 * (280 // 16)
     for k in range(3):
         assert 2 * cell**2 <= count(film, class_colours(3)[k]) < 2.1 * cell**2
     assert count(film[:, -cell - 7 :], class_colours(3)[0]) >= 2 * cell**2  # ending in the truth
     draws = {"1": [(images[0], truths[0] + 2)] * 2, "2": [(images[0, :8], truths[0, :8] + 2)] * 2}  # crops among them
-    sheets.draw_sheet(sheets.series_rows(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
+    figures.draw_sheet(figures.series_rows(two, [0, 1], draws), CLASSES, tmp_path / "s.png")
     blend = (90 * 0.5 + class_colours(3)[2] * 0.5).astype(np.uint8)
     assert count(pixels(tmp_path / "s.png"), blend) == 2 * 1.5 * cell**2
 
@@ -158,15 +158,15 @@ def test_confusion_of_very_many_classes_shows_all(tmp_path, monkeypatch):
 
 def test_choose_takes_worst_median_and_best_once_each():
     scores = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.6, 0.4, 0.8, 0.7])
-    indices, labels = sheets.choose_cases(scores)
+    indices, labels = figures.choose_cases(scores)
     assert labels == ["worst"] * 3 + ["median"] * 3 + ["best"]
     assert scores[indices].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9]
     for n in range(1, 12):
-        indices, labels = sheets.choose_cases(np.linspace(0, 1, n))
+        indices, labels = figures.choose_cases(np.linspace(0, 1, n))
         assert indices == sorted(set(indices)) and len(indices) >= min(n, 6)
         assert labels[0] == "worst" and (n == 1 or labels[-1] == "best")
-    assert sheets.choose_cases([]) == ([], [])
-    assert sheets.choose_cases([np.nan, np.nan])[1] == ["worst", "best"]
+    assert figures.choose_cases([]) == ([], [])
+    assert figures.choose_cases([np.nan, np.nan])[1] == ["worst", "best"]
 
 
 def test_colours_are_fixed_and_distinct():

@@ -21,7 +21,7 @@ from comp import config, files
 from comp.data.arrays import Split
 from comp.errors import Refused
 from comp.model import metrics
-from comp.report import figures, page, sheets
+from comp.report import figures, page
 from comp.train import pages
 from comp.train.runs import read_fold
 
@@ -70,15 +70,15 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         }
         write_history(folder / "history.csv", columns | {"score": [0.1, 0.4, 0.3]})
         scores = rng.random(6)
-        rows, labels = sheets.choose_cases(scores)
+        rows, labels = figures.choose_cases(scores)
         split = Split(images, truths, np.array([NASTY, *"abcde"]), None, None)
-        drawn = sheets.case_rows(split, zip(rows, guesses[rows], labels, scores[rows], strict=True))
-        sheets.draw_sheet(drawn, names, folder / "examples.png")
+        drawn = figures.case_rows(split, zip(rows, guesses[rows], labels, scores[rows], strict=True))
+        figures.draw_sheet(drawn, names, folder / "examples.png")
         frames = {f"epoch {k}": [(None, guess) for guess in guesses[:2]] for k in range(8)}
-        drawn = sheets.series_rows(split, [0, 1], frames)
-        sheets.draw_sheet(drawn, names, folder / "filmstrip.png")
+        drawn = figures.series_rows(split, [0, 1], frames)
+        figures.draw_sheet(drawn, names, folder / "filmstrip.png")
         draws = {f"augmented {k}": [(images[k], truths[k])] * 2 for k in range(5)}
-        sheets.draw_sheet(sheets.series_rows(split, [0, 1], draws), names, folder / "samples.png")
+        figures.draw_sheet(figures.series_rows(split, [0, 1], draws), names, folder / "samples.png")
         history = read_fold(folder).history()
         figures.draw_curves(
             history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY

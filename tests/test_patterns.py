@@ -8,7 +8,7 @@ from drawn import competition, discs, find, image, prepare, save
 
 from comp.errors import Refused
 from comp.prepare import build
-from comp.prepare.patterns import compile_pattern, fill
+from comp.prepare.samples import compile_pattern, fill
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 
 from comp import files
 from comp.config import Arrays, Competition
-from comp.data import convert, demo, npz
+from comp.data import demo, npz
 from comp.errors import Refused
 from comp.files import atomic_write, find_below_input
 
@@ -139,7 +139,7 @@ def has_test(competition: Competition, folder: Path, train: Split) -> bool:
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
     if selector.partition("[")[0] not in npz.list_keys(path):
         return False
-    test = convert.Wanted(*_select(path, selector), "images", competition.arrays.scale)
+    test = npz.Wanted(*_select(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
         raise Refused(f"{test}: {test.shape[3]} channels; the training images have {train.images.shape[3]}")
     if competition.arrays.neighbours:
@@ -171,7 +171,7 @@ def build_index(split: Split, competition: Competition) -> Index:
     if split.cache is None:
         return _scan(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]
-    stored = split.cache.with_name(f"{split.cache.name}.index-{convert.digest(asked, split.ids.tobytes())}.npz")
+    stored = split.cache.with_name(f"{split.cache.name}.index-{npz.digest(asked, split.ids.tobytes())}.npz")
     with suppress(Refused):
         return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
     found = _scan(split, competition)
@@ -226,13 +226,13 @@ def _hash(sample: np.ndarray) -> int:
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
     path, arrays = find_npz(competition.file, folder), competition.arrays
-    images = convert.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
+    images = npz.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
     masks, count = None, images.shape[0]
     if selector := arrays.train_masks if part == "train" else _find_optional(path, arrays, "test_masks"):
         labels = {value: label for label, value in enumerate(arrays.labels)}
         if labels and arrays.ignore is not None:
             labels[arrays.ignore] = 255  # which `ignored` says
-        masks = convert.Wanted(*_select(path, selector), "masks", labels=labels)
+        masks = npz.Wanted(*_select(path, selector), "masks", labels=labels)
         if masks.shape != images.shape[:3]:
             raise Refused(f"{masks}: masks of shape {masks.shape} do not fit images of shape {images.shape}")
     ids = _read_optional(path, arrays, f"{part}_ids", str, (count,))
@@ -247,8 +247,8 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         sample, size = str(ids[wrong[0]]), sizes[wrong[0]].tolist()
         raise Refused(f"{path}: {part}_sizes: sample {sample!r} is {size}; 1 to {LARGEST_SIDE} would fit")
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
-    cache = convert.cache_folder(folder)
-    prefix = cache / f"{convert.file_state(path)}.{convert.digest([images.key, masks.key if masks else ''])}"
+    cache = npz.cache_folder(folder)
+    prefix = cache / f"{npz.file_state(path)}.{npz.digest([images.key, masks.key if masks else ''])}"
     loaded = masks.load(ids, cache) if masks else None
     if arrays.neighbours:
         _check_neighbours(path, part, groups is not None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.data.convert import cache_folder
+from comp.data.npz import cache_folder
 from comp.files import atomic_write
 
 NAME = "demo.npz"

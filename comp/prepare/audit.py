@@ -17,7 +17,7 @@ from comp.config import Competition
 from comp.data.arrays import Index, Split, TrainSplit, build_index, release_pages
 from comp.files import atomic_write, write_text
 from comp.prepare.samples import Finding
-from comp.report import sheets
+from comp.report import figures
 from comp.report.tables import shorten
 
 SIDE = 16  # areas along a thumbnail's side; with 8, different images of plain ground are near duplicates
@@ -130,7 +130,7 @@ def write_audit(
         findings.to_csv(beside, index=False)
     unscored = [label for label in [competition.arrays.ignored] if label is not None]
     rows = _rows(train, test, findings, competition.overlap, unscored)
-    sheets.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
+    figures.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
     return text
 
 
@@ -148,15 +148,15 @@ def _class_table(competition: Competition, index: Index, area: int) -> str:
 
 def _rows(
     train: TrainSplit, test: Split | None, findings: pd.DataFrame, overlap: bool, unscored: list[int]
-) -> Iterator[sheets.Row]:
+) -> Iterator[figures.Row]:
     """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
     places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
     if test is not None:
         places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
 
-    def cell(name: str) -> sheets.Cell:
+    def cell(name: str) -> figures.Cell:
         split, k = places[name]
-        masks = sheets.LastClasses(split.masks, unscored) if overlap and split.masks is not None else split.masks
+        masks = figures.LastClasses(split.masks, unscored) if overlap and split.masks is not None else split.masks
         return split.images[k], None if masks is None else masks[k]
 
     yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}

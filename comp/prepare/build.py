@@ -20,7 +20,7 @@ from tqdm import trange
 
 from comp import files
 from comp.config import Competition
-from comp.data import arrays, convert, npz
+from comp.data import arrays, npz
 from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare import decode, masks
@@ -62,7 +62,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
         told = [VERSION, size, ignore, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
-        digest = convert.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
+        digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
         if path.exists():
             if _read_facts(path).get("digest") != digest:
                 raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
@@ -91,7 +91,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
         return folder
     check_hidden_test(competition, folder)
     facts = _read_facts(path)
-    place = convert.cache_folder(folder) / "hidden"
+    place = npz.cache_folder(folder) / "hidden"
     scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
@@ -130,10 +130,10 @@ def _read_facts(path: Path) -> dict:
 def _state(sample: Sample) -> list:
     """What a sample is made of: another list once a file of it changes."""
     layers = [
-        [convert.file_state(layer.content) if isinstance(layer.content, Path) else layer.content, layer.label]
+        [npz.file_state(layer.content) if isinstance(layer.content, Path) else layer.content, layer.label]
         for layer in sample.mask or ()
     ]
-    return [sample.id, sample.fold, sample.group, sample.extra, [*map(convert.file_state, sample.images)], layers]
+    return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
 
 
 def _inspect(

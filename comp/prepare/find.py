@@ -13,8 +13,18 @@ from pathlib import Path
 from comp.config import Competition
 from comp.errors import Refused
 from comp.prepare import reader, table
-from comp.prepare.patterns import SPLITS, fill, find_by_patterns
-from comp.prepare.samples import Finding, Found, Layer, Sample, as_seen, is_image, list_files
+from comp.prepare.samples import (
+    SPLITS,
+    Finding,
+    Found,
+    Layer,
+    Sample,
+    as_seen,
+    fill,
+    find_by_patterns,
+    is_image,
+    list_files,
+)
 
 BOTH = "train", "test"
 IMAGES = "images", "train/images", "train"

@@ -7,8 +7,7 @@ import numpy as np
 
 from comp.config import Competition
 from comp.errors import Refused, did_you_mean
-from comp.prepare.patterns import compile_pattern, read_table
-from comp.prepare.samples import Layer, Sample, as_seen, name_labels
+from comp.prepare.samples import Layer, Sample, as_seen, compile_pattern, name_labels, read_table
 from comp.submission.runlength import Order, decode_runs
 
 EMPTY = {"", "-1", "-", "1 0", "nan"}  # what competitions write for no pixel

@@ -1,16 +1,22 @@
-"""Figures of a run: its curves, several runs' curves together, and the confusion. A notebook's style stays as it is.
+"""Figures of a run: its curves, several runs' together, the confusion; and sheets of small images, such as its errors.
 
-A history is a frame with an epoch a row and the columns epoch, seconds, lr, train_loss, valid_loss, score."""
+A notebook's style stays as it is. A history is a frame with an epoch a row and the columns epoch, seconds, lr,
+train_loss, valid_loss, score."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
 
+from comp.data.arrays import TrainSplit
 from comp.files import atomic_write
 from comp.model import metrics
 from comp.report.tables import format_number, shorten
@@ -119,3 +125,121 @@ def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure
         axes.grid(axis="y")
         axes.locator_params(axis="x", nbins=8, integer=x != "minutes", min_n_ticks=1)
     return figure, panels
+
+
+CELL = 280  # pixels: the larger side of one image
+WIDEST = 1600  # pixels: of a sheet, whose images are smaller where they are many
+GAP = 6  # pixels between images
+LINE = 22  # pixels of a line of text
+DPI = 100
+# A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
+FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+# An image uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
+Cell = tuple[np.ndarray | None, np.ndarray | None]
+Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
+# A row of the split, its prediction uint8 (H, W), what it is a case of, and its score.
+Case = tuple[int, np.ndarray, str, float]
+
+
+def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
+    """Indices and labels of the three worst, three median cases and the best, in that order, or of fewer.
+
+    A NaN, the score of an image without a class to score, is chosen only where all are."""
+    n = int(np.isfinite(scores).sum()) or len(scores)
+    order, middle = np.argsort(scores, kind="stable"), n // 2  # NaN comes last
+    places = sorted({0, 1, 2, middle - 1, middle, middle + 1, n - 1} & {*range(n)})
+    worst = max(1, min(3, middle))
+    labels = ["worst" if place < worst else "best" if place == n - 1 else "median" for place in places]
+    return [int(order[place]) for place in places], labels
+
+
+def case_rows(split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = ()) -> Iterator[Row]:
+    """A row a case: image, truth and prediction over it, and where they differ in the predicted colour.
+
+    Pixels whose truth is an `unscored` label never differ; it may be a class's own."""
+    for row, prediction, label, score in cases:
+        image, truth = split.images[row], split.masks[row]
+        differ = (truth != prediction) & ~np.isin(truth, [*unscored])
+        grey = overlay(image, None).mean(-1, keepdims=True)
+        grey = np.minimum(grey / max(np.percentile(grey, 99), 1), 1) * 90  # dimmed, but a dark image stays legible
+        wrong = np.where(differ[..., None], overlay(None, prediction, unscored), grey).astype(np.uint8)
+        name = shorten(f"{label}: {split.ids[row]}", 60)
+        caption = f"{name} · {format_number(score)} · {differ.mean():.1%} of the pixels differ"
+        cells = {"image": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
+        yield caption, cells | {"where they differ": (wrong, None)}
+
+
+def series_rows(split: TrainSplit, rows: Iterable[int], columns: Mapping[str, Sequence[Cell]]) -> Iterator[Row]:
+    """A row an image: itself, its cells of each column, such as predictions or augmented samples, and its truth."""
+    for i, row in enumerate(rows):
+        cells = {heading: column[i] for heading, column in columns.items()}
+        yield split.ids[row], {"image": (split.images[row], None)} | cells | {"truth": (None, split.masks[row])}
+
+
+def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
+    """Colours of the labels 0 … n-1 as uint8 (n, 3), all distinct but for `unscored` and 255, which are white."""
+    k = np.arange(256 - len(FIRST))
+    # Steps of the golden ratio spread any number of hues evenly; four levels, from dark to pale, tell close hues apart.
+    hues = np.stack([k * 0.618034 % 1, 0.9 - 0.15 * (k % 4), 0.55 + 0.13 * (k % 4)], axis=1)
+    colours = np.vstack([[to_rgb(colour) for colour in FIRST], hsv_to_rgb(hues)])
+    colours[[*unscored, 255]] = 1
+    return (colours[:n] * 255).round().astype(np.uint8)
+
+
+def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
+    """A cell as uint8 (H, W, 3), of its first three channels or its first; under an image, label 0 has no colour."""
+    colours = class_colours(unscored=unscored)
+    if image is None:
+        return colours[mask]
+    rgb = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
+    if mask is None:
+        return rgb
+    return np.where(mask[..., None] == 0, rgb, rgb * 0.5 + colours[mask] * 0.5).astype(np.uint8)
+
+
+class LastClasses:
+    """Masks of overlapping classes, each pixel as its last class, but for `unscored` labels; indexed as an array is."""
+
+    def __init__(self, masks: np.ndarray, unscored: Collection[int]):
+        self._masks = masks
+        self._shown = np.array([k if k in unscored else k.bit_length() for k in range(256)], np.uint8)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._shown[self._masks[rows]]
+
+
+@styled
+def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
+    """Draw rows of images, pixel by pixel, which keeps masks sharp, and a legend of the classes' colours."""
+    rows = list(rows)
+    columns = max(len(cells) for _, cells in rows)
+    side = min(CELL, WIDEST // columns - GAP)
+    fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
+    height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
+    total = max(columns * (width + GAP) + GAP, 420)
+    names = [shorten(name, 28) for name in classes] + ["not scored"] * bool(unscored)
+    colours = [*class_colours(len(classes), unscored) / 255, "white"]
+    legend = [Patch(facecolor=colours[k], edgecolor="gray", label=name) for k, name in enumerate(names)]
+    across = max(1, total // (8 * max(map(len, names)) + 40))
+    row_height = 2 * LINE + height + 2 * GAP
+    tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))
+    figure = Figure(figsize=(total / DPI, tall / DPI), dpi=DPI)
+    for r, (caption, cells) in enumerate(fitted):
+        top = tall - r * row_height  # pixels, counted from below as matplotlib does
+        figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), va="center")
+        for k, (heading, cell) in enumerate(cells.items()):
+            x = GAP + k * (width + GAP)
+            heading = shorten(heading, max(width // 9, 8))  # digits are wide
+            figure.text(x / total, (top - 1.5 * LINE) / tall, heading, color=FAINT, va="center")
+            figure.figimage(cell, x, top - 2 * LINE - len(cell))
+    figure.legend(handles=legend, ncols=across, fontsize=10, handlelength=1, handleheight=1, borderaxespad=0)
+    save_figure(figure, path)
+
+
+def _fitted(cell: Cell, side: int, unscored: Collection[int]) -> np.ndarray:
+    """uint8 (h, w, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
+    shown = Image.fromarray(overlay(*cell, unscored))
+    scale = side / max(shown.size)
+    scale = max(int(scale), min(scale, 1))
+    return np.asarray(shown.resize([max(1, round(n * scale)) for n in shown.size], Image.Resampling.BOX))

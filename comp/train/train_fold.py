@@ -18,7 +18,7 @@ from comp.device import Machine
 from comp.errors import Refused, spare_what_is_trained
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
-from comp.report import figures, sheets, tables
+from comp.report import figures, tables
 from comp.train import runs
 from comp.train.fit import fit
 from comp.train.runs import Fold
@@ -155,11 +155,11 @@ def _draw(
     unscored = {config.competition.arrays.ignored, *range(first)} - {None}
     planes = fold.oof()[1]
     if overlap:
-        split = replace(split, masks=sheets.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
+        split = replace(split, masks=figures.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
         labels = predict.to_labels(predict.from_planes(torch.from_numpy(planes[at]), overlap), overlap).numpy()
-        return sheets.LastClasses(labels, unscored)[:] if overlap else labels
+        return figures.LastClasses(labels, unscored)[:] if overlap else labels
 
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
@@ -168,18 +168,18 @@ def _draw(
 
     counted = margins[:, 1, first:].any(1)
     scores = [metrics.score(one[None], metric) if any_ else np.nan for one, any_ in zip(margins, counted, strict=True)]
-    at, labels = sheets.choose_cases(scores)
+    at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
-    sheets.draw_sheet(sheets.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
+    figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
-    frames = {k: sheets.LastClasses(one, unscored)[:] if overlap else one for k, one in frames.items()}
+    frames = {k: figures.LastClasses(one, unscored)[:] if overlap else one for k, one in frames.items()}
     frames[best] = predicted(watched)
     film = {
         f"epoch {epoch}" + ", kept" * (epoch == best): [(None, labels) for labels in frames[epoch]]
         for epoch in sorted(frames)[-8:]
     }
-    sheets.draw_sheet(sheets.series_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
+    figures.draw_sheet(figures.series_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
 
     if transform := augment.build_transforms(config.augment.transforms):
         draws = {
@@ -188,4 +188,4 @@ def _draw(
             ]
             for draw in range(4)
         }
-        sheets.draw_sheet(sheets.series_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)
+        figures.draw_sheet(figures.series_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)
