@@ -10,9 +10,14 @@ Leaves runs/<competition>/<run>/fold-<k>/: model.safetensors, oof.npz, history.c
 figures; beside the folds, report.html. The same command again goes on where it stopped."""
 
 import argparse
+import concurrent.futures
 import math
+import os
+import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from comp import cli
@@ -37,7 +42,6 @@ def main(args: argparse.Namespace) -> int:
     from comp.errors import spare_what_is_trained
     from comp.prepare import build
     from comp.train import pages, runs
-    from comp.train.parallel import run_on_devices
     from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
@@ -80,6 +84,56 @@ def main(args: argparse.Namespace) -> int:
     if failed:
         raise cli.Refused(f"{', '.join(failed)}; the lines behind its name say why, and the same command goes on")
     return 0
+
+
+def run_on_devices(
+    names: Iterable[str], devices: Sequence[str], command: Callable[[str, str], Sequence[str]]
+) -> dict[str, int]:
+    """Run `command(name, device)` for every name, one at a time on each device; return the exit statuses by name.
+
+    Each line that a command prints comes behind its name. One that fails does not stop the others. What interrupts the
+    waiting, such as Ctrl-C, ends all with SIGTERM, and is raised once they have ended; a second time kills them.
+    """
+    waiting, statuses = iter(list(names)), dict[str, int]()
+    running: set[subprocess.Popen[str]] = set()
+    beginning, stopping = threading.Lock(), threading.Event()
+
+    def serve(device: str) -> None:
+        for name in waiting:
+            with beginning:  # so that none is begun unseen by whoever stops them
+                if stopping.is_set():
+                    return
+                process = subprocess.Popen(
+                    command(name, device), env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    encoding="utf-8", errors="replace", start_new_session=True,  # Ctrl-C comes through us, and once
+                )  # fmt: skip
+                running.add(process)
+            assert process.stdout
+            for line in process.stdout:
+                print(f"{name} | {line.rstrip()}", flush=True)
+            statuses[name] = process.wait()
+            running.discard(process)
+
+    with concurrent.futures.ThreadPoolExecutor(len(devices)) as pool:
+        served = []
+        try:
+            served += [pool.submit(serve, device) for device in devices]
+            for one in served:
+                one.result()
+        except BaseException:
+            stopping.set()
+            with beginning:
+                for process in tuple(running):
+                    process.terminate()
+            try:
+                concurrent.futures.wait(served)
+            except BaseException:
+                for process in tuple(running):
+                    process.kill()
+                raise
+            raise
+    return statuses
 
 
 def train_one(args: argparse.Namespace, number: int, device: str, processes: int) -> list[str]:

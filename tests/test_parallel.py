@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, TINY, kernel, lay_out
+from conftest import ROOT, TINY, kernel, lay_out, load
 
-from comp.train.parallel import run_on_devices
+run_on_devices = load("train_fold.py").run_on_devices
 
 
 def test_each_device_runs_one_command_at_a_time_and_one_that_fails_stops_no_other(capsys):
