@@ -24,7 +24,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     path, source = folder / competition.file, arguments.source
     if not source and competition.kaggle and not path.exists():
-        from comp.kaggle.download import download_competition
+        from comp.kaggle.api import download_competition
 
         came = download_competition(competition.kaggle, folder)
         if (came / path.name).exists():  # arrays already

@@ -11,7 +11,7 @@ import pytest
 from kaggle_server import Competition, Kaggle
 
 from comp.errors import Refused
-from comp.kaggle import client, download
+from comp.kaggle import api, client
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def contents(folder):
 
 def test_it_comes_whole_opened_and_once(kaggle, tmp_path):
     place = tmp_path / "input"
-    there = download.download_competition("cells", place)
+    there = api.download_competition("cells", place)
     assert there == place / "cells" and contents(place) == {f"cells/{name}" for name in WHOLE}
-    assert download.download_competition("cells", place) == there
+    assert api.download_competition("cells", place) == there
     assert kaggle.count("DownloadDataFiles") == 1
 
 
@@ -58,29 +58,29 @@ def test_a_lost_connection_and_a_start_that_was_killed_cost_nothing(kaggle, tmp_
     kaggle.plant("file", 0)  # the connection is dropped
     place = tmp_path / "input"
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_open_archive", lambda *_: 1 / 0)
+        patch.setattr(api, "_open_archive", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            download.download_competition("cells", place)
+            api.download_competition("cells", place)
     assert not (place / "cells").exists()
-    assert contents(download.download_competition("cells", place)) == WHOLE
+    assert contents(api.download_competition("cells", place)) == WHOLE
     assert {path.name for path in place.iterdir()} == {"cells"}
 
 
 @pytest.mark.parametrize("name", ["venus", "no-such-thing"])
 def test_a_competition_that_was_not_joined_is_one_line(kaggle, tmp_path, name):
     with pytest.raises(Refused, match=f"{name}: not joined.*{name}/rules"):
-        download.download_competition(name, tmp_path / "input")
+        api.download_competition(name, tmp_path / "input")
     assert not any((tmp_path / "input").iterdir())
 
 
 def test_no_credentials_and_no_disk_are_one_line(kaggle, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     with pytest.raises(Refused, match="opened it takes 0 MB; the disk has 0 MB free"):
-        download.download_competition("cells", tmp_path / "input")
+        api.download_competition("cells", tmp_path / "input")
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     client.log_in.cache_clear()
     with pytest.raises(Refused, match="no Kaggle credentials"):
-        download.download_competition("cells", tmp_path / "input")
+        api.download_competition("cells", tmp_path / "input")
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -97,5 +97,5 @@ def test_what_came_damaged_is_fetched_again(kaggle, tmp_path, monkeypatch, neste
     with monkeypatch.context() as patch:
         patch.setattr(Kaggle, "file", lambda *_: bytes(damaged))
         with pytest.raises(Refused, match=r"cells: came damaged .*downloads it again"):
-            download.download_competition("cells", tmp_path / "input")
-    assert contents(download.download_competition("cells", tmp_path / "input")) == WHOLE
+            api.download_competition("cells", tmp_path / "input")
+    assert contents(api.download_competition("cells", tmp_path / "input")) == WHOLE
