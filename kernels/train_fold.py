@@ -92,8 +92,7 @@ def run_on_devices(
     """Run `command(name, device)` for every name, one at a time on each device; return the exit statuses by name.
 
     Each line that a command prints comes behind its name. One that fails does not stop the others. What interrupts the
-    waiting, such as Ctrl-C, ends all with SIGTERM, and is raised once they have ended; a second time kills them.
-    """
+    waiting, such as Ctrl-C, ends all with SIGTERM, and is raised once they have ended; a second time kills them."""
     waiting, statuses = iter(list(names)), dict[str, int]()
     running: set[subprocess.Popen[str]] = set()
     beginning, stopping = threading.Lock(), threading.Event()

@@ -174,8 +174,7 @@ def download_competition(competition: str, folder: Path) -> Path:
     """Bring a competition's data to folder/<competition>, its archives opened, unless it is there; return that folder.
 
     It appears whole or not at all; a download that was interrupted goes on where it was. Raises Refused where the
-    competition was not joined, and where the disk has no room.
-    """
+    competition was not joined, and where the disk has no room."""
     there, work = folder / competition, folder / f".download-{competition}"
     if there.is_dir():
         return there
