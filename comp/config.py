@@ -91,7 +91,6 @@ class Source(Section):
     # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
     range: Literal["percentiles"] | tuple[float, float] | tuple[tuple[float, float], ...] = ()
     size: tuple[Positive, Positive] = (256, 256)  # height, width of the arrays
-    obey_exif: bool = True  # turn images upright as EXIF says; false: masks were drawn on the images as stored
 
 
 class Metric(Section):

@@ -336,23 +336,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     assert not (tmp_path / "own.npz").exists()
 
 
-@pytest.mark.parametrize("obey", [True, False])
-def test_exif_is_obeyed_unless_the_competition_says_otherwise(tmp_path, obey):
+def test_images_are_turned_as_exif_says(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # seen upright when turned clockwise by a quarter
     size = (20, 30)
     for name in ("images/a.png", "test/t.png"):
         save_image(tmp_path / name, size, exif=exif)
-    save_mask(tmp_path / "masks/a.png", halves(0, 255, size[::-1] if obey else size))
-    out = make(tmp_path, tmp_path / "own.npz", competition(), size=(32, 32), obey_exif=obey)
-    expected = size[::-1] if obey else size
-    assert tuple(out["train_sizes"][0]) == tuple(out["test_sizes"][0]) == expected
+    save_mask(tmp_path / "masks/a.png", halves(0, 255, size[::-1]))
+    out = make(tmp_path, tmp_path / "own.npz", competition(), size=(32, 32))
+    assert tuple(out["train_sizes"][0]) == tuple(out["test_sizes"][0]) == size[::-1]
     stored = np.asarray(Image.open(tmp_path / "images/a.png").resize((32, 32), Image.Resampling.BILINEAR))
-    difference = abs(out["train_images"][0].astype(int) - (np.rot90(stored, -1) if obey else stored))
-    assert difference.mean() < 2
-    hint = r"a\.png: is .*; it fits the image as stored: set source\.obey_exif = false$" if not obey else "is 30×20"
-    with pytest.raises(Refused, match=hint):
-        make(tmp_path, tmp_path / "other.npz", competition(), obey_exif=not obey)
+    assert abs(out["train_images"][0].astype(int) - np.rot90(stored, -1)).mean() < 2
+    save_mask(tmp_path / "masks/a.png", halves(0, 255, size))
+    with pytest.raises(
+        Refused, match=r"a\.png: is .*; it fits the image as stored, before EXIF turns it: a source\.reader"
+    ):
+        make(tmp_path, tmp_path / "other.npz", competition())
 
 
 def test_a_mask_of_another_size_is_refused(tmp_path):

@@ -49,7 +49,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
             raise Refused(
                 "arrays.neighbours: no two samples are of one group; source.group would say whose slices they are"
             )
-        samples, channels, deep, odd = _inspect(found.train + found.test, own.obey_exif)
+        samples, channels, deep, odd = _inspect(found.train + found.test)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
         needed, free = len(samples) * prod(size) * (channels + 1), files.free_bytes(path)
         if needed > free:
@@ -60,7 +60,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order, proof)
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
-        told = [VERSION, size, ignore, own.obey_exif, channels, asdict(scaling), order, own.instances, own.border]
+        told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
         digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
         if path.exists():
@@ -95,7 +95,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples, *_ = _inspect(found.test, competition.source.obey_exif, channels)
+        samples, *_ = _inspect(found.test, channels)
         rows = _Rows(competition, size, channels, scaling, Path(spool), strict=False)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
@@ -136,15 +136,15 @@ def _state(sample: Sample) -> list:
     return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
 
 
-def _inspect(
-    samples: Sequence[Sample], obey_exif: bool, channels: int | None = None
-) -> tuple[list[Sample], int, bool, list[Finding]]:
+def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
     """From all headers: the samples with their sizes, the channels of all, whether some are deep, and what is odd.
 
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(lambda one: [decode.read_header(path, obey_exif) for path in one.images], samples))
-        sizes = list(pool.map(lambda one: [decode.read_header(path).size for path, _ in one.mask_files], samples))
+        headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
+        sizes = list(
+            pool.map(lambda one: [decode.read_header(path, mask=True).size for path, _ in one.mask_files], samples)
+        )
     sized, odd = [], []
     counts = [sum(header.channels for header in bands) for bands in headers]
     grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)
@@ -156,8 +156,7 @@ def _inspect(
             others = f"the other images {fits}; 1 to {decode.MOST_BANDS}, the same for all, would fit"
             raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, {others}")
         if orientation > 1:
-            how = "turned upright" if obey_exif else "not turned"
-            odd.append(Finding(sample.id, "EXIF orientation", f"{how}, orientation {orientation}"))
+            odd.append(Finding(sample.id, "EXIF orientation", f"turned upright, orientation {orientation}"))
         if frames > 1:
             odd.append(Finding(sample.id, "several frames", f"the first of {frames} is read"))
         for path, header in zip(sample.images, bands, strict=True):
@@ -165,8 +164,12 @@ def _inspect(
                 raise Refused(f"{path}: is {header.size[0]}×{header.size[1]}, the first band {size[0]}×{size[1]}")
         for (path, _), mask in zip(sample.mask_files, mask_sizes, strict=True):
             if mask != size:
-                turned = obey_exif and orientation >= decode.SIDEWAYS and mask == size[::-1]
-                hint = "; it fits the image as stored: set source.obey_exif = false" if turned else ""
+                turned = orientation >= decode.SIDEWAYS and mask == size[::-1]
+                hint = (
+                    "; it fits the image as stored, before EXIF turns it: a source.reader could read that"
+                    if turned
+                    else ""
+                )
                 raise Refused(f"{path}: is {mask[0]}×{mask[1]}, its image {size[0]}×{size[1]}{hint}")
     return sized, fits, any(header.deep for bands in headers for header in bands), odd
 
@@ -187,7 +190,7 @@ class _Rows:
         """The image as uint8 (H, W, C), of its own size."""
         bands, band = [], 0
         for path in sample.images:
-            values = decode.read_image(path, self.competition.source.obey_exif)
+            values = decode.read_image(path)
             pixels, lost = self.scaling.apply(values, band, path, self.strict)
             if lost:
                 self.odd.append(Finding(sample.id, "values cut off", lost))

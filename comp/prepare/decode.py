@@ -45,8 +45,8 @@ class Header(NamedTuple):
     frames: int = 1  # of which the first is read
 
 
-def read_header(path: Path, obey_exif: bool | None = None) -> Header:
-    """Read a file's header; of a mask (None) without EXIF, which may be behind the pixels. Raises Refused."""
+def read_header(path: Path, mask: bool = False) -> Header:
+    """Read a file's header; of a mask without EXIF, which may be behind the pixels. Raises Refused."""
     with _refuse(path):
         if (stored := _open_stored(path, pixels=False)) is not None:
             height, width = stored.shape[:2]
@@ -54,14 +54,14 @@ def read_header(path: Path, obey_exif: bool | None = None) -> Header:
         with Image.open(path) as image:
             deep_colour = _is_deep_colour(image)
             deep, channels = deep_colour or image.mode[0] in "IF", 1 if _is_grey(image) and not deep_colour else 3
-            if obey_exif is None:
+            if mask:
                 return Header((image.height, image.width), channels, deep)
             frames, orientation = getattr(image, "n_frames", 1), image.getexif().get(ExifTags.Base.Orientation, 1)
-            size = image.size if obey_exif and orientation >= SIDEWAYS else image.size[::-1]
+            size = image.size if orientation >= SIDEWAYS else image.size[::-1]
             return Header(size, channels, deep, orientation, frames)
 
 
-def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """An image's values (H, W, C): uint8 of a photograph, else of the dtype that the file holds. Raises Refused."""
     with _refuse(path):
         if (stored := _open_stored(path)) is not None:
@@ -70,7 +70,7 @@ def read_image(path: Path, obey_exif: bool = True) -> np.ndarray:
             if _is_deep_colour(image):
                 return _read_deep_colour(path)
             image.getexif()  # of some formats it is behind the pixels
-            seen = ImageOps.exif_transpose(image) if obey_exif else image
+            seen = ImageOps.exif_transpose(image)
             if seen.mode[0] in "IF":
                 return np.asarray(seen)[..., None]
             if _is_grey(seen):
