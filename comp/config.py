@@ -325,11 +325,7 @@ def _check_source(competition: Competition) -> None:
     if competition.overlap and len(competition.classes) - 1 > most:
         raise Refused(f"competition.overlap: {len(competition.classes) - 1} classes beside the first; {most} would fit")
     if competition.overlap and competition.metric.background == "drop_truth":
-        raise Refused(
-            'competition.metric.background: classes overlap, so "drop_class" is what leaves the first one out'
-        )
-    if competition.overlap and competition.submission.format == "pixels":
-        raise Refused("competition.submission.format: a pixel has one label there, and classes overlap; rle would fit")
+        raise Refused('competition.metric.background: where classes overlap, "drop_class" leaves the first one out')
     if competition.overlap and competition.arrays.ignore not in (None, 255):
         raise Refused(f"competition.arrays.ignore: {competition.arrays.ignore}; where classes overlap, 255 would fit")
     needs = dict.fromkeys(("masks", "table", "test", "extra", "list", "bands", "group", "fold"), "images")

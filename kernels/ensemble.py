@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.device import choose_device
     from comp.ensemble.decisions import Decisions
     from comp.ensemble.make_submission import identify, predict_blend, write_submission
-    from comp.ensemble.search import Rung, same_folds, search_decisions, write_ladder
+    from comp.ensemble.search import Rung, search_decisions, write_ladder
     from comp.model import metrics
     from comp.prepare import build
     from comp.report import tables
@@ -125,6 +125,18 @@ def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     pattern = "full" if args.folds == "full" else "fold-*"
     names = cli.run_names(args, config)
     return [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
+
+
+def same_folds(found: list[list], numbers: list[int]) -> list[list]:
+    """These folds of every run, in this order. Raises Refused for a missing one."""
+    chosen = []
+    for run in found:
+        by_number = {fold.number: fold for fold in run}
+        if missing := sorted({*numbers} - {*by_number}):
+            there = f"--folds {','.join(map(str, by_number))}"
+            raise cli.Refused(f"{run[0].folder.parent}: fold {missing[0]} is not finished; train it, or blend {there}")
+        chosen.append([by_number[number] for number in numbers])
+    return chosen
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import count_margins, draw
+from conftest import count_margins, draw, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -226,8 +226,8 @@ def test_missing_and_mismatched_folds_are_refused(tmp_path):
     data = split()
     three, two = run(tmp_path, "three", data, 1.0), run(tmp_path, "two", data, 1.0, folds=2)
     with pytest.raises(Refused, match="fold 2 is not finished"):
-        search.same_folds([three, two], [0, 1, 2])
-    assert [[f.number for f in r] for r in search.same_folds([three, two], [1, 0])] == [[1, 0], [1, 0]]
+        load("ensemble.py").same_folds([three, two], [0, 1, 2])
+    assert [[f.number for f in r] for r in load("ensemble.py").same_folds([three, two], [1, 0])] == [[1, 0], [1, 0]]
     with pytest.raises(Refused, match="validated on other images"):
         found([three[:2], two], data)
     data.masks[data.ids == "p1"] = 2

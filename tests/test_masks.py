@@ -84,7 +84,7 @@ def test_eight_overlapping_classes_and_no_more(tmp_path):
             competition(toml | {"overlap": True}, **SOURCE)
 
 
-def test_bits_of_no_class_are_refused_and_training_says_that_it_cannot(tmp_path):
+def test_bits_of_no_class_are_refused_and_a_file_of_one_label_a_pixel(tmp_path):
     own = competition(CLASSES | {"overlap": True})
     np.savez(tmp_path / "own.npz", train_images=image(0)[None], train_masks=np.full((1, 16, 16), 4, np.uint8))
     with pytest.raises(Refused, match="has label 4; 0 to 3 would fit"):
@@ -92,7 +92,7 @@ def test_bits_of_no_class_are_refused_and_training_says_that_it_cannot(tmp_path)
     from comp import config
 
     whole = config.validate_config({"competition": own.model_dump(mode="json")})
-    with pytest.raises(Refused, match="overlap = true: its arrays are made"):
+    with pytest.raises(Refused, match="a pixel has one label there, and classes overlap"):
         load_training_data(whole, tmp_path, tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_same_input_gives_same_bytes(entry, tmp_path):
 
 def test_small_enough_with_segmentation_models_inside(entry):
     pack = packing.pack(entry)
-    assert {"segmentation_models_pytorch/__init__.py", "comp/report/page.html"} <= contents(pack).keys()
+    assert {"segmentation_models_pytorch/__init__.py", "comp/train/pages.html"} <= contents(pack).keys()
     assert any("LICENSE" in name for name in contents(pack))
     assert len(pack.encode()) < 400_000
     assert len(packing.make_notebook(pack).encode()) < 400_000

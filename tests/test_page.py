@@ -21,7 +21,7 @@ from comp import config, files
 from comp.data.arrays import Split
 from comp.errors import Refused
 from comp.model import metrics
-from comp.report import figures, page
+from comp.report import figures
 from comp.train import pages
 from comp.train.runs import read_fold
 
@@ -112,7 +112,7 @@ def test_the_report_holds_every_section_and_the_figures(run):
     assert headings(text) == [
         "Result", "Classes, all folds as one", "All folds", "Fold 0", "Fold 1", "Command and configuration"
     ]  # fmt: skip
-    for heading in list(page.FIGURES.values())[:5]:
+    for heading in list(pages.FIGURES.values())[:5]:
         times = 3 if heading in ("Curves", "Confusion") else 2
         assert text.count(f"<h3>{heading}</h3>") == times
     facts = json.loads((run / "fold-0" / "metrics.json").read_text())

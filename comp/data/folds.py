@@ -38,6 +38,8 @@ class TrainingData:
 def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:
     """Load and check a competition's training samples; deal its folds, or read them back. Raises Refused."""
     competition = config.competition
+    if competition.overlap and competition.submission.format == "pixels":
+        raise Refused("competition.submission.format: a pixel has one label there, and classes overlap; rle would fit")
     split = arrays.load_train(competition, input_folder)
     index = arrays.build_index(split, competition)
     dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"

@@ -1,1 +1,1 @@
-"""Folds and runs blended, the test set predicted, the submission made."""
+"""Folds and runs blended, decisions found, the test set predicted, the submission made."""

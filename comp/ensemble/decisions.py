@@ -17,6 +17,12 @@ from comp.model import predict
 
 RUN, FACTOR, GATE, HOLE, AREA, TOTAL = KINDS = ("run", "factor", "gate", "hole", "area", "total")
 
+SAID = {
+    HOLE: "holes in {} up to {:.2%} of the image are filled",
+    AREA: "parts of {} below {:.2%} of the image are removed",
+    TOTAL: "no {} where it is below {:.2%} of the image",
+}
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -124,9 +130,6 @@ def describe(decisions: Decisions, classes: tuple[str, ...]) -> Iterator[tuple[s
         if least:
             what = f"mean of the largest {share:.0%}" if share else "largest probability"
             yield GATE, f"no {name} where its {what} is below {least:.2f}"
-        if hole := decisions.hole[c]:
-            yield HOLE, f"holes in {name} up to {hole:.2%} of the image are filled"
-        if area := decisions.area[c]:
-            yield AREA, f"parts of {name} below {area:.2%} of the image are removed"
-        if total := decisions.total[c]:
-            yield TOTAL, f"no {name} where it is below {total:.2%} of the image"
+        for kind, text in SAID.items():
+            if share := getattr(decisions, kind)[c]:
+                yield kind, text.format(name, share)

@@ -23,7 +23,7 @@ from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, RUN, TOTAL,
 from comp.errors import Refused
 from comp.model import metrics, predict
 from comp.report import figures
-from comp.train.runs import Fold, Runs
+from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
 GAIN = 1e-4  # a judged score that rises by less has not risen
@@ -72,24 +72,10 @@ class _Part:
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
-            yield (
-                [predict.from_planes(one, self.overlap) for one in planes],
-                torch.from_numpy(self.masks[self.rows[some]]).to(self.device),
-            )
+            truth = torch.from_numpy(self.masks[self.rows[some]]).to(self.device)
+            yield [predict.from_planes(one, self.overlap) for one in planes], truth
         for array in (*self.stored, self.masks):
             release_pages(array)
-
-
-def same_folds(runs: Runs, numbers: Sequence[int]) -> list[list[Fold]]:
-    """These folds of every run, in this order. Raises Refused for a missing one."""
-    chosen = []
-    for run in runs:
-        by_number = {fold.number: fold for fold in run}
-        if missing := sorted({*numbers} - {*by_number}):
-            there = f"--folds {','.join(map(str, by_number))}"
-            raise Refused(f"{run[0].folder.parent}: fold {missing[0]} is not finished; train it, or blend {there}")
-        chosen.append([by_number[number] for number in numbers])
-    return chosen
 
 
 def search_decisions(
@@ -207,9 +193,8 @@ def _levels(probabilities: Tensor, chain: Decisions, kind: str, c: int, values: 
         return len(values) - torch.bucketize(ratio, limits, right=True), other
     if kind == GATE:
         largest = deciding.measure_gate(probabilities, c, values[0][0]).view(-1, 1, 1)
-        stays = torch.bucketize(
-            largest, torch.tensor([least for _, least in values], device=largest.device), right=True
-        )
+        limits = torch.tensor([least for _, least in values], device=largest.device)
+        stays = torch.bucketize(largest, limits, right=True)
         return stays * here, torch.where(here, other, labels)
     sizes = deciding.measure_sizes(here, kind)
     limits = torch.tensor(values, dtype=sizes.dtype, device=sizes.device)
@@ -269,9 +254,8 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
                 raise Refused(f"{fold.folder}: the training masks have changed since; train it again")
         dealt = np.zeros(len(rows), int)
         if len(runs[0]) == 1:  # groups and duplicates together
-            dealt = (
-                np.random.default_rng(0).permutation(len(rows))[folds.find_groups(index, split.groups, rows)] % PARTS
-            )
+            groups = folds.find_groups(index, split.groups, rows)
+            dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
             places = np.flatnonzero(dealt == part)
             parts.append(_Part(planes, places, rows[places], split.masks, device, competition.overlap))

@@ -89,11 +89,6 @@ def iou(margins: np.ndarray) -> np.ndarray:
     return _ratio(hits, truth + prediction - hits)
 
 
-def dice(margins: np.ndarray) -> np.ndarray:
-    """Dice, which is F1, per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel."""
-    return f_beta(margins, 1.0)
-
-
 def f_beta(margins: np.ndarray, beta: float) -> np.ndarray:
     """F-beta per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel. Recall counts beta² times."""
     hits, truth, prediction, *_ = _rows(margins)
@@ -157,7 +152,7 @@ def scores(margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric)
     hits, truth, prediction, _ = pooled
     columns = {
         "iou": iou(pooled),
-        "dice": dice(pooled),
+        "dice": f_beta(pooled, 1.0),
         "precision": _ratio(hits, prediction),
         "recall": _ratio(hits, truth),
         "share": _ratio(truth, truth.sum()),

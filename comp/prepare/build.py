@@ -46,9 +46,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         found = find_samples(competition, source, Path(spool))
         of_group = Counter(sample.group for sample in found.train if sample.group)
         if competition.arrays.neighbours and max(of_group.values(), default=0) < 2:
-            raise Refused(
-                "arrays.neighbours: no two samples are of one group; source.group would say whose slices they are"
-            )
+            raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
         needed, free = len(samples) * prod(size) * (channels + 1), files.free_bytes(path)
@@ -142,9 +140,7 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
-        sizes = list(
-            pool.map(lambda one: [decode.read_header(path, mask=True).size for path, _ in one.mask_files], samples)
-        )
+        sizes = list(pool.map(lambda one: [decode.read_header(path, True).size for path, _ in one.mask_files], samples))
     sized, odd = [], []
     counts = [sum(header.channels for header in bands) for bands in headers]
     grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)
@@ -165,11 +161,7 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
         for (path, _), mask in zip(sample.mask_files, mask_sizes, strict=True):
             if mask != size:
                 turned = orientation >= decode.SIDEWAYS and mask == size[::-1]
-                hint = (
-                    "; it fits the image as stored, before EXIF turns it: a source.reader could read that"
-                    if turned
-                    else ""
-                )
+                hint = "; it fits the image before EXIF turns it: a source.reader could read that" if turned else ""
                 raise Refused(f"{path}: is {mask[0]}×{mask[1]}, its image {size[0]}×{size[1]}{hint}")
     return sized, fits, any(header.deep for bands in headers for header in bands), odd
 

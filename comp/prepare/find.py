@@ -28,16 +28,8 @@ from comp.prepare.samples import (
 
 BOTH = "train", "test"
 IMAGES = "images", "train/images", "train"
-MASKS = (
-    "masks",
-    "labels",
-    "trimaps",
-    "annotations/trimaps",
-    "train/masks",
-    "train/labels",
-    "train_masks",
-    "train_labels",
-)
+MASKS = ["masks", "labels", "trimaps", "annotations/trimaps"]
+MASKS += [f"train{at}{place}" for at in "/_" for place in MASKS[:2]]
 TESTS = "test_images", "test/images", "test"
 
 
@@ -144,11 +136,8 @@ def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, st
             for split in SPLITS
             if images.startswith("train") and split != "train"
         ):
-            images, masks, said["fold"] = (
-                images.replace("train", "{split}"),
-                masks.replace("train", "{split}"),
-                "{split}",
-            )
+            images, masks = (place.replace("train", "{split}") for place in (images, masks))
+            said["fold"] = "{split}"
         said |= {"images": f"{images}/{{id}}.*", "masks": f"{masks}/{{id}}{end}.*"}
     return said
 

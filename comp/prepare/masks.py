@@ -159,7 +159,7 @@ def detect_coding(
         if not counts.keys() <= meaning.keys():
             if (jpeg := masks[0]).suffix.lower() in (".jpg", ".jpeg"):
                 raise Refused(
-                    f"{jpeg}: a JPEG keeps no exact values, and holds {len(counts)}; a source.reader could round"
+                    f"{jpeg}: a JPEG, whose {len(counts)} values are not exact; a source.reader could round them"
                 )
             shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
             void = "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""

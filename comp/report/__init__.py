@@ -1,1 +1,1 @@
-"""Tables, figures, sheets of images, and the HTML page."""
+"""Tables, figures, sheets of images."""

@@ -1,1 +1,1 @@
-"""Submission files: written, checked as Kaggle checks them, kept in a ledger."""
+"""Submission files: written, and checked as Kaggle checks them."""

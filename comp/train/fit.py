@@ -218,19 +218,14 @@ def _end_epoch(
     star = " *" if better else ""
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
     scaled = f"  scale {scale:.0e}" if scale != 1.0 else ""
-    print(
-        f"epoch {row['epoch']:>3}/{config.epochs}  {row['seconds']:7.1f} s  lr {state.lr:.1e}{scaled}  "
-        f"loss {row['train_loss']:.4f}{validated}",
-        flush=True,
-    )
+    rates = f"{row['seconds']:7.1f} s  lr {state.lr:.1e}{scaled}  loss {row['train_loss']:.4f}"
+    print(f"epoch {row['epoch']:>3}/{config.epochs}  {rates}{validated}", flush=True)
     if not distributed.rank():
         history = pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n")
         files.write_text(folder / runs.HISTORY, history)
     if diverged:
-        raise Refused(
-            f"training diverged in epoch {state.epoch + 1}: most losses are NaN or infinite; "
-            "try a lower optimizer.lr or optimizer.clip = 1.0"
-        )
+        fits = "try a lower optimizer.lr or optimizer.clip = 1.0"
+        raise Refused(f"training diverged in epoch {state.epoch + 1}: most losses are NaN or infinite; {fits}")
     waited = state.epoch - state.best_epoch
     if config.schedule.name == "plateau" and waited and waited % config.schedule.patience == 0:
         state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
