@@ -277,3 +277,15 @@ def test_one_group_leaves_nothing_to_judge_with(tmp_path):
     data = replace(split(12), groups=np.array(["scan"] * 12))
     decisions, ladder = found([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))[:1]], data)
     assert decisions == Decisions.neutral(1, 3) and len(ladder) == 1
+
+
+def test_of_large_images_pixels_are_thinned_and_no_image_is_left_out(tmp_path, monkeypatch, capsys):
+    data = split()
+    chosen = [run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))]
+    whole, _ = found(chosen, data)
+    monkeypatch.setattr(search, "WORK", data.masks.size * 9 // 4)
+    decisions, ladder = found(chosen, data)
+    assert "decides by one of 2×2 pixels of every image" in capsys.readouterr().out
+    assert by_kind(ladder)[FACTOR].used and 0.5 < decisions.factor[2] / whole.factor[2] < 2
+    parts = search._parts(chosen, data, arrays.build_index(data, COMPETITION), COMPETITION, CPU.device)
+    assert sum(len(part.rows) for part in parts) == len(data.ids) and parts[0].masks.shape[1:] == (8, 8)

@@ -51,7 +51,7 @@ SERVER.set_forkserver_preload(
         "segmentation_models_pytorch",
         "comp.train.pages",
         "comp.data.demo",
-        "comp.ensemble.blend",
+        "comp.ensemble.search",
     ]
 )
 
@@ -180,7 +180,7 @@ def everything_is_whole(place):
 
 def same_result(place, calm):
     assert (place / FOLD / "model.safetensors").read_bytes() == (calm / FOLD / "model.safetensors").read_bytes()
-    for key in ("ids", "probabilities", "margins"):
+    for key in ("ids", "planes", "margins"):
         one, other = (npz.read_array(npz.read_member(each / FOLD / "oof.npz", key)) for each in (place, calm))
         assert np.array_equal(one, other), key
     one, other = (pd.read_csv(each / FOLD / "history.csv")[["epoch", "lr", "score"]] for each in (place, calm))

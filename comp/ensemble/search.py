@@ -27,6 +27,7 @@ from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
 GAIN = 1e-4  # a judged score that rises by less has not risen
+WORK = 1 << 31  # pixels times classes squared, from which on pixels are thinned, but never images
 BLOCK = 1 << 21  # probabilities that are looked at at a time
 
 # The values that are tried, in groups along which a class shrinks.
@@ -240,16 +241,19 @@ def _tally_alone(
 
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
+    pixels = split.masks[0].size * sum(fold.metrics["valid_images"] for fold in runs[0])
+    step = max(1, round((pixels * len(competition.classes) ** 2 / WORK) ** 0.5))
+    if step > 1:
+        print(f"decides by one of {step}×{step} pixels of every image, since images are large or many")
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
     for same in zip(*runs, strict=True):
         ids, planes, margins = zip(*(fold.oof() for fold in same), strict=True)
-        for fold, others, stored in zip(same, ids, planes, strict=True):
+        for fold, others, stored, counted in zip(same, ids, planes, margins, strict=True):
             shape = (len(ids[0]), len(competition.classes) - 1, *split.images.shape[1:3])
             if not np.array_equal(others, ids[0]) or not row_of.keys() >= {*others.tolist()} or stored.shape != shape:
                 raise Refused(f"{fold.folder}: validated on other images; blend runs over the same folds and arrays")
-        rows = np.array([row_of[name] for name in ids[0].tolist()])
-        for fold, counted in zip(same, margins, strict=True):
+            rows = np.array([row_of[name] for name in others.tolist()])
             if not np.array_equal(counted[:, 1], index.counts[rows]):
                 raise Refused(f"{fold.folder}: the training masks have changed since; train it again")
         dealt = np.zeros(len(rows), int)
@@ -257,6 +261,10 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             groups = folds.find_groups(index, split.groups, rows)
             dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
-            places = np.flatnonzero(dealt == part)
-            parts.append(_Part(planes, places, rows[places], split.masks, device, competition.overlap))
+            at = np.flatnonzero(dealt == part)
+            stored, places, masks, own = planes, at, split.masks, rows[at]
+            if step > 1:  # few enough to stay in memory, so that no pass reads the files again
+                stored, masks = [one[at, :, ::step, ::step] for one in planes], split.masks[own, ::step, ::step]
+                places = own = np.arange(len(at))
+            parts.append(_Part(stored, places, own, masks, device, competition.overlap))
     return parts

@@ -26,32 +26,31 @@ from comp.prepare.samples import (
     list_files,
 )
 
-BOTH = "train", "test"
 IMAGES = "images", "train/images", "train"
 MASKS = ["masks", "labels", "trimaps", "annotations/trimaps"]
 MASKS += [f"train{at}{place}" for at in "/_" for place in MASKS[:2]]
 TESTS = "test_images", "test/images", "test"
 
 
-def find_samples(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...] = BOTH) -> Found:
+def find_samples(own: Competition, folder: Path, spool: Path, parts: tuple[str, ...] = ("train", "test")) -> Found:
     """Find the samples below `folder`, ordered by id. What a reader yields is kept in the folder `spool`.
 
     `parts`: "test" alone is enough where only hidden images are read. Raises Refused where the first of the parts
     has no sample, or a sample of the training part has no mask."""
-    own = competition.source
-    if own.reader:
-        found = reader.run_reader(competition, folder, spool, parts)
-    elif own.images or own.test:
-        found = find_by_patterns(competition, folder, parts)
+    source = own.source
+    if source.reader:
+        found = reader.run_reader(own, folder, spool, parts)
+    elif source.images or source.test:
+        found = find_by_patterns(own, folder, parts)
     else:
-        found = _find_in_folders(competition, folder, parts)
+        found = _find_in_folders(own, folder, parts)
     for part in (found.train, found.test):
-        part[:] = sorted((one for one in part if one.id not in own.skip), key=attrgetter("order"))
+        part[:] = sorted((one for one in part if one.id not in source.skip), key=attrgetter("order"))
         if twice := [id for id, times in Counter(one.id for one in part).items() if times > 1]:
             raise Refused(f"{folder}: several samples have the id {twice[0]!r}; more fields in source.id would help")
     train, odd = found.train, list(found.odd)
-    if own.table and "train" in parts:
-        train, lost = _join(competition, table.read_layers(competition, folder), train)
+    if source.table and "train" in parts:
+        train, lost = _join(own, table.read_layers(own, folder), train)
         odd += lost
     for kind in ("no mask", "no image", "not in the list"):
         if some := [one.id for one in odd if one.finding == kind]:
@@ -59,8 +58,8 @@ def find_samples(competition: Competition, folder: Path, spool: Path, parts: tup
     what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
     if not (train if "train" in parts else found.test):
         raise Refused(f"{folder}: no {what}")
-    if own.fold and "train" in parts and len({sample.fold for sample in train if not sample.extra}) == 1:
-        raise Refused(f"source.fold = {own.fold!r}: says {train[0].fold} of all samples, which is no split")
+    if source.fold and "train" in parts and len({sample.fold for sample in train if not sample.extra}) == 1:
+        raise Refused(f"source.fold = {source.fold!r}: says {train[0].fold} of all samples, which is no split")
     if unknown := [sample for sample in train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
     return Found(train, found.test, odd)

@@ -101,9 +101,8 @@ def first_batch(gigabytes: int) -> dict[str, float]:
 
 def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 1, models: int = 1) -> dict[str, float]:
     """Disk to CSV: `models` runs of `folds` folds each."""
-    from comp.ensemble.blend import label_images
-
     from comp import device
+    from comp.ensemble.decisions import Decisions, label_images
     from comp.ensemble.make_submission import predict_blend
     from comp.model import segmenter as networks
     from comp.submission.write import open_writer
@@ -123,7 +122,7 @@ def predict(pictures: int = 512, side: int = 64, classes: int = 5, folds: int = 
         blended = predict_blend([made], [1.0], test, None, settings.predict.batch_size, chosen)
         with open_writer(Path(folder) / "s.csv", settings.competition) as write:
             for batch, probabilities in blended:
-                write(test.ids[batch], label_images(probabilities, [1.0] * classes).cpu().numpy())
+                write(test.ids[batch], label_images(probabilities, Decisions.neutral(1, classes)).cpu().numpy())
         return {"seconds": time.perf_counter() - started, "peak": peak()}
 
 

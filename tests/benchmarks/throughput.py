@@ -22,12 +22,12 @@ import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 import ttach
-from comp.ensemble.blend import label_images
 from torch.utils.data import DataLoader, Dataset
 
 from comp import config, device
 from comp.data import arrays, batches, demo
 from comp.data.folds import TrainingData
+from comp.ensemble.decisions import Decisions, label_images
 from comp.ensemble.make_submission import predict_blend
 from comp.model import losses, segmenter
 from comp.submission.write import open_writer
@@ -199,7 +199,7 @@ def disk_to_csv(
     with open_writer(place / "s.csv", settings.competition) as write:
         made = [[runs.Fold(path.parent, 0, {})]]
         for batch, probabilities in predict_blend(made, [1.0], test, "d4", settings.predict.batch_size, chosen):
-            write(test.ids[batch], label_images(probabilities, [1.0] * classes).cpu().numpy())
+            write(test.ids[batch], label_images(probabilities, Decisions.neutral(1, classes)).cpu().numpy())
     return len(rows) / (time.perf_counter() - started)
 
 
