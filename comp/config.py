@@ -85,7 +85,7 @@ class Source(Section):
     table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
     reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
     instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own
-    border: Count = 0  # the class "border" is where two objects lie in the square of this many pixels; 0: none
+    border: Count = 0  # the last class, "border", is where two objects lie in the square of this many pixels; 0: none
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
     labels: dict[str, str] = {}
     # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
@@ -340,8 +340,8 @@ def _check_source(competition: Competition) -> None:
     for one, other in (("masks", "table"), ("reader", "images")):
         if getattr(own, one) and getattr(own, other):
             raise Refused(f"competition.source: has {one} and {other}, which say the same thing; one of them would fit")
-    if own.border and (not own.instances or "border" not in competition.classes):
-        raise Refused('competition.source.border: needs instances = true and a class named "border"')
+    if own.border and (not own.instances or competition.classes[-1] != "border" or competition.overlap):
+        raise Refused('competition.source.border: needs instances = true, and "border" as the last of classes apart')
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:
@@ -382,7 +382,8 @@ def _read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _kept(section: dict[str, Any], architecture: str | None) -> dict[str, Any]:
     """What stays of a section below one that names an architecture: of another one's options, nothing."""
-    same = architecture is None or architecture.lower() == section.get("architecture", Model().architecture).lower()
+    below = str(section.get("architecture", Model().architecture))
+    same = architecture is None or str(architecture).lower() == below.lower()
     return {key: value for key, value in section.items() if same or key != "options"}
 
 

@@ -64,11 +64,7 @@ def main(args: argparse.Namespace) -> int:
         train = arrays.load_train(competition, args.input)
         index, search = arrays.build_index(train, competition), args.decide == "all"
         decisions, ladder = search_decisions(chosen, train, index, competition, device.device, search)
-        shown = args.runs / competition.name / names[0]  # which a kernel cannot write to
-        alone = len(names) == 1 and shown.is_dir()
-        print(f"{metric}, {write_ladder(ladder, shown / 'decisions' if alone else None)}")
-        if alone:
-            print(pages.write_run_page(shown))
+        print(f"{metric}, {write_ladder(ladder)}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     hidden = in_kernel and competition.code_competition
@@ -95,6 +91,13 @@ def main(args: argparse.Namespace) -> int:
     files.write_json(path.with_suffix(".json"), made_of | {"score": about, "sha256": files.sha256(path)})
     wanted = "as Kaggle wants it" if sample else "by the TOML alone: there is no sample submission to compare it with"
     print(f"{path}: {count} rows, {path.stat().st_size / 1e6:.1f} MB, {wanted}")
+    shown = found[0][0].folder.parent
+    if len(ladder) > 1 and len(names) == 1 and chosen[0] == found[0] and not in_kernel:
+        try:  # the submission is made; a folder of others, say, may not take more
+            write_ladder(ladder, shown / "decisions")
+            print(pages.write_run_page(shown))
+        except (OSError, KeyError, cli.Refused) as error:
+            print(f"{shown}: no page of what was decided: {error}")
     return 0
 
 

@@ -14,12 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from comp import cli, files
 from comp import config as configs
 from comp.kaggle import api
-from comp.report import tables
 from comp.submission.check import check_against_input
 
 COLUMNS = ("when", "competition", "file", "sha256", "runs", "out_of_fold", "public", "private", "status", "ref")
@@ -97,6 +94,8 @@ def settle(book: Path, row: dict[str, Any], patience: float) -> None:
 
 def read_ledger(path: Path) -> list[dict[str, str]]:
     """All rows of ledger.csv, oldest first; none where there is no ledger. Raises Refused."""
+    import pandas as pd  # half a second, which refusals need not wait for
+
     if not path.exists():
         return []
     try:
@@ -107,12 +106,18 @@ def read_ledger(path: Path) -> list[dict[str, str]]:
 
 def record_submission(path: Path, row: Mapping[str, object]) -> None:
     """Add a row, or replace the one with the same ref; values that are None stay blank."""
+    import pandas as pd
+
     rows = [old for old in read_ledger(path) if old["ref"] != str(row["ref"])]
     files.write_text(path, pd.DataFrame([*rows, row], columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
 
 
 def ledger_table(rows: list[dict[str, str]]) -> str:
     """The ledger as aligned text: out-of-fold beside public and private score, and their difference."""
+    import pandas as pd
+
+    from comp.report import tables
+
     scores = ["out_of_fold", "public", "private"]
     frame = pd.DataFrame(rows).replace("", "nan").astype(dict.fromkeys(scores, float)).set_index("file")
     frame["when"] = frame["when"].str[:16]

@@ -159,7 +159,7 @@ def test_what_other_launchers_left_in_the_environment_starts_no_job(left, traine
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=trained[0])
     assert "fold 0 is finished" in output
     blend = ("ensemble.py", *TINY, "--folds", "0", "--tta", "none", "--submissions", str(tmp_path))
-    assert "as Kaggle wants it" in inside(monkeypatch, capsys, *blend, cwd=trained[0])
+    assert "there is no sample submission" in inside(monkeypatch, capsys, *blend, cwd=trained[0])
 
 
 def test_a_job_that_cannot_be_joined_is_one_line(monkeypatch):

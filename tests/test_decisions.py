@@ -154,7 +154,7 @@ def test_components_holes_and_empty_images_are_decided(tmp_path):
     assert rungs[AREA].used and rungs[AREA].score > ladder[0].score + 0.1
     labels = label_images(torch.from_numpy(probabilities), decisions).numpy()
     assert (labels != data.masks).mean() < 0.002  # specks that touch a square stay
-    assert all(words for _, words in deciding.describe(decisions, ONE.classes))
+    assert all(words for _, words in deciding.describe(decisions, ONE))
 
 
 @settings(max_examples=40, deadline=None)

@@ -137,20 +137,28 @@ def test_curves_of_several_runs_take_what_is_not_finite(tmp_path):
     assert count(image, rgb("#0072b2")) > 500 and count(image, rgb("#009e73")) > 500  # folds 0 and 2
 
 
+def margins(counts):
+    return np.stack([counts.diagonal(), counts.sum(1), counts.sum(0), counts[1:].sum(0)])
+
+
 @pytest.mark.parametrize("classes", [2, 5, 30])
 def test_confusion_takes_classes_that_are_never_true(tmp_path, classes):
     counts = np.arange(classes**2).reshape(classes, classes)
     counts[0] = 0
-    figures.draw_confusion(counts, [f"_class $ {i}" * 3 for i in range(classes)], tmp_path / "c.png")
-    figures.draw_confusion(np.zeros_like(counts), list("ab" * 15)[:classes], tmp_path / "empty.png")
+    figures.draw_confusion(counts, margins(counts), [f"_class $ {i}" * 3 for i in range(classes)], tmp_path / "c.png")
+    figures.draw_confusion(
+        np.zeros_like(counts), margins(counts * 0), list("ab" * 15)[:classes], tmp_path / "empty.png"
+    )
     assert pixels(tmp_path / "c.png").std() > pixels(tmp_path / "empty.png").std()
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)  # sharp on a phone
 
 
 def test_confusion_of_very_many_classes_shows_all(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: shown.update(axes=figure.axes[0]))
     counts = np.diag(np.arange(1, 201)) * 50 + np.ones((200, 200))  # the later a class, the better
-    figures.draw_confusion(counts, [f"class {i}" for i in range(200)], tmp_path / "c.png")
+    figures.draw_confusion(counts, margins(counts), [f"class {i}" for i in range(200)], tmp_path / "c.png")
     names = [label.get_text() for label in shown["axes"].get_yticklabels()]
     assert [name.split("  ")[0] for name in names] == [f"class {i}" for i in range(200)]
     assert names[0] == f"class 0  {51 / (250 + 250 - 51):.3f}"

@@ -46,7 +46,9 @@ MEMORY = 3 << 30  # bytes that an input may cost
 SECONDS = 20  # that an input may take
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pytest", "pandas", "albumentations", "segmentation_models_pytorch", "comp.train.runs"])
+SERVER.set_forkserver_preload(
+    ["pytest", "pandas", "albumentations", "segmentation_models_pytorch", "comp.train.runs", "comp.prepare.audit"]
+)
 
 
 class Harm:

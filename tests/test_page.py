@@ -60,7 +60,10 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
             "seconds": 75.5,
             "images_per_second": 9.0,
         }
-        files.write_json(folder / "metrics.json", facts | {"device": "cpu", "confusion": counts.tolist()})
+        files.write_json(
+            folder / "metrics.json",
+            facts | {"device": "cpu", "confusion": counts.tolist(), "margins": margins.sum(0).tolist()},
+        )
         columns = {
             "epoch": [1, 2, 3],
             "seconds": [9, 18, 27],
@@ -83,7 +86,7 @@ def make_run(tmp_path: Path, classes: int = 3, folds: int = 2) -> Path:
         figures.draw_curves(
             history, folder / "curves.png", best_epoch=2, stopped=None if k else "early stop", title=NASTY
         )
-        figures.draw_confusion(counts.numpy(), names, folder / "confusion.png")
+        figures.draw_confusion(counts.numpy(), margins.sum(0), names, folder / "confusion.png")
     return run
 
 

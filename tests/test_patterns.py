@@ -181,7 +181,7 @@ def test_images_and_masks_without_the_other_are_counted_and_named(tmp_path, caps
         ({"table": {"file": "a.csv", "runs": "r"}}, r"source\.table: needs source\.images"),
         ({"images": "a", "masks": "b", "table": {"file": "c"}}, "has masks and table, which say the same thing"),
         ({"images": "a", "reader": "b.py"}, "has reader and images, which say the same thing"),
-        ({"border": 3, "instances": True}, 'needs instances = true and a class named "border"'),
+        ({"border": 3, "instances": True}, 'needs instances = true, and "border" as the last'),
         ({"images": "a", "table": {"file": "a", "start": "b"}}, "source.table.*'file', 'id', 'class'"),
         ({"images": "a", "table": {"file": "a", "order": "rows"}}, "'rows'; column or row would fit"),
         ({"range": "percentile"}, "source.range: input should be 'percentiles'"),
@@ -321,3 +321,14 @@ def test_a_code_competition_may_show_no_test_image(tmp_path, capsys):
     assert "test_images" not in out and "a kernel reads the hidden test images by it" in capsys.readouterr().out
     with pytest.raises(Refused, match=r"source\.test = .*matches nothing"):
         find(tmp_path / "own", ("test",), test="test/{id}.png", **PAIRED)
+
+
+@pytest.mark.parametrize(
+    "folders", [("images", "masks", "test_images"), ("train/images", "train/masks", "test/images")]
+)
+def test_test_images_of_the_same_names_are_no_other_reading(tmp_path, folders):
+    for k in range(4):
+        for folder in folders:
+            save(tmp_path / f"own/{folder}/{k}.png", discs(k)[0] * np.uint8(255))
+    found = find(tmp_path / "own")
+    assert [len(found.train), len(found.test)] == [4, 4]

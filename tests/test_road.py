@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from conftest import RECIPE, ROOT, TINY, count_margins, draw, inside, lay_out
 
-from comp import config
+from comp import config, files
 from comp.kaggle import sandbox
 from comp.model import metrics, predict
 from comp.submission import runlength
@@ -70,7 +70,7 @@ def test_a_finished_fold_says_so(trained, monkeypatch, capsys):
 
 def test_a_disk_without_the_room_for_predictions_is_seen_before_training(tmp_path, monkeypatch, capsys):
     lay_out(tmp_path)
-    monkeypatch.setattr(train_fold.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 200_000))
+    monkeypatch.setattr(files, "free_bytes", lambda _: 20_000)
     output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "all", cwd=tmp_path, status=2)
     assert "24 images predicted out of fold take 0 MB" in output and "--runs" in output
     assert not (tmp_path / "runs/tiny/recipe").exists()
@@ -99,7 +99,7 @@ def test_another_configuration_is_refused(trained, monkeypatch, capsys):
 def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained, monkeypatch, capsys):
     place, _ = trained
     output = inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
-    assert "out-of-fold" in output and "leaderboard" in output
+    assert "out of fold" in output and "leaderboard" in output
     (csv,) = (place / "submissions").glob("tiny-recipe-*.csv")
     about = json.loads(csv.with_suffix(".json").read_text())
     assert about["folds"] == [0, 1, 2] and about["tta"] == "d4" and len(about["models"]) == 3

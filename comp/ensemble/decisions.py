@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from comp.config import Competition
 from comp.model import predict
 
 RUN, FACTOR, GATE, HOLE, AREA, TOTAL = KINDS = ("run", "factor", "gate", "hole", "area", "total")
@@ -117,16 +118,16 @@ def show(kind: str, value: Any) -> str:
     return f"{value:.2f}" if kind in (RUN, FACTOR) else f"{value:.2%}"
 
 
-def describe(decisions: Decisions, classes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def describe(decisions: Decisions, competition: Competition) -> Iterator[tuple[str, str]]:
     """The kind and the words of everything that was decided otherwise than by the largest probability."""
-    plain = Decisions.neutral(len(decisions.run), len(classes))
-    if decisions.run != plain.run:
+    classes, overlap = competition.classes, competition.overlap
+    if len({*decisions.run}) > 1:
         yield RUN, "runs weigh " + ", ".join(f"{weight:.2f}" for weight in decisions.run)
     for c, name in enumerate(classes):
         factor, (share, least) = decisions.factor[c], decisions.gate[c]
         if factor != 1:
-            two = f"above {1 / (1 + factor):.2f}" if len(classes) == 2 else f"times {factor:.2f}"
-            yield FACTOR, f"{name} {two}"
+            threshold = f"above {0.5 / factor if overlap else 1 / (1 + factor):.2f}"
+            yield FACTOR, f"{name} {threshold if overlap or len(classes) == 2 else f'times {factor:.2f}'}"
         if least:
             what = f"mean of the largest {share:.0%}" if share else "largest probability"
             yield GATE, f"no {name} where its {what} is below {least:.2f}"

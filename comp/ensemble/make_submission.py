@@ -38,7 +38,7 @@ def identify(
         "runs": names,
         "folds": [fold.number for fold in runs[0]],
         "tta": tta,
-        "decisions": asdict(decisions) | {"words": [words for _, words in describe(decisions, competition.classes)]},
+        "decisions": asdict(decisions) | {"words": [words for _, words in describe(decisions, competition)]},
         "models": {
             f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.folder / MODEL) for one in chain(*runs)
         },

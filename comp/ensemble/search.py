@@ -1,9 +1,10 @@
 """Decisions found on out-of-fold predictions, for the competition's own metric, and judged on images not used for it.
 
 Each is found as often as there are parts of the images, without one of them, and judged on that one; what does not
-help there is not used. Every pixel counts: one pass over all tells the score under every value of one decision, since
-along its values a pixel leaves the class, or joins it, only once."""
+help there is not used. One pass over all pixels (of large images over some, but of every image) tells the score under
+every value of one decision of a class, since along its values a pixel leaves the class, or joins it, only once."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,14 +36,14 @@ _AREAS = [0.0, *(2.0 ** np.arange(-16, -1.5, 0.5)).tolist()]
 CANDIDATES: dict[str, list[list[Any]]] = {
     RUN: [(2.0 ** np.arange(2, -2.5, -0.5)).tolist()],
     FACTOR: [(2.0 ** np.arange(3, -3.1, -0.125)).tolist()],
-    GATE: [[(share, least) for least in np.linspace(0, 0.975, 40).tolist()] for share in (0.0, 0.01, 0.1)],
+    GATE: [[(share, k / 40) for k in range(share > 0, 40)] for share in (0.0, 0.01, 0.1)],
     HOLE: [_AREAS[::-1]],
     AREA: [_AREAS],
     TOTAL: [_AREAS],
 }
 
 
-Curve = tuple[list[Any], list[float], int]  # values, the score of each on all images, the place of the chosen one
+Curve = tuple[list[Any], list[float], int]  # values, the smoothed score of each on all images, the chosen one's place
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,23 @@ def search_decisions(
     plain = np.concatenate([_count(part, neutral, "", 0, competition)[0] for part in parts])
     reached = float(metrics.combine(plain, metric))
     ladder = [Rung("largest", reached, True, "the largest probability", {})]
-    for kind in tqdm(KINDS if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
+    kinds = KINDS if parts[0].masks.shape[1:] == split.masks.shape[1:] else (RUN, FACTOR, GATE, TOTAL)  # thinned pixels
+    for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         before, tried, curves = reached, 0.0, {}
         for target in range(1, len(runs if kind == RUN else classes)):
             found, judged, curve = _find(kind, target, chains, parts, competition)
             curves[f"run {target + 1}" if kind == RUN else classes[target]] = curve
             tried = max(tried, judged)
-            if judged > reached + GAIN:
+            if judged > reached + GAIN and found[-1] != chains[-1]:
                 chains, reached = found, judged
         if curves:
-            words = "; ".join(text for one, text in deciding.describe(chains[-1], classes) if one == kind)
+            words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
             used = reached > before
             ladder.append(Rung(kind, reached if used else tried, used, words if used else "does not help", curves))
     return chains[-1], ladder
 
 
-def write_ladder(ladder: Sequence[Rung], folder: Path | None) -> str:
+def write_ladder(ladder: Sequence[Rung], folder: Path | None = None) -> str:
     """The ladder as text; where a folder is given, it is left there as decisions.txt, with decisions.png."""
     lines = [f"  {rung.score:.4f}  {rung.kind:<8}{rung.words}" for rung in ladder]
     text = "\n".join(["out of fold; what is decided is scored on images that it was not found on:", *lines])
@@ -116,7 +118,7 @@ def write_ladder(ladder: Sequence[Rung], folder: Path | None) -> str:
         f"{rung.kind}: {name}": ([deciding.show(rung.kind, value) for value in values], scores, place)
         for rung in ladder
         for name, (values, scores, place) in rung.curves.items()
-        if rung.used
+        if rung.used and values[place] != getattr(Decisions.neutral(1, 2), rung.kind)[-1]
     }
     if folder:
         files.write_text(folder / "decisions.txt", text + "\n")
@@ -185,13 +187,14 @@ def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
 def _levels(probabilities: Tensor, chain: Decisions, kind: str, c: int, values: list) -> tuple[Tensor, Tensor]:
     """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
     weighted = deciding.weigh(probabilities, chain)
-    labels, other = deciding.label_images(probabilities, chain), deciding.next_likely(weighted, c)
-    here = labels == c
+    other = deciding.next_likely(weighted, c)
     if kind == FACTOR:  # it is while p · factor exceeds all others
         rest = weighted.index_fill(1, torch.tensor([c], device=weighted.device), 0.0).amax(1)
         ratio = rest / weighted[:, c].clamp_min(1e-9) * torch.where(other > c, 1 - 1e-6, 1 + 1e-6)  # of two, the first
         limits = torch.tensor(values[::-1], device=ratio.device)
         return len(values) - torch.bucketize(ratio, limits, right=True), other
+    labels = deciding.label_images(probabilities, chain)
+    here = labels == c
     if kind == GATE:
         largest = deciding.measure_gate(probabilities, c, values[0][0]).view(-1, 1, 1)
         limits = torch.tensor([least for _, least in values], device=largest.device)
@@ -242,9 +245,9 @@ def _tally_alone(
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
     pixels = split.masks[0].size * sum(fold.metrics["valid_images"] for fold in runs[0])
-    step = max(1, round((pixels * len(competition.classes) ** 2 / WORK) ** 0.5))
+    step = math.ceil((pixels * len(competition.classes) ** 2 / WORK) ** 0.5)
     if step > 1:
-        print(f"decides by one of {step}×{step} pixels of every image, since images are large or many")
+        print(f"decides by one of {step}×{step} pixels of every image, and of no holes or parts, since that is much")
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
     for same in zip(*runs, strict=True):

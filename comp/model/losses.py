@@ -51,11 +51,8 @@ def build_loss(
             if overlap:
                 bits = [(labels >> k - 1) & 1 for k in range(1, len(classes))]
                 pairs = [(logits[:, [0, k]], bit, weights[[0, k]]) for k, bit in enumerate(bits, 1)]
-            total = torch.zeros((), device=logits.device)
-            for z, y, w in pairs:
-                y = y if ignore is None else y.masked_fill(labels == ignore, IGNORED)
-                total = total + torch.stack([factor * term(z, y, w) for factor, term in terms]).sum() / len(pairs)
-            return total
+            kept = [(z, y if ignore is None else y.masked_fill(labels == ignore, IGNORED), w) for z, y, w in pairs]
+            return torch.stack([factor * term(*pair) for pair in kept for factor, term in terms]).sum() / len(kept)
 
     return compute
 

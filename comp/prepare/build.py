@@ -49,8 +49,9 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
             raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
-        needed, free = len(samples) * prod(size) * (channels + 1), files.free_bytes(path)
-        if needed > free:
+        if turned := sum(one.finding == "EXIF orientation" for one in odd):
+            print(f"{source}: {turned:,} images are turned upright, as EXIF says; audit.png shows if masks fit")
+        if (needed := len(samples) * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{len(samples):,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = find_scaling(own.range, [one.images for one in train], channels, deep)

@@ -125,7 +125,8 @@ def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, st
     ]
     for images, masks, end in pairs[:1]:
         ids, twins = _ids(stems[images]), {masks, *(other for _, other, _ in pairs)}
-        twins |= {place for place in stems if len(ids & _ids(stems[place])) * 2 > len(ids)} - {images}
+        others = stems.keys() - {images, *tests, *(place.replace("images", "masks") for place in tests)}
+        twins |= {place for place in others if len(ids & _ids(stems[place])) * 2 > len(ids)}
         if len(twins) > 1 or {one for one, *_ in pairs} != {images}:
             lines = ", ".join(_line(place, stems[place]) for place in sorted(twins | {one for one, *_ in pairs}))
             what = "several folders could hold the images or their masks; say in the TOML which are"
@@ -150,7 +151,8 @@ def _end(stems: Iterable[str]) -> str:
 
 
 def _ids(stems: Iterable[str]) -> set[str]:
-    return {stem.removesuffix(_end(stems)) for stem in stems}
+    end = _end(stems)
+    return {stem.removesuffix(end) for stem in stems}
 
 
 def _line(place: str, stems: dict[str, str]) -> str:

@@ -101,7 +101,7 @@ def name_labels(classes: tuple[str, ...]) -> dict[str, int]:
 
 # What a fold is called where it has no number.
 SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
-OWN = ("band", "class")  # fields that pair nothing: {band} is one of source.bands, {class} the class of a mask's file
+OWN = {"band", "class"}  # fields that pair nothing: {band} is one of source.bands, {class} the class of a mask's file
 
 # Of each kind of samples: the keys of `source` that find images and masks, and the part that they belong to.
 KINDS = (("images", "masks", "train"), ("extra", "extra_masks", "train"), ("test", "test_masks", "test"))
@@ -263,7 +263,7 @@ class _Masks:
         known = {path for name, path in files if self.pattern.regex.fullmatch(name)}
         if unknown := {path for _, path in every.find(files)} - known:
             raise Refused(f"{min(unknown)}: {{class}} in {key} is none of {', '.join(competition.classes)}")
-        self.shared = sorted({*compile_pattern(key, images).fields} & {*self.pattern.fields} - {*OWN})
+        self.shared = sorted({*compile_pattern(key, images).fields} & {*self.pattern.fields} - OWN)
         if not self.shared:
             raise Refused(f"{key} = {text!r}: shares no field with {images!r}, so that nothing pairs them")
         self.layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)

@@ -24,6 +24,19 @@ from comp.report.tables import format_number, shorten
 FAINT = "#8b949e"
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
+CELL = 280  # pixels: the larger side of one image
+WIDEST = 1600  # pixels: of a sheet, whose images are smaller where they are many
+GAP = 6  # pixels between images
+LINE = 22  # pixels of a line of text
+SHEET_DPI = 100
+# A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
+FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+# An image uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
+Cell = tuple[np.ndarray | None, np.ndarray | None]
+Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
+# A row of the split, its prediction uint8 (H, W), what it is a case of, and its score.
+Case = tuple[int, np.ndarray, str, float]
 
 styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
 
@@ -65,11 +78,11 @@ def compare_curves(histories: dict[str, pd.DataFrame], path: str | Path, title: 
 
 
 @styled
-def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+def draw_confusion(confusion: np.ndarray, margins: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
     """Draw the confusion in percent of each true class, with each class's IoU.
 
-    confusion: int64 (C, C), [truth, prediction]. A class that is never true has an empty row."""
-    ious = metrics.iou(np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)]))
+    confusion: int64 (C, C), [truth, prediction]; margins: int64 (4, C). A class that is never true has an empty row."""
+    ious = metrics.iou(margins)
     names = [shorten(name, 22) for name in classes]
     percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     side = np.clip(0.36 * len(names), WIDTH - 2, 11.5)
@@ -125,21 +138,6 @@ def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure
         axes.grid(axis="y")
         axes.locator_params(axis="x", nbins=8, integer=x != "minutes", min_n_ticks=1)
     return figure, panels
-
-
-CELL = 280  # pixels: the larger side of one image
-WIDEST = 1600  # pixels: of a sheet, whose images are smaller where they are many
-GAP = 6  # pixels between images
-LINE = 22  # pixels of a line of text
-DPI = 100
-# A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
-FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-
-# An image uint8 (H, W, C) under the colours of its labels, uint8 (H, W); one of them may be missing.
-Cell = tuple[np.ndarray | None, np.ndarray | None]
-Row = tuple[str, dict[str, Cell]]  # a caption, and cells under their headings
-# A row of the split, its prediction uint8 (H, W), what it is a case of, and its score.
-Case = tuple[int, np.ndarray, str, float]
 
 
 def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
@@ -224,7 +222,7 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
     across = max(1, total // (8 * max(map(len, names)) + 40))
     row_height = 2 * LINE + height + 2 * GAP
     tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))
-    figure = Figure(figsize=(total / DPI, tall / DPI), dpi=DPI)
+    figure = Figure(figsize=(total / SHEET_DPI, tall / SHEET_DPI), dpi=SHEET_DPI)
     for r, (caption, cells) in enumerate(fitted):
         top = tall - r * row_height  # pixels, counted from below as matplotlib does
         figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), va="center")

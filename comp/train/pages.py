@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from comp import files
@@ -72,8 +71,8 @@ def write_run_page(run_folder: Path) -> Path:
     competition, model, facts = config.competition, config.model, folds[0].metrics
     every = {fold.number: fold.metrics for fold in folds}
     confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
-    margins = metrics.to_margins(torch.from_numpy(confusion)[None]).numpy()
-    by_class = tables.class_frame(metrics.scores(margins, competition.classes, competition.metric))
+    margins = np.sum([one["margins"] for one in every.values()], axis=0)
+    by_class = tables.class_frame(metrics.scores(margins[None], competition.classes, competition.metric))
     by_fold = tables.folds_frame(every)
     for number, one in every.items():
         by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
@@ -86,7 +85,7 @@ def write_run_page(run_folder: Path) -> Path:
         by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
         histories = {f"fold {fold.number}": fold.history() for fold in folds}
         figures.compare_curves(histories, run_folder / "curves.png", f"{competition.name}, all folds")
-        figures.draw_confusion(confusion, competition.classes, run_folder / "confusion.png")
+        figures.draw_confusion(confusion, margins, competition.classes, run_folder / "confusion.png")
         sections.append(Section("All folds", figures=read_figures(run_folder)))
     for fold in folds:
         if drawn := read_figures(fold.folder):

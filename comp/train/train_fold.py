@@ -109,7 +109,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if len(valid):
-        facts["confusion"] = confusion.tolist()
+        facts |= {"confusion": confusion.tolist(), "margins": margins.sum(0).tolist()}
         with spare_what_is_trained("figures"):
             _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
     files.write_json(folder / runs.METRICS, facts)  # last: it says that the fold is finished
@@ -121,7 +121,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     Returns the margins and the confusion of all rows, int64 (C, C)."""
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    confusion, ignored = torch.zeros(classes, classes, dtype=torch.int64), config.competition.arrays.ignored
     margins: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
@@ -130,7 +130,6 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
             labels = predict.to_labels(probabilities, overlap)
             margins.append(metrics.count_margins(truth, labels, config.competition).cpu().numpy())
             if not overlap:
-                ignored = config.competition.arrays.ignored
                 confusion.add_(metrics.count_confusion(truth, labels, classes, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
@@ -147,12 +146,11 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
 def _draw(
     fold: Fold, data: TrainingData, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, margins: np.ndarray
 ) -> None:
-    config, split = data.config, data.split
-    metric, classes, overlap = config.competition.metric, config.competition.classes, config.competition.overlap
+    config, split, own = data.config, data.split, data.config.competition
+    metric, classes, overlap = own.metric, own.classes, own.overlap
     folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
-    first = 1 if metric.background == "drop_truth" else 0  # class that is scored
-    unscored = {config.competition.arrays.ignored, *range(first)} - {None}
+    unscored = {k for k in (own.arrays.ignored, 0 if metric.background == "drop_truth" else None) if k is not None}
     planes = fold.oof()[1]
     if overlap:
         split = replace(split, masks=figures.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
@@ -164,10 +162,10 @@ def _draw(
     stopped = None if ended == "all epochs" else ended
     title = f"{config.competition.name} {config.recipe}, {folder.name}"
     figures.draw_curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
-    figures.draw_confusion(np.array(fold.metrics["confusion"]), classes, folder / "confusion.png")
+    figures.draw_confusion(np.array(fold.metrics["confusion"]), margins.sum(0), classes, folder / "confusion.png")
 
-    counted = margins[:, 1, first:].any(1)
-    scores = [metrics.score(one[None], metric) if any_ else np.nan for one, any_ in zip(margins, counted, strict=True)]
+    by_image = metric.model_copy(update={"average": "per_image", "empty": "left_out"})
+    scores = metrics.contribute(margins, metric if metric.average == "per_image" else by_image)
     at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
     figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
