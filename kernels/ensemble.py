@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.device import choose_device
     from comp.ensemble.decisions import Decisions
     from comp.ensemble.make_submission import identify, predict_blend, write_submission
-    from comp.ensemble.search import Rung, search_decisions, write_ladder
+    from comp.ensemble.search import Rung, search_decisions, show_ladder
     from comp.model import metrics
     from comp.prepare import build
     from comp.report import tables
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
         train = arrays.load_train(competition, args.input)
         index, search = arrays.build_index(train, competition), args.decide == "all"
         decisions, ladder = search_decisions(chosen, train, index, competition, device.device, search)
-        print(f"{metric}, {write_ladder(ladder)}")
+        print(f"{metric}, {show_ladder(ladder)}")
 
     in_kernel = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
     hidden = in_kernel and competition.code_competition
@@ -94,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
     shown = found[0][0].folder.parent
     if len(ladder) > 1 and len(names) == 1 and chosen[0] == found[0] and not in_kernel:
         try:  # the submission is made; a folder of others, say, may not take more
-            write_ladder(ladder, shown / "decisions")
+            files.write_text(shown / "decisions" / "decisions.txt", f"{metric}, {show_ladder(ladder)}\n")
             print(pages.write_run_page(shown))
         except (OSError, KeyError, cli.Refused) as error:
             print(f"{shown}: no page of what was decided: {error}")

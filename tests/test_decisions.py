@@ -180,7 +180,7 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
     if kind in (AREA, TOTAL):
         chain = replace(chain, hole=(0.0, *[0.05] * (classes - 1)))
     target = int(rng.integers(1, classes))
-    counted = search._count(part, chain, kind, target, own)
+    (counted,) = search._count(part, chain, kind, [target], own)
     values = [value for group in search.CANDIDATES[kind] for value in group]
     assert len(counted) == len(values)
     probabilities = predict.from_planes(torch.from_numpy(planes), overlap)

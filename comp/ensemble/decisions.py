@@ -6,7 +6,6 @@ class loses go to the next likely one. Areas are shares of an image's pixels, so
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -54,7 +53,11 @@ def label_images(probabilities: Tensor, decisions: Decisions, overlap: bool = Fa
         alone = [label_images(probabilities[:, [0, c]], decisions.of_class(c)) << (c - 1) for c in classes]
         return torch.stack(alone).sum(0).to(torch.uint8)
     weighted = weigh(probabilities, decisions)
-    labels = predict.to_labels(weighted)
+    return settle_all(predict.to_labels(weighted), weighted, decisions)
+
+
+def settle_all(labels: Tensor, weighted: Tensor, decisions: Decisions) -> Tensor:
+    """Labels (n, H, W) of weighted probabilities with holes filled, and small parts and amounts of a class removed."""
     for kind in (HOLE, AREA, TOTAL):
         for c in range(1, weighted.shape[1]):
             labels = settle(labels, weighted, c, kind, getattr(decisions, kind)[c])
@@ -109,13 +112,6 @@ def _component_sizes(here: np.ndarray, holes: bool) -> np.ndarray:
         outside = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
         sizes[[0, *np.unique(outside)]] = np.inf
     return sizes[parts]
-
-
-def show(kind: str, value: Any) -> str:
-    """A value of one kind of decision in a few characters."""
-    if kind == GATE:
-        return f"{value[0]:.0%}: {value[1]:.2f}" if value[0] else f"{value[1]:.2f}"
-    return f"{value:.2f}" if kind in (RUN, FACTOR) else f"{value:.2%}"
 
 
 def describe(decisions: Decisions, competition: Competition) -> Iterator[tuple[str, str]]:

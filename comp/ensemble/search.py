@@ -7,15 +7,13 @@ every value of one decision of a class, since along its values a pixel leaves th
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from comp import files
 from comp.config import Competition
 from comp.data import folds
 from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
@@ -23,7 +21,6 @@ from comp.ensemble import decisions as deciding
 from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, RUN, TOTAL, Decisions
 from comp.errors import Refused
 from comp.model import metrics, predict
-from comp.report import figures
 from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
@@ -41,9 +38,7 @@ CANDIDATES: dict[str, list[list[Any]]] = {
     AREA: [_AREAS],
     TOTAL: [_AREAS],
 }
-
-
-Curve = tuple[list[Any], list[float], int]  # values, the smoothed score of each on all images, the chosen one's place
+NEUTRAL: dict[str, Any] = {RUN: 1.0, FACTOR: 1.0, GATE: (0.0, 0.0), HOLE: 0.0, AREA: 0.0, TOTAL: 0.0}
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,6 @@ class Rung:
     score: float  # found without the images that it is judged on
     used: bool
     words: str
-    curves: dict[str, Curve]  # by class, or run
 
 
 @dataclass(frozen=True)
@@ -87,64 +81,68 @@ def search_decisions(
 
     `runs` holds the same folds of every run, `split` the training images with the truth. Raises Refused where runs were
     not validated on the same images, or on other masks than the split's."""
-    parts, classes, metric = _parts(runs, split, index, competition, device), competition.classes, competition.metric
-    neutral = Decisions.neutral(len(runs), len(classes))
+    parts = _parts(runs, split, index, competition, device)
     # chains[k] is found without part k, the last one on all.
-    chains = [neutral] * (len(parts) + 1)
-    plain = np.concatenate([_count(part, neutral, "", 0, competition)[0] for part in parts])
-    reached = float(metrics.combine(plain, metric))
-    ladder = [Rung("largest", reached, True, "the largest probability", {})]
+    chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
+    reached = _judge(parts, chains, competition)
+    ladder = [Rung("largest", reached, True, "the largest probability")]
     kinds = KINDS if parts[0].masks.shape[1:] == split.masks.shape[1:] else (RUN, FACTOR, GATE, TOTAL)  # thinned pixels
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
-        before, tried, curves = reached, 0.0, {}
-        for target in range(1, len(runs if kind == RUN else classes)):
-            found, judged, curve = _find(kind, target, chains, parts, competition)
-            curves[f"run {target + 1}" if kind == RUN else classes[target]] = curve
-            tried = max(tried, judged)
-            if judged > reached + GAIN and found[-1] != chains[-1]:
-                chains, reached = found, judged
-        if curves:
-            words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
-            used = reached > before
-            ladder.append(Rung(kind, reached if used else tried, used, words if used else "does not help", curves))
+        if not (targets := range(1, len(runs if kind == RUN else competition.classes))):
+            continue
+        counted = {chain: [_count(part, chain, kind, targets, competition) for part in parts] for chain in {*chains}}
+        found = [_find(kind, target, chains, counted, competition) for target in targets]
+        helpful = [one for one in found if one.judged > reached + GAIN and one.values[-1] != NEUTRAL[kind]]
+        helpful.sort(key=lambda one: -one.judged)
+        score, used, words = max(one.judged for one in found), False, "does not help"
+        for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
+            trial = chains
+            for one in some:
+                pairs = zip(trial, one.values, strict=True)
+                trial = [_decide(chain, kind, one.target, value) for chain, value in pairs]
+            if (now := _judge(parts, trial, competition)) > reached + GAIN:
+                chains, score, reached, used = trial, now, now, True
+                words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
+                break
+        ladder.append(Rung(kind, score, used, words))
     return chains[-1], ladder
 
 
-def write_ladder(ladder: Sequence[Rung], folder: Path | None = None) -> str:
-    """The ladder as text; where a folder is given, it is left there as decisions.txt, with decisions.png."""
+def show_ladder(ladder: Sequence[Rung]) -> str:
+    """The ladder as text, a rung a line."""
     lines = [f"  {rung.score:.4f}  {rung.kind:<8}{rung.words}" for rung in ladder]
-    text = "\n".join(["out of fold; what is decided is scored on images that it was not found on:", *lines])
-    curves = {
-        f"{rung.kind}: {name}": ([deciding.show(rung.kind, value) for value in values], scores, place)
-        for rung in ladder
-        for name, (values, scores, place) in rung.curves.items()
-        if rung.used and values[place] != getattr(Decisions.neutral(1, 2), rung.kind)[-1]
-    }
-    if folder:
-        files.write_text(folder / "decisions.txt", text + "\n")
-        (folder / "decisions.png").unlink(missing_ok=True)
-        if curves:
-            figures.draw_searches(curves, folder / "decisions.png")
-    return text
+    return "\n".join(["out of fold; what is decided is scored on images that it was not found on:", *lines])
+
+
+class _Found(NamedTuple):
+    """One decision as it was found."""
+
+    target: int  # class or run
+    values: list[Any]  # for each chain
+    judged: float  # the score of all parts, each under the value that was found without it
 
 
 def _find(
-    kind: str, target: int, chains: list[Decisions], parts: list[_Part], competition: Competition
-) -> tuple[list[Decisions], float, Curve]:
-    """One decision more for every chain; the score of all parts, each under the chain found without it; the curve."""
-    counted = {chain: [_count(part, chain, kind, target, competition) for part in parts] for chain in {*chains}}
-    values, found, judged = [value for group in CANDIDATES[kind] for value in group], [], []
-    neutral = values.index(getattr(Decisions.neutral(1, 2), kind)[-1])
+    kind: str, target: int, chains: list[Decisions], counted: dict[Decisions, list], competition: Competition
+) -> _Found:
+    """The best value of one decision for every chain, of what `_count` gave for each part under each chain."""
+    values, chosen, judged = [value for group in CANDIDATES[kind] for value in group], [], []
     for k, chain in enumerate(chains):
-        others = [one for number, one in enumerate(counted[chain]) if number != k]
+        parts = [targets[target - 1] for targets in counted[chain]]
+        others = [one for number, one in enumerate(parts) if number != k]
         scores = _smooth(metrics.combine(np.concatenate(others, 1), competition.metric), kind)
         best = np.flatnonzero(scores > scores.max() - 1e-9)
-        place = int(best[np.abs(best - neutral).argmin()])  # of equals the one that changes least
-        found.append(_decide(chain, kind, target, values[place]))
-        if k < len(parts):
-            judged.append(counted[chain][k][place])
-    reached = float(metrics.combine(np.concatenate(judged), competition.metric))
-    return found, reached, (values, scores.tolist(), place)
+        place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
+        chosen.append(values[place])
+        judged += [part[place] for part in parts[k : k + 1]]
+    return _Found(target, chosen, float(metrics.combine(np.concatenate(judged), competition.metric)))
+
+
+def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
+    """The score of all parts, each under the chain that was found without it."""
+    pairs = zip(parts, chains[:-1], strict=True)
+    counted = [_count(part, chain, "", [0], competition)[0][0] for part, chain in pairs]
+    return float(metrics.combine(np.concatenate(counted), competition.metric))
 
 
 def _smooth(scores: np.ndarray, kind: str) -> np.ndarray:
@@ -161,50 +159,73 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
     return replace(chain, **{kind: tuple(values)})
 
 
-def _count(part: _Part, chain: Decisions, kind: str, target: int, competition: Competition) -> np.ndarray:
-    """What `metrics.combine` takes of a part's images, under each value of one decision; without a kind, of none."""
-    counted, groups = [], CANDIDATES.get(kind, [[None]])
-    n, ignored, overlap = len(competition.classes), competition.arrays.ignored, competition.overlap
+def _count(
+    part: _Part, chain: Decisions, kind: str, targets: Sequence[int], competition: Competition
+) -> list[np.ndarray]:
+    """Of each target, what `metrics.combine` takes of a part's images under each value of the decision of it.
+
+    Without a kind, under what is decided."""
+    counted: list[list[np.ndarray]] = [[] for _ in targets]
+    groups, overlap = CANDIDATES.get(kind, [[None]]), competition.overlap
     for runs, truth in part.blocks():
-        if kind in ("", RUN):
-            tried = [_decide(chain, kind, target, value) if kind else chain for value in groups[0]]
-            labels = (deciding.label_images(_blend(runs, one), one, overlap) for one in tried)
-            block = torch.stack([metrics.count_margins(truth, one, competition) for one in labels])
-        elif overlap:
-            block = _tally_alone(truth, _blend(runs, chain), chain, kind, target, groups, competition)
-        else:
-            blended = _blend(runs, chain)
-            levels = [(*_levels(blended, chain, kind, target, group), len(group)) for group in groups]
-            block = torch.cat([_tally(truth, *one, target, n, ignored) for one in levels])
-        counted.append(metrics.contribute(block.cpu().numpy(), competition.metric))
-    return np.concatenate(counted, 1)
+        blended = _blend(runs, chain)
+        seen = _look(blended, chain) if kind not in ("", RUN) and not overlap else None
+        for contributed, target in zip(counted, targets, strict=True):
+            if kind in ("", RUN):
+                tried = [_decide(chain, kind, target, value) if kind else chain for value in groups[0]]
+                labels = (deciding.label_images(_blend(runs, one), one, overlap) for one in tried)
+                block = torch.stack([metrics.count_margins(truth, one, competition) for one in labels])
+            elif seen is None:
+                block = _tally_alone(truth, blended, chain, kind, target, groups, competition)
+            else:
+                n, ignored = len(competition.classes), competition.arrays.ignored
+                levels = [(*_levels(seen, kind, target, group), len(group)) for group in groups]
+                block = torch.cat([_tally(truth, *one, target, n, ignored) for one in levels])
+            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric))
+    return [np.concatenate(contributed, 1) for contributed in counted]
 
 
 def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
     return torch.stack([weight * one for weight, one in zip(chain.run, runs, strict=True)]).sum(0)
 
 
-def _levels(probabilities: Tensor, chain: Decisions, kind: str, c: int, values: list) -> tuple[Tensor, Tensor]:
-    """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
+class _Seen(NamedTuple):
+    """Probabilities under what is decided already: weighted (n, C, H, W), and labels (n, H, W)."""
+
+    probabilities: Tensor
+    weighted: Tensor
+    top: Tensor  # the most likely class
+    second: Tensor  # and the next
+    labels: Tensor  # where holes and parts are settled, too
+
+
+def _look(probabilities: Tensor, chain: Decisions) -> _Seen:
     weighted = deciding.weigh(probabilities, chain)
-    other = deciding.next_likely(weighted, c)
+    top = predict.to_labels(weighted)
+    second = predict.to_labels(weighted.scatter(1, top.long().unsqueeze(1), -1.0))
+    return _Seen(probabilities, weighted, top, second, deciding.settle_all(top, weighted, chain))
+
+
+def _levels(seen: _Seen, kind: str, c: int, values: list) -> tuple[Tensor, Tensor]:
+    """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
+    other = torch.where(seen.top == c, seen.second, seen.top)
     if kind == FACTOR:  # it is while p · factor exceeds all others
-        rest = weighted.index_fill(1, torch.tensor([c], device=weighted.device), 0.0).amax(1)
-        ratio = rest / weighted[:, c].clamp_min(1e-9) * torch.where(other > c, 1 - 1e-6, 1 + 1e-6)  # of two, the first
+        rest = seen.weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
+        first = torch.where(other > c, 1 - 1e-6, 1 + 1e-6)  # of two that are equal
+        ratio = rest / seen.weighted[:, c].clamp_min(1e-9) * first
         limits = torch.tensor(values[::-1], device=ratio.device)
         return len(values) - torch.bucketize(ratio, limits, right=True), other
-    labels = deciding.label_images(probabilities, chain)
-    here = labels == c
+    here = seen.labels == c
     if kind == GATE:
-        largest = deciding.measure_gate(probabilities, c, values[0][0]).view(-1, 1, 1)
+        largest = deciding.measure_gate(seen.probabilities, c, values[0][0]).view(-1, 1, 1)
         limits = torch.tensor([least for _, least in values], device=largest.device)
         stays = torch.bucketize(largest, limits, right=True)
-        return stays * here, torch.where(here, other, labels)
-    sizes = deciding.measure_sizes(here, kind)
+        return stays * here, torch.where(here, other, seen.labels)
+    sizes = deciding.measure_sizes(here, kind).contiguous()
     limits = torch.tensor(values, dtype=sizes.dtype, device=sizes.device)
     if kind == HOLE:
-        return torch.where(here, len(values), len(values) - torch.bucketize(sizes, limits.flip(0))), labels
-    return torch.bucketize(sizes.contiguous(), limits, right=True) * here, torch.where(here, other, labels)
+        return torch.where(here, len(values), len(values) - torch.bucketize(sizes, limits.flip(0))), seen.labels
+    return torch.bucketize(sizes, limits, right=True) * here, torch.where(here, other, seen.labels)
 
 
 def _tally(
@@ -231,10 +252,11 @@ def _tally_alone(
         ignored = competition.arrays.ignored
         return there.byte() if ignored is None else there.byte().masked_fill(truth == ignored, 2)
 
+    seen = _look(blended[:, [0, c]], chain.of_class(c))
     labels, own, none = deciding.label_images(blended, chain, True), [], []
     others = (labels & ~(1 << c - 1)) > 0  # where a pixel is of another class, so never of none
     for group in groups:
-        level, other = _levels(blended[:, [0, c]], chain.of_class(c), kind, 1, group)
+        level, other = _levels(seen, kind, 1, group)
         own.append(_tally(mark(pick_class(truth, c, True)), level, other, len(group), 1, 2, 2))
         level = level.masked_fill(others, len(group))
         none.append(_tally(mark(truth > 0), level, other, len(group), 1, 2, 2))

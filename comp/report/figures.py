@@ -102,26 +102,6 @@ def draw_confusion(confusion: np.ndarray, margins: np.ndarray, classes: Sequence
     save_figure(figure, path)
 
 
-@styled
-def draw_searches(curves: dict[str, tuple[list[str], list[float], int]], path: str | Path) -> None:
-    """Draw the score over the values of each decision, three in a row, with the chosen one marked.
-
-    curves: by what was decided, the values in words, the score of each, and the place of the chosen one."""
-    rows = -(-len(curves) // 3)
-    figure = Figure(figsize=(WIDTH, 0.3 + 1.6 * rows), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, 3, squeeze=False).ravel()
-    for axes, (name, (values, scores, place)) in zip(panels, curves.items(), strict=False):
-        axes.plot(scores, color=VALID)
-        axes.plot(place, scores[place], "o", color=BEST)
-        shown = sorted({0, place, len(values) - 1})
-        axes.set_xticks(shown, [values[k] for k in shown])
-        axes.set_title(shorten(name, 24), fontsize=8)
-        axes.locator_params(axis="y", nbins=4)
-    for axes in panels[len(curves) :]:
-        axes.set_axis_off()
-    save_figure(figure, path)
-
-
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as a PNG of its own resolution, atomically."""
     with atomic_write(path) as beside:

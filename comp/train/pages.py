@@ -24,7 +24,6 @@ FIGURES = {
     "examples.png": "Worst, median and best cases",
     "filmstrip.png": "How predictions changed as training went on",
     "samples.png": "Augmented samples",
-    "decisions.png": "The score over the values of each decision that is used, and the chosen one",
     "audit.png": "",
 }
 

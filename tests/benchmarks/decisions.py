@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from comp import config
 from comp.data import arrays, npz
-from comp.ensemble.search import search_decisions, write_ladder
+from comp.ensemble.search import search_decisions, show_ladder
 from comp.model import metrics, predict
 from comp.train import runs
 
@@ -46,7 +46,7 @@ def main() -> None:
         _, ladder = search_decisions([chosen], split, index, own, torch.device("cpu"))
         seconds = time.monotonic() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(write_ladder(ladder, None))
+    print(show_ladder(ladder))
     what = f"{IMAGES:,} images of {SIDE}×{SIDE} in {FOLDS} folds"
     print(f"{what}: {seconds:.1f} s, {(after - before) / 1e3:.0f} MB at its peak")
 
