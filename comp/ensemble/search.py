@@ -25,7 +25,7 @@ from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
 GAIN = 1e-4  # a judged score that rises by less has not risen
-WORK = 1 << 31  # pixels times classes squared, from which on pixels are thinned, but never images
+WORK = 1 << 30  # pixels times classes squared, from which on pixels are thinned, but never images
 BLOCK = 1 << 21  # probabilities that are looked at at a time
 
 # The values that are tried, in groups along which a class shrinks.
