@@ -85,7 +85,8 @@ class Source(Section):
     table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
     reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
     instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own
-    border: Count = 0  # the last class, "border", is where two objects lie in the square of this many pixels; 0: none
+    # the last class, "border", is where two objects lie in the square of this many pixels; 0: none
+    border: Annotated[int, Field(ge=0, le=31)] = 0
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
     labels: dict[str, str] = {}
     # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
@@ -285,6 +286,11 @@ def _check_together(config: Config) -> None:
                 raise Refused(f"competition.{key}: {value!r} is there {times} times")
     if neighbours and 0 not in neighbours:
         raise Refused("competition.arrays.neighbours: 0, the image itself, must be one of them")
+    metric, first = competition.metric, 0 if competition.metric.background == "keep" else 1
+    if metric.weights and not any(metric.weights[first:]):
+        raise Refused("competition.metric.weights: no class that is scored has any")
+    if metric.average == "global" and (metric.empty is not None or metric.thresholds):
+        raise Refused('competition.metric: empty and thresholds are about images; average = "per_image" would fit')
     for key, count in (("arrays.labels", len(labels)), ("metric.weights", len(competition.metric.weights))):
         if count not in (0, len(classes)):
             raise Refused(f"competition.{key}: {count} values; {len(classes)}, one for each class, would fit")

@@ -240,3 +240,41 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
 def test_a_single_fold_has_no_spread():
     values = metrics.scores(count_margins(*pair(), 5), tuple("abcde"), Metric())
     assert "std" not in tables.folds_table({0: values}, values)
+
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def test_the_share_of_thresholds_is_tgs_own_score():
+    """Each image by hand: the thresholds below its IoU; 1 where truth and prediction are empty, 0 where one is."""
+    metric = Metric(average="per_image", background="drop_class", thresholds=THRESHOLDS, empty=1)
+    truth = [[1] * 10, [0] * 10, [0] * 10, [1] * 10]
+    seen = [[1] * 8 + [0] * 2, [0] * 10, [1] + [0] * 9, [0] * 10]
+    shares = [3 / 5, 1, 0, 0]  # 0.8 is not above 0.8
+    assert metrics.score(count(truth, seen, 2), metric) == pytest.approx(np.mean(shares))
+    assert metrics.describe_metric(metric).startswith("share of mean IoU thresholds 0.5 to 0.9 per image")
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_f_beta_is_scikit_learns(beta):
+    truth, seen = pair(classes=3)
+    expected = sklearn.fbeta_score(truth.ravel(), seen.ravel(), beta=beta, average=None)
+    margins = count_margins(truth, seen, 3)
+    assert metrics.score(margins, Metric(name="f_beta", beta=beta)) == pytest.approx(expected.mean())
+    weighted = Metric(name="f_beta", beta=beta, weights=(1.0, 0.0, 3.0))
+    assert metrics.score(margins, weighted) == pytest.approx((expected[0] + 3 * expected[2]) / 4)
+
+
+@pytest.mark.parametrize(("empty", "expected"), [(0, 0.5), (1, 1.0), ("left_out", 1.0), (None, 1.0)])
+def test_what_is_empty_counts_as_the_competition_says(empty, expected):
+    margins = count([[0, 0], [1, 0]], [[0, 0], [1, 0]], classes=2)
+    metric = Metric(name="dice", average="per_image", background="drop_class", empty=empty)
+    assert metrics.score(margins, metric) == pytest.approx(expected)
+
+
+def test_images_contribute_alone_what_they_do_together():
+    truth, seen = pair(classes=4, n=7)
+    margins = count_margins(truth, seen, 4)
+    for metric in READINGS:
+        parts = [metrics.contribute(some, metric) for some in (margins[:3], margins[3:])]
+        assert metrics.combine(np.concatenate(parts), metric) == pytest.approx(metrics.score(margins, metric))

@@ -332,3 +332,19 @@ def test_test_images_of_the_same_names_are_no_other_reading(tmp_path, folders):
             save(tmp_path / f"own/{folder}/{k}.png", discs(k)[0] * np.uint8(255))
     found = find(tmp_path / "own")
     assert [len(found.train), len(found.test)] == [4, 4]
+
+
+def test_two_fields_without_a_character_between_are_refused():
+    with pytest.raises(Refused, match="nothing tells where the first of two fields ends"):
+        compile_pattern("source.images", "train/{case}{n}.png")
+    assert compile_pattern("source.images", "{id}{band}.tif", {"band": ["_a", "_b"]}).regex.fullmatch("x_a.tif")
+
+
+def test_a_first_class_that_overlaps_has_no_files(tmp_path):
+    for name in ("thing", "rest"):
+        save(tmp_path / f"own/masks/{name}/a.png", discs(0)[0] * np.uint8(255))
+    save(tmp_path / "own/train/a.png", image(0))
+    paths = {"images": "train/{id}.png", "masks": "masks/{class}/{id}.png"}
+    with pytest.raises(Refused, match="'rest', but the first class is none of the others"):
+        find(tmp_path / "own", toml={"overlap": True}, **paths)
+    assert len(find(tmp_path / "own", **paths).train) == 1  # where they exclude each other, it says what is left anyway

@@ -91,7 +91,7 @@ def _deal(split: Split, index: Index, config: Config, excluded: np.ndarray) -> n
     groups = find_groups(index, split.groups, kept)
     independent = len(np.unique(groups))
     if independent < count:
-        fits = f"duplicates count once; {independent} would fit"
+        fits = f"duplicates count once; {independent if independent > 1 else 'no number'} would fit"
         raise Refused(f"folds.count: {count} folds of {independent} independent samples, as {fits}")
     if np.bincount(strata).max() < count:  # which scikit-learn refuses
         strata[:] = 0

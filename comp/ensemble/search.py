@@ -21,6 +21,7 @@ from comp.ensemble import decisions as deciding
 from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, RUN, TOTAL, Decisions
 from comp.errors import Refused
 from comp.model import metrics, predict
+from comp.report.tables import shorten
 from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
@@ -91,15 +92,14 @@ def search_decisions(
         if not (targets := range(1, len(runs if kind == RUN else competition.classes))):
             continue
         counted = {chain: [_count(part, chain, kind, targets, competition) for part in parts] for chain in {*chains}}
-        found = [_find(kind, target, chains, counted, competition) for target in targets]
-        helpful = [one for one in found if one.judged > reached + GAIN and one.values[-1] != NEUTRAL[kind]]
-        helpful.sort(key=lambda one: -one.judged)
-        score, used, words = max(one.judged for one in found), False, "does not help"
+        found = [(target, *_find(kind, target, chains, counted, competition)) for target in targets]
+        helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
+        helpful.sort(key=lambda one: -one[1])
+        score, used, words = max(judged for _, judged, _ in found), False, "tried, and does not help"
         for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
             trial = chains
-            for one in some:
-                pairs = zip(trial, one.values, strict=True)
-                trial = [_decide(chain, kind, one.target, value) for chain, value in pairs]
+            for target, _, values in some:
+                trial = [_decide(chain, kind, target, value) for chain, value in zip(trial, values, strict=True)]
             if (now := _judge(parts, trial, competition)) > reached + GAIN:
                 chains, score, reached, used = trial, now, now, True
                 words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
@@ -110,22 +110,16 @@ def search_decisions(
 
 def show_ladder(ladder: Sequence[Rung]) -> str:
     """The ladder as text, a rung a line."""
-    lines = [f"  {rung.score:.4f}  {rung.kind:<8}{rung.words}" for rung in ladder]
+    lines = [f"  {rung.score:.4f}  {rung.kind:<8}{shorten(rung.words, 300)}" for rung in ladder]
     return "\n".join(["out of fold; what is decided is scored on images that it was not found on:", *lines])
-
-
-class _Found(NamedTuple):
-    """One decision as it was found."""
-
-    target: int  # class or run
-    values: list[Any]  # for each chain
-    judged: float  # the score of all parts, each under the value that was found without it
 
 
 def _find(
     kind: str, target: int, chains: list[Decisions], counted: dict[Decisions, list], competition: Competition
-) -> _Found:
-    """The best value of one decision for every chain, of what `_count` gave for each part under each chain."""
+) -> tuple[float, list[Any]]:
+    """The best value of one decision for every chain, of what `_count` gave for each part under each chain.
+
+    Before it, the score of all parts, each under the value that was found without it."""
     values, chosen, judged = [value for group in CANDIDATES[kind] for value in group], [], []
     for k, chain in enumerate(chains):
         parts = [targets[target - 1] for targets in counted[chain]]
@@ -135,7 +129,7 @@ def _find(
         place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
         chosen.append(values[place])
         judged += [part[place] for part in parts[k : k + 1]]
-    return _Found(target, chosen, float(metrics.combine(np.concatenate(judged), competition.metric)))
+    return float(metrics.combine(np.concatenate(judged), competition.metric)), chosen
 
 
 def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:

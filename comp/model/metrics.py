@@ -65,9 +65,7 @@ def count_margins(truth: Tensor, prediction: Tensor, competition: config.Competi
     classes, ignored = len(competition.classes), competition.arrays.ignored
     if not competition.overlap:
         return to_margins(count_confusion(truth, prediction, classes, ignored))
-    true, predicted = (
-        torch.stack([pick_class(one, k, True) for k in range(classes)], 1) for one in (truth, prediction)
-    )
+    true, predicted = (split_classes(one, classes) for one in (truth, prediction))
     if ignored is not None:
         true, predicted = (one & (truth != ignored).unsqueeze(1) for one in (true, predicted))
     elsewhere = true & predicted
@@ -75,12 +73,9 @@ def count_margins(truth: Tensor, prediction: Tensor, competition: config.Competi
     return torch.stack([one.sum((2, 3)) for one in (true & predicted, true, predicted, elsewhere)], 1)
 
 
-def to_confusion(margins: np.ndarray) -> np.ndarray:
-    """Margins (4, C) of overlapping classes as a confusion int64 (C, C) of each class with the rest."""
-    hits, truth, prediction, _ = margins
-    confusion = np.diag(hits)
-    confusion[1:, 0], confusion[0, 1:] = (truth - hits)[1:], (prediction - hits)[1:]
-    return confusion
+def split_classes(labels: Tensor, classes: int) -> Tensor:
+    """Where labels (N, H, W) are of each of overlapping classes, bool (N, C, H, W); the first is none of them."""
+    return torch.stack([pick_class(labels, k, True) for k in range(classes)], 1)
 
 
 def iou(margins: np.ndarray) -> np.ndarray:

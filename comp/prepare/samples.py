@@ -133,8 +133,9 @@ class Pattern:
 
 def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}) -> Pattern:
     """Compile a pattern; the fields of `known` match one of some words. Raises Refused for one that is malformed."""
-    fields: list[str] = []
-    regex = ""
+    fields, regex = list[str](), ""
+    if re.search(r"\{(?!band|class)\w+\}\{(?!band|class)\w+\}", text):
+        raise Refused(f"{key}: {text!r}: nothing tells where the first of two fields ends; write what is between them")
     for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", as_seen(text).removeprefix("./")):
         if part.startswith("{") and part.endswith("}"):
             name = part[1:-1]
@@ -272,6 +273,8 @@ class _Masks:
             if (twin := seen.setdefault(path.with_suffix(""), path)) != path:
                 raise Refused(f"{path}: and {twin.name} beside it could both be the mask; {key} must say which")
             label = labels[fields["class"]] if "class" in fields else None
+            if label == 0 and competition.overlap:
+                raise Refused(f"{path}: is of {competition.classes[0]!r}, but the first class is none of the others")
             layers = self.layers[tuple(fields[name] for name in self.shared)]
             layers += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
         self.used: dict[tuple[str, ...], Path] = {}

@@ -129,7 +129,12 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels = predict.to_labels(probabilities, overlap)
             margins.append(metrics.count_margins(truth, labels, config.competition).cpu().numpy())
-            if not overlap:
+            if overlap:  # how much of each class was taken for each: together more than all of it
+                kept = truth if ignored is None else truth.masked_fill(truth == ignored, 0)
+                true, seen = metrics.split_classes(kept, classes), metrics.split_classes(labels, classes)
+                shared = [(true[:, k : k + 1] & seen).sum((0, 2, 3)) for k in range(classes)]
+                confusion.add_(torch.stack(shared).cpu())
+            else:
                 confusion.add_(metrics.count_confusion(truth, labels, classes, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
@@ -139,8 +144,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         ("margins", (n, 4, classes), np.int64, margins),  # there once the planes are written
     ]
     npz.write_npz(path, members)
-    together = np.concatenate(margins)
-    return together, metrics.to_confusion(together.sum(0)) if overlap else confusion.numpy()
+    return np.concatenate(margins), confusion.numpy()
 
 
 def _draw(
