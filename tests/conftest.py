@@ -131,4 +131,6 @@ def trained(tmp_path_factory):
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(sys.argv[0], run_name="__main__")
     assert ended.value.code == 0, said.getvalue()
+    # Tests that train more here leave another command.
+    (place / "first-command.txt").write_text((place / "runs/tiny/recipe/command.txt").read_text())
     return place, said.getvalue()

@@ -37,7 +37,7 @@ def test_a_fold_leaves_its_files(trained):
         history = pd.read_csv(folder / "history.csv")
         assert history.epoch.tolist() == [1, 2] and np.isfinite(history.train_loss).all()
     assert "pooled" in output and "± std" in output
-    command = (place / "runs/tiny/recipe/command.txt").read_text()  # as it is typed, not as it lies on this machine
+    command = (place / "first-command.txt").read_text()  # as it is typed, not as it lies on this machine
     assert command.startswith("python kernels/train_fold.py --") and command.endswith("--fold all\n")
 
 
