@@ -84,7 +84,7 @@ def draw_confusion(confusion: np.ndarray, margins: np.ndarray, classes: Sequence
     confusion: int64 (C, C), [truth, prediction]; margins: int64 (4, C). A class that is never true has an empty row."""
     ious = metrics.iou(margins)
     names = [shorten(name, 22) for name in classes]
-    percent = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    percent = 100 * confusion / np.maximum(margins[1][:, None], 1)  # of overlapping classes more than 100 in a row
     side = np.clip(0.36 * len(names), WIDTH - 2, 11.5)
     figure = Figure(figsize=(side + 2, side + 1), dpi=DPI, layout="constrained")
     axes = figure.subplots()
