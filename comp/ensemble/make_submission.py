@@ -91,7 +91,8 @@ def write_submission(
     counted, overlap = list[np.ndarray](), competition.overlap
     with open_writer(path, competition, read_header(sample) if sample else ()) as write:
         for rows, probabilities in blended:
-            labels = label_images(probabilities, decisions, overlap)
+            if test.masks is not None or test.sizes is None:
+                labels = label_images(probabilities, decisions, overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 counted.append(metrics.count_margins(truth, labels, competition).cpu().numpy())
