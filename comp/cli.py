@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from comp import config as configs
 from comp.errors import Refused, did_you_mean
@@ -42,25 +42,19 @@ def parser(description: str, runs: str = "store") -> Parser:
     made.add_argument("--competition", default="demo", help="a name that ships, or a .toml file (default: demo)")
     made.add_argument("--recipe", help="a name that ships, or a .toml file (default: the competition's)")
     made.add_argument("--run", action=runs, help="name of the run's folder (default: the recipe's name)")
-    made.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override one value, as in model.encoder=resnet34; may be repeated",
-    )  # fmt: skip
+    value = "override one value, as in model.encoder=resnet34; may be repeated"
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help=value)
     made.add_argument("--input", type=Path, default=Path("input"), help="folder of the npz (default: input)")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    made.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda:1; for folds side by side cuda:0,cuda:1 (default: auto)"
-    )
+    made.add_argument("--device", default="auto", help="cpu, cuda:1; cuda:0,cuda:1 for several folds (default: auto)")
     return made
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --time-budget and --workers, which the scripts that train take."""
     parser.add_argument("--time-budget", type=duration, help="such as 10m: the training of each fold ends in time")
-    parser.add_argument(
-        "--workers", type=workers, metavar="N",
-        help=f"processes that augment, 0 to {MOST_WORKERS} (default: 0 on a CPU, whose cores train)",
-    )  # fmt: skip
+    number = f"processes that augment, 0 to {MOST_WORKERS} (default: 0 on a CPU, whose cores train)"
+    parser.add_argument("--workers", type=workers, metavar="N", help=number)
 
 
 def config(arguments: argparse.Namespace) -> configs.Config:
@@ -83,8 +77,8 @@ def fold_numbers(text: str, count: int, full: bool = True) -> list[int]:
     numbers = {str(number): number for number in range(count)}
     chosen = numbers.keys() if text == "all" else {*text.split(",")}
     if not chosen <= numbers.keys():
-        fits = "write one, several as 0,1, all, or full" if full else "write one, several as 0,1, or all"
-        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; {fits}")
+        last = "all, or full" if full else "or all"
+        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, {last}")
     return sorted(numbers[part] for part in chosen)
 
 
@@ -124,19 +118,13 @@ def command() -> str:
     return shlex.join(["python", f"kernels/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
-def entry(
-    parser: argparse.ArgumentParser,
-    main: Callable[[argparse.Namespace], int | None],
-    jobs: Callable[[argparse.Namespace], list[Any]] | None = None,
-) -> None:
+def entry(parser: argparse.ArgumentParser, main: Callable[..., int | None], jobs: Callable | None = None) -> None:
     """Run an entry script, here or elsewhere: bad input ends it with one line and status 2, Ctrl-C with 130.
 
     `jobs` makes the kernels that stand for the same command in the sandbox or on Kaggle."""
     if jobs:
-        parser.add_argument(
-            "--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here",
-            help="here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)",
-        )  # fmt: skip
+        where = "here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)"
+        parser.add_argument("--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here", help=where)
     _mend_surroundings()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores the second

@@ -4,6 +4,7 @@ Those that ship lie in `comp/competitions` and `comp/recipes`. A key has the sam
 in code and in reports. An unknown key or a wrong type is refused with the key's full name and what would fit."""
 
 import json
+import math
 import re
 import tomllib
 from collections import Counter
@@ -18,12 +19,16 @@ from comp.errors import Refused, did_you_mean
 SHIPPED = Path(__file__).parent
 
 # What may change under a run that is half done: it does not touch what training computes.
-OF_COMPETITION = "title", "kaggle", "code_competition", "datasets", "submission.", "recipe", "source.", "arrays.test_"
-FREE_TO_CHANGE = (*(f"competition.{key}" for key in OF_COMPETITION), "predict.batch_size")
+FREE = "title kaggle code_competition datasets models submission. recipe source. metric.function arrays.test_"
+FREE_TO_CHANGE = (*(f"competition.{key}" for key in FREE.split()), "predict.batch_size")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Value = Annotated[int, Field(ge=0, le=65535)]
+Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
+Order = Literal["column", "row"]
+LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "lovasz"]
 
 
 class Section(BaseModel):
@@ -33,8 +38,7 @@ class Section(BaseModel):
 class Arrays(Section):
     """Where the arrays are: npz keys; of images and masks also `key[:, k]`, one slice of a stacked array.
 
-    Keys with a default that names ids, groups or sizes are used when the file has them; one that
-    the TOML names must be there."""
+    Default keys of ids, groups and sizes are used when the file has them; one that the TOML names must be there."""
 
     file: str = ""  # npz below the input folder; empty: "<competition>.npz"
     train_images: str = "train_images"
@@ -43,6 +47,7 @@ class Arrays(Section):
     train_groups: str = "train_groups"  # samples of one group never straddle a fold
     train_folds: str = "train_folds"  # where a split is given: the fold in which each sample validates
     train_extra: str = "train_extra"  # not 0: trains in every fold, and validates in none
+    train_instances: str = "train_instances"  # objects numbered from 1 in each image, 0 is none
     train_sizes: str = "train_sizes"
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
@@ -53,6 +58,7 @@ class Arrays(Section):
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
     neighbours: tuple[int, ...] = ()  # [-1, 0, 1]: a network sees the image before, itself, the one after in its group
+    extra: str = ""  # another npz there, whose train_images and train_masks train in every fold and never validate
     exclude: tuple[str, ...] = ()  # ids that are left out of training and validation
     exclude_shared_masks: Count = 0  # leave out images whose mask this many others share
 
@@ -97,32 +103,45 @@ class Source(Section):
 class Metric(Section):
     """The score that the competition counts; all others are printed beside it."""
 
-    name: Literal["mean_iou", "dice", "f_beta", "pixel_accuracy"] = "mean_iou"
+    # Of objects, matched by their IoU: precision is hits / (hits + false + missed), and thresholds are of the IoU.
+    name: Literal["mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta"] = "mean_iou"
+    function: str = ""  # instead, a .py file beside the TOML with score_image(truth, prediction): a number, or None
     average: Literal["global", "per_image"] = "global"
     beta: Annotated[float, Field(gt=0)] = 1.0  # f_beta: how many times as much as precision recall counts
-    # per_image: what a class counts in an image where neither truth nor prediction has it; by default 1 for dice and
-    # f_beta, and left out for mean_iou
+    # per_image: what a class counts where neither truth nor prediction has it; by default 1, for mean_iou "left_out"
     empty: Literal[0, 1, "left_out"] | None = None
     thresholds: tuple[Fraction, ...] = ()  # what counts is the share of these that a class's value in an image exceeds
     weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # of the classes in the mean, in their order; empty: equal
-    # "drop_class": class 0 is left out of the mean. "drop_truth": pixels that are truly 0 are left
-    # out of the count, then the mean is taken over the other classes.
+    # "drop_class": class 0 is left out of the mean; "drop_truth": pixels that are truly 0 are not counted, either
     background: Literal["keep", "drop_class", "drop_truth"] = "keep"
 
 
 class Submission(Section):
-    """The layout of the CSV file."""
+    """The layout of the CSV file, or of an archive of mask files."""
 
-    format: Literal["pixels", "rle"] = "pixels"
-    order: Literal["column", "row"] = "column"  # in which run-lengths count pixels, from 1
+    format: Literal["pixels", "rle", "files"] = "pixels"
+    function: str = ""  # instead, a .py file beside the TOML with write_submission(path, predictions)
+    order: Order = "column"  # in which run-lengths count pixels
+    # start and length of each run, alone or as a list in JSON; relative: starts count from the end of the run before;
+    # alternating: lengths of what is not set and what is, in turn
+    runs: Literal["absolute", "relative", "alternating", "json"] = "absolute"
+    base: Literal[0, 1] = 1  # the number of the first pixel
     empty: str = ""  # what an empty mask is written as
-    rows: Literal["image", "image_class"] = "image"  # a row for each image (of class 1), or for each image and class
+    # rle: a row for each image (of class 1), for each image and class, or for each object; pixels: or for each pixel
+    rows: Literal["image", "image_class", "instance", "pixel"] = "image"
+    file: str = "{id}.png"  # files: the name of each in the archive; it ends in .png, .tif, .tiff, .bmp or .npy
+    values: tuple[Value, ...] | tuple[Colour, ...] = ()  # files: what each class is in them; empty: 0, 1, 2, …
+    suffix: Annotated[str, Field(pattern=r"^(\.[a-z0-9]+)?$")] = ""  # of the submission; empty: .csv, of files .zip
     id_column: str = "id"
     class_column: str = ""  # empty: rows "image_class" join id and class as "<id>_<class>"
     class_label: Literal["number", "name"] = "number"
     value_column: str = "rle_mask"
     # decides ids and the columns' order when it lies in the input folder; empty: "<competition>-sample_submission.csv"
     sample: str = ""
+
+    @property
+    def ending(self) -> str:
+        return self.suffix or (".zip" if self.format == "files" else ".csv")
 
 
 class Competition(Section):
@@ -133,6 +152,7 @@ class Competition(Section):
     kaggle: str = ""  # the competition's slug on kaggle.com
     code_competition: bool = False  # submitted as a kernel's output, not as a file
     datasets: tuple[str, ...] = ()  # Kaggle datasets, owner/slug, that its kernels read: arrays, weights
+    models: tuple[str, ...] = ()  # Kaggle models, owner/model/framework/variation/version, that they read: weights
     recipe: str = "default"  # used when none is named; a .toml file is meant from where the competition's lies
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=255)]
     overlap: bool = False  # a pixel may be of several classes: bit k-1 of a mask's value is class k, up to 8
@@ -143,7 +163,6 @@ class Competition(Section):
 
     @property
     def file(self) -> str:
-        """The npz's name below the input folder."""
         return self.arrays.file or f"{self.name}.npz"
 
     @property
@@ -158,8 +177,13 @@ class Model(Section):
     architecture: str = "Unet"
     encoder: str = "resnet18"
     encoder_weights: str = "none"  # "none", a hub name such as "imagenet", or a .safetensors file
-    freeze_encoder: bool = False
+    freeze_encoder: bool | Positive = False  # true: always; a number: for so many epochs
+    start: str = ""  # a run's folder, runs/<competition>/<run>: a fold begins with the weights of that run's fold
     options: dict[str, Any] = {}  # handed to the architecture: decoder_channels, encoder_depth, …
+
+    @property
+    def frozen_epochs(self) -> float:
+        return math.inf if self.freeze_encoder is True else self.freeze_encoder
 
 
 class Optimizer(Section):
@@ -167,6 +191,7 @@ class Optimizer(Section):
     lr: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     momentum: Fraction = 0.9
+    encoder_lr: Annotated[float, Field(gt=0)] = 1.0  # a factor on the rate of the encoder's weights
     clip: Annotated[float, Field(ge=0)] = 0.0  # largest gradient norm; 0: no clipping
     accumulate: Positive = 1  # batches a step
 
@@ -181,14 +206,11 @@ class Schedule(Section):
     patience: Positive = 3  # plateau: epochs without a better score before it is
 
 
-LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "lovasz"]
-
-
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
     # inverse class frequency on the fold's training part, to a power from 0 to 1 ("sqrt": 0.5, "inverse": 1); or
     # weights by class name
-    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, float] = "none"
+    class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, Annotated[float, Field(ge=0)]] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
 
@@ -244,9 +266,10 @@ def load_config(competition: str = "demo", recipe: str | None = None, overrides:
     `competition` and `recipe` are names that ship or paths of TOML files; without a recipe the competition's own is
     taken. An override's value is read as TOML, or else as plain text. Raises Refused."""
     about = _read("competitions", competition)
-    if isinstance(source := about.get("source"), dict) and isinstance(source.get("reader"), str):
-        beside = Path(competition).parent if competition.endswith(".toml") else SHIPPED / "competitions"
-        source["reader"] = str(beside / source["reader"])
+    beside = Path(competition).parent if competition.endswith(".toml") else SHIPPED / "competitions"
+    for section, key in (("source", "reader"), ("metric", "function"), ("submission", "function")):  # .py files
+        if isinstance(values := about.get(section), dict) and isinstance(values.get(key), str):
+            values[key] = str(beside / values[key])
     recipe = recipe or _beside(competition, str(about.get("recipe", "default")))
     values = {"recipe": Path(recipe).stem} | _read_recipe(recipe) | {"competition": about}
     # model.architecture first, since it resets model.options
@@ -268,7 +291,7 @@ def validate_config(values: dict[str, Any]) -> Config:
 
 def first_difference(old: Config, new: Config) -> str | None:
     """The first key in which two configurations would train differently, as "key: old, now new"; None if none."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, after = (_flat(one.model_dump(mode="json")) for one in (old, new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
             return f"{key}: {before.get(key)}, now {after.get(key)}"
@@ -277,86 +300,71 @@ def first_difference(old: Config, new: Config) -> str | None:
 
 def _check_together(config: Config) -> None:
     """Refuse values that are sound alone but not beside one another."""
-    competition = config.competition
-    classes, labels, ignore = competition.classes, competition.arrays.labels, competition.arrays.ignore
-    neighbours = competition.arrays.neighbours
-    for key, values in (("classes", classes), ("arrays.labels", labels), ("arrays.neighbours", neighbours)):
+    own, by_name = config.competition, config.loss.class_weights
+
+    def refuse(broken: Any, what: str) -> None:
+        if broken:
+            raise Refused(f"competition.{what}")
+
+    classes, source, metric, layout, count = own.classes, own.source, own.metric, own.submission, len(own.classes)
+    labels, near, ignore = own.arrays.labels, own.arrays.neighbours, own.arrays.ignore
+    weights, objects = metric.weights, metric.name.startswith("object_")
+    for key, values in {"classes": classes, "arrays.labels": labels, "arrays.neighbours": near}.items():
         for value, times in Counter(values).items():
-            if times > 1:
-                raise Refused(f"competition.{key}: {value!r} is there {times} times")
-    if neighbours and 0 not in neighbours:
-        raise Refused("competition.arrays.neighbours: 0, the image itself, must be one of them")
-    metric, first = competition.metric, 0 if competition.metric.background == "keep" else 1
-    if metric.weights and not any(metric.weights[first:]):
-        raise Refused("competition.metric.weights: no class that is scored has any")
-    if metric.average == "global" and (metric.empty is not None or metric.thresholds):
-        raise Refused('competition.metric: empty and thresholds are about images; average = "per_image" would fit')
-    for key, count in (("arrays.labels", len(labels)), ("metric.weights", len(competition.metric.weights))):
-        if count not in (0, len(classes)):
-            raise Refused(f"competition.{key}: {count} values; {len(classes)}, one for each class, would fit")
-    if ignore in labels:
-        raise Refused(f"competition.arrays.ignore: {ignore} is the class {classes[labels.index(ignore)]!r} in labels")
-    if not labels and ignore is not None and ignore < len(classes):
-        raise Refused(
-            f"competition.arrays.ignore: {ignore} is the class {classes[ignore]!r}; 255 would fit. Where the masks' "
-            f"{ignore} is to be ignored, leave it out of classes and name the others' values in arrays.labels"
-        )
-    if (
-        competition.submission.format == "rle"
-        and competition.submission.rows == "image"
-        and len(competition.written) > 1
-    ):
-        raise Refused(
-            f'competition.submission.rows: "image" is one mask for an image, and there are {len(classes) - 1} classes '
-            'beside the background; "image_class" writes a row for each'
-        )
-    _check_source(competition)
-    weights = config.loss.class_weights
-    by_class = {"oversample": config.oversample, "loss.class_weights": weights if isinstance(weights, dict) else {}}
-    for key, numbers in by_class.items():
-        for name, number in numbers.items():
-            if name not in classes:
-                raise Refused(f"{key}.{name}: no such class{did_you_mean(name, list(classes))}")
-            if number < 0:
-                raise Refused(f"{key}.{name}: {number}; 0 or more would fit")
-    for k, transform in enumerate(config.augment.transforms):
-        ignored = competition.arrays.ignored
-        if (fill := transform.get("fill_mask", 0)) not in (*range(len(classes)), ignored):
-            fits = f"0 to {len(classes) - 1}" + ("" if ignored is None else f", and {ignored}, which is ignored,")
-            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is not a label; {fits} would fit")
-
-
-def _check_source(competition: Competition) -> None:
-    own, most = competition.source, 8 if competition.arrays.ignore is None else 7
-    if competition.overlap and len(competition.classes) - 1 > most:
-        raise Refused(f"competition.overlap: {len(competition.classes) - 1} classes beside the first; {most} would fit")
-    if competition.overlap and competition.metric.background == "drop_truth":
-        raise Refused('competition.metric.background: where classes overlap, "drop_class" leaves the first one out')
-    if competition.overlap and competition.arrays.ignore not in (None, 255):
-        raise Refused(f"competition.arrays.ignore: {competition.arrays.ignore}; where classes overlap, 255 would fit")
+            refuse(times > 1, f"{key}: {value!r} is there {times} times")
+    for key, values in {"arrays.labels": labels, "metric.weights": weights, "submission.values": layout.values}.items():
+        refuse(len(values) not in (0, count), f"{key}: {len(values)} values; {count}, one for each class, would fit")
+    for value, name in zip(labels or range(count), classes, strict=True):
+        fits = "a value of none would fit, or leave it out of classes and name the others' values in arrays.labels"
+        refuse(value == ignore, f"arrays.ignore: {ignore} is the class {name!r}; {fits}")
+    refuse(near and 0 not in near, "arrays.neighbours: 0, the image itself, must be one of them")
+    refuse(weights and not any(weights[metric.background != "keep" :]), "metric.weights: 0 for every scored class")
+    mixed = metric.average == "global" and (metric.empty is not None or metric.thresholds or metric.function or objects)
+    refuse(mixed, 'metric: average = "per_image" would fit beside empty, thresholds, objects or a function')
+    rows = {"pixels": ["image", "pixel"], "rle": ["image", "image_class", "instance"], "files": ["image"]}
+    fits = f"with format {layout.format!r} {' or '.join(rows[layout.format])} would fit"
+    refuse(layout.rows not in rows[layout.format], f"submission.rows: {layout.rows!r}; {fits}")
+    single = (layout.format, layout.rows, layout.function) == ("rle", "image", "") and len(own.written) > 1
+    refuse(single, 'submission.rows: "image" is one mask for an image; "image_class" writes a row for each class')
+    whole = layout.ending in (".zip", ".tar") and re.search(r"\{id\}.*\.(png|tiff?|bmp|npy)$", layout.file)
+    fits = '"{id}.png" in .zip would fit'
+    refuse(layout.format == "files" and not whole, f"submission: {layout.file!r} in {layout.ending}; {fits}")
+    if own.overlap:
+        most = 8 if ignore is None else 7
+        refuse(count - 1 > most, f"overlap: {count - 1} classes beside the first; {most} would fit")
+        refuse(objects or layout.rows == "instance", "overlap: objects are parts of one class, and do not overlap")
+        refuse(metric.background == "drop_truth", 'metric.background: where classes overlap, "drop_class" would fit')
+        refuse(ignore not in (None, 255), f"arrays.ignore: {ignore}; where classes overlap, 255 would fit")
     needs = dict.fromkeys(("masks", "table", "test", "extra", "list", "bands", "group", "fold"), "images")
     for key, other in (needs | {"extra_masks": "extra", "test_masks": "test"}).items():
-        if getattr(own, key) and not (getattr(own, other) or (key == "table" and own.reader)):
-            raise Refused(f'competition.source.{key}: needs source.{other}, as in "train/{{id}}.png", beside it')
-    if competition.code_competition and own.images and not own.test:
-        raise Refused("competition.source.test: missing; a kernel reads the hidden test images by it")
-    for key, values in {"starts": ("absolute", "relative"), "order": ("column", "row")}.items():
-        if (value := own.table.get(key, values[0])) not in values:  # type: ignore[call-overload]
-            raise Refused(f"competition.source.table.{key}: {value!r}; {' or '.join(values)} would fit")
+        lacks = getattr(source, key) and not (getattr(source, other) or (key == "table" and source.reader))
+        refuse(lacks, f'source.{key}: needs source.{other}, as in "train/{{id}}.png", beside it')
+    hidden = own.code_competition and source.images and not source.test
+    refuse(hidden, "source.test: missing; a kernel reads the hidden test images by it")
     for one, other in (("masks", "table"), ("reader", "images")):
-        if getattr(own, one) and getattr(own, other):
-            raise Refused(f"competition.source: has {one} and {other}, which say the same thing; one of them would fit")
-    if own.border and (not own.instances or competition.classes[-1] != "border" or competition.overlap):
-        raise Refused('competition.source.border: needs instances = true, and "border" as the last of classes apart')
+        both = getattr(source, one) and getattr(source, other)
+        refuse(both, f"source: has {one} and {other}, which say the same thing; one of them would fit")
+    for key, fit in {"starts": ("absolute", "relative"), "order": ("column", "row")}.items():
+        value = source.table.get(key, fit[0])  # type: ignore[call-overload]
+        refuse(value not in fit, f"source.table.{key}: {value!r}; {' or '.join(fit)} would fit")
+    apart = source.instances and classes[-1] == "border" and not own.overlap
+    refuse(source.border and not apart, 'source.border: needs instances = true, and "border" as the last class apart')
+    by_class = {"oversample": config.oversample, "loss.class_weights": by_name if isinstance(by_name, dict) else {}}
+    for key, names in by_class.items():
+        if unknown := [name for name in names if name not in classes]:
+            raise Refused(f"{key}.{unknown[0]}: no such class{did_you_mean(unknown[0], [*classes])}")
+    for k, transform in enumerate(config.augment.transforms):
+        if (fill := transform.get("fill_mask", 0)) not in (*range(count), own.arrays.ignored):
+            fits = f"0 to {count - 1} would fit, as would what is ignored"
+            raise Refused(f"augment.transforms.{k}.fill_mask: {fill} is not a label; {fits}")
 
 
 def _read(kind: str, name: str) -> dict[str, Any]:
-    known = shipped_names(kind)
-    if name.endswith(".toml"):
-        return read_toml(Path(name), did_you_mean(Path(name).stem, known))
-    if name not in known:
+    own, known = name.endswith(".toml"), shipped_names(kind)
+    if not own and name not in known:
         raise Refused(f"no {kind[:-1]} named {name!r}, and no path of a .toml file{did_you_mean(name, known)}")
-    return read_toml(SHIPPED / kind / f"{name}.toml")
+    path = Path(name) if own else SHIPPED / kind / f"{name}.toml"
+    return read_toml(path, did_you_mean(path.stem, known))
 
 
 def read_toml(path: Path, missing: str = "") -> dict[str, Any]:
@@ -417,7 +425,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    first, *others = error.errors()
+    first, *others = sorted(error.errors(), key=lambda one: -len(one["loc"]))  # of what is wrong the innermost
     # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
     key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part))) or "configuration"
     if first["type"] == "extra_forbidden":
@@ -434,11 +442,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}: {message.replace('an object', 'a table')}, not {first['input']!r:.100}"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {prefix.removesuffix("."): values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}{key}.").items()}

@@ -4,15 +4,13 @@ import contextlib
 import ctypes
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from comp import distributed
 from comp.errors import Refused
-
-# In what words cuDNN and cuBLAS say that memory does not suffice, where PyTorch does not raise its own error.
-OUT_OF_MEMORY = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,11 @@ def choose_device(name: str = "auto") -> Device:
     """Pick the device: `name` is "auto", "cpu", "cuda" or "cuda:k". Raises Refused."""
     device = _parse(name)
     if device.type == "cpu":
-        _keep_freed_memory()
+        # glibc hands big blocks back to the system after each step, only to fault them in again.
+        with contextlib.suppress(OSError):  # another system's library
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         if flags := sorted(_cpu_flags() & {"amx_bf16", "avx512_bf16"}):
             return Device(device, torch.bfloat16, f"the CPU has {flags[0]}")
         return Device(device, torch.float32, "the CPU has no bf16 instructions")
@@ -66,17 +68,13 @@ def choose_device(name: str = "auto") -> Device:
 
 def _parse(name: str) -> torch.device:
     """A device by its name, as it is known without being touched. Raises Refused."""
-    if name == "auto":
-        # Under torchrun each process has a GPU of its own.
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if name == "auto":  # under torchrun each process has a GPU of its own
         name = f"cuda:{distributed.local_rank() or 0}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise Refused(f"--device {name}: there are auto, cpu, cuda and cuda:0, cuda:1, …") from None
-    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
-    if (device.index or 0) >= count:
-        raise Refused(f"--device {name}: there are cpu and {torch.cuda.device_count()} cuda devices here")
-    return device
+    known = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
+    if name not in known:
+        raise Refused(f"--device {name}: there are auto, {', '.join(known)}")
+    return torch.device(name)
 
 
 def _cuda(device: torch.device) -> Device:
@@ -93,19 +91,8 @@ def _cuda(device: torch.device) -> Device:
 
 
 def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return set(next(line for line in file if line.startswith("flags")).split())
-    except (OSError, StopIteration):
-        return set()
-
-
-def _keep_freed_memory() -> None:
-    # glibc hands big blocks back to the system after each step, only to fault them in again.
-    with contextlib.suppress(OSError):  # another system's library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    path = Path("/proc/cpuinfo")
+    return {*path.read_text(encoding="utf-8").split()} if path.exists() else set()
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
@@ -115,4 +102,5 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device's memory does not suffice, whichever library says it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    said = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")  # cuDNN's, cuBLAS's
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

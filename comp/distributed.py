@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from comp.errors import Refused
 
@@ -95,14 +96,12 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
         convert_sync_batchnorm(model)
     gpus = [device.index] if device.type == "cuda" else None
     # Layers of an encoder beyond its depth get no gradient.
-    return nn.parallel.DistributedDataParallel(model, gpus, find_unused_parameters=True)
+    return DistributedDataParallel(model, gpus, find_unused_parameters=True)
 
 
 def average_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextManager:
     """Around forward and backward of a wrapped model: average the gradients over ranks now, or only add up."""
-    if isinstance(model, nn.parallel.DistributedDataParallel) and not now:
-        return model.no_sync()
-    return contextlib.nullcontext()
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else contextlib.nullcontext()
 
 
 def is_lost_peer(error: Exception) -> bool:

@@ -14,8 +14,7 @@ class Refused(ValueError):
     Entry scripts print the line and end with exit status 2; every file it leaves is whole."""
 
     def __init__(self, line: str):
-        # From a worker process it arrives with that process's traceback around it, and what it quotes from a
-        # file may hold anything: line breaks, what would move a terminal's cursor, a megabyte.
+        # A worker process puts its traceback before it, and what it quotes may hold line breaks, escapes, a megabyte.
         line = line.rpartition("comp.errors.Refused: ")[2].strip()
         line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 4 :]}"
         super().__init__("".join(char if char.isprintable() else " " for char in line))

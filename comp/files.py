@@ -1,13 +1,16 @@
 """Files that appear whole or not at all."""
 
-import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import runpy
 import shutil
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,7 @@ KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it becomes `path`, else it is removed.
 
-    The name carries the process id, so that two processes never write into one another's file,
-    and ends as `path` does, so that writers which look at the suffix keep working."""
+    Its name holds the process id, so that no two processes share it, and ends in the suffix, which writers look at."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
@@ -88,16 +90,42 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             # The process's own: a worker that outlives it, and inherited the file, does not hold it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+        except (BlockingIOError, PermissionError):
             raise Refused(f"{folder}: another process is at work on it; wait for it, or name another --run") from None
         for left in folder.glob(".[0-9]*.*"):
             left.unlink(missing_ok=True)
         yield
 
 
+@cache
+def load_function(file: str, call: str) -> Callable:
+    """A function of a Python file of the user's, which is called as `call`, "name(arguments)".
+
+    Raises Refused where there is none; what the function raises becomes Refused, too, and names the file's line."""
+    path = Path(file)
+    if not path.exists():
+        raise Refused(f"{path}: no such file or folder")
+    with blame(path):
+        function = runpy.run_path(file).get(call.partition("(")[0])
+    if not callable(function):
+        raise Refused(f"{path}: has no function {call}")
+    return blame(path)(function)
+
+
+@contextmanager
+def blame(path: Path, after: Callable[[], str] = str) -> Iterator[None]:
+    """Turn whatever code of the user's raises into one line, which names the file's line, and where it was."""
+    try:
+        yield
+    except Refused:
+        raise
+    except (Exception, SystemExit) as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = f"line {own[-1].lineno}" if own else f"line {getattr(error, 'lineno', '?')}"
+        raise Refused(f"{path}: {line}{after()}: {type(error).__name__}: {error}") from None
+
+
 def find_below_input(name: str) -> Iterator[Path]:
-    """Files of this name below /kaggle/input, the least deep first."""
-    found = (Path(place) / name for place, _, names in os.walk(KAGGLE_INPUT) if name in names)
-    yield from sorted(found, key=lambda path: (len(path.parts), path))
+    """Files of this name, in which * may stand for anything, below /kaggle/input, the least deep first."""
+    found = KAGGLE_INPUT.rglob(glob.escape(name).replace("[*]", "*"))
+    yield from sorted(filter(Path.is_file, found), key=lambda path: (len(path.parts), path))

@@ -131,7 +131,8 @@ def jobs(args: argparse.Namespace) -> list:
             input=args.input,
             runs=args.runs,
             leaves=[*(fold / runs.METRICS for fold in folds), folder / "report.html"],
-            weights=[one.model.encoder_weights for one in variants.values()],
+            models=[one.model for one in variants.values()],
+            seconds=(args.time_budget or 0) * len(variants) * len(numbers),
         )
     ]
 

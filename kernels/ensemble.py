@@ -24,6 +24,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--decide", choices=["all", "none"], default="all", help="what follows the blend (default: all)"
     )
+    parser.add_argument("--pseudo", type=float, metavar="P", help="label test images for arrays.extra, where P or more")
     parser.add_argument("--submissions", type=Path, default=Path("submissions"), help="(default: submissions)")
     return parser
 
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     from comp.data import arrays
     from comp.device import choose_device
     from comp.ensemble.decisions import Decisions
-    from comp.ensemble.make_submission import identify, predict_blend, write_submission
+    from comp.ensemble.make_submission import identify, predict_blend, write_pseudo_labels, write_submission
     from comp.ensemble.search import Rung, search_decisions, show_ladder
     from comp.model import metrics
     from comp.prepare import build
@@ -70,9 +71,15 @@ def main(args: argparse.Namespace) -> int:
     hidden = in_kernel and competition.code_competition
     folder = build.prepare_hidden_test(competition, args.input) if hidden else args.input
     test = arrays.load_test(competition, folder)
+    if args.pseudo is not None:
+        path = args.input / f"{competition.name}-pseudo.npz"
+        blended = predict_blend(chosen, decisions.run, test, args.tta, config.predict.batch_size, device)
+        write_pseudo_labels(path, blended, decisions, test, competition, args.pseudo)
+        print(f"train with it by --run pseudo --set competition.arrays.extra={path.name}")
+        return 0
     made_of = identify(competition, chosen, decisions, tta, test, arrays.build_index(test, competition))
     # In a kernel it is what a code competition collects.
-    path = Path("submission.csv") if in_kernel else args.submissions / made_of["name"]
+    path = Path(f"submission{competition.submission.ending}") if in_kernel else args.submissions / made_of["name"]
     sample = arrays.find_sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")

@@ -165,6 +165,7 @@ def jobs(args: argparse.Namespace) -> list:
         # Where one of the two is here already, the other alone.
         folders = [folder for folder in folders if not runs.is_finished(folder)] or folders
         names = [folder.name.removeprefix("fold-") for folder in folders]
+        names_of_start = [folder.name for folder in folders if config.model.start]
         made.append(
             Job(
                 entry=Path(__file__),
@@ -174,7 +175,9 @@ def jobs(args: argparse.Namespace) -> list:
                 input=args.input,
                 runs=args.runs,
                 leaves=[folder / runs.METRICS for folder in folders],
-                weights=[config.model.encoder_weights],
+                models=[config.model],
+                folds=[fold for name in names_of_start for fold in runs.find_folds(Path(config.model.start), name)],
+                seconds=args.time_budget or 0,
             )
         )
     return made

@@ -143,7 +143,7 @@ def losses_and_metrics(bench: Bench) -> None:
         trial = Trial(bench, *plain, f"predict.batch_size={size}", count=16, device=device)
         rows, about, now = np.arange(16), trial.settings.competition, trial.settings.predict
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            mean, counted = fit.evaluate(trial.model, trial.data.split, rows, trial.loss_of, now, about)
+            mean, counted, _ = fit.evaluate(trial.model, trial.data.split, rows, trial.loss_of, now, about)
         scores = metrics.scores(counted, about.classes, about.metric)
         seen.append(np.array([mean, *(scores[name] for name in metrics.READINGS)]))
     off, *others = abs(seen[1] / seen[0] - 1).tolist()

@@ -93,6 +93,7 @@ class Kaggle:
         self.faults: list[Fault] = []
         self.token, self.expired = TOKEN, False
         self.places = 2  # kernels that may run at a time
+        self.hours = 2.5, 30.0  # of GPUs: used in this week, and allowed
         self.looks_until_ready = 1  # of a dataset
         self.looks_until_scored = 1
         self.dataset_fails = False
@@ -193,6 +194,10 @@ class Kaggle:
         threading.Thread(target=self._run, args=(versions[-1],), daemon=True).start()
         url = f"https://www.kaggle.com/code/{ref}"
         return {"ref": f"/code/{ref}", "url": url, "versionNumber": len(versions), **invalid}
+
+    def GetAcceleratorQuotaStatistics(self, body: dict) -> dict:
+        used, allowed = (f"{hours * 3600:.0f}s" for hours in self.hours)
+        return {"gpuQuota": {"timeUsed": used, "totalTimeAllowed": allowed}}
 
     def _run(self, version: Version) -> None:
         try:

@@ -231,7 +231,7 @@ REFUSED = {
     "scaled out": ({"train_images": good_images}, {"scale": 2.0}, "images are 0 to 255 once multiplied"),
     "complex": ({"train_images": good_images + 1j}, {}, "complex128 cannot be images"),
     "text": ({"train_masks": good_masks.astype(str)}, {}, "cannot be masks; uint8 would fit"),
-    "objects": ({"train_images": good_images.astype(object)}, {}, "train_images: an object array"),
+    "objects": ({"train_images": good_images.astype(object)}, {}, "train_images: an array of object"),
     "no sample": ({"train_images": good_images[:0]}, {}, "holds no sample"),
     "flat": ({"train_images": good_images[0]}, {}, r"images of shape \(10, 12\); \(N, H, W\), "),
     "5 axes": ({"train_images": good_images[..., None, None]}, {}, "images of shape"),
@@ -277,7 +277,7 @@ def test_a_truncated_file(folder):
     save(folder, train_images=good_images, train_masks=good_masks)
     data = (folder / "own.npz").read_bytes()
     (folder / "own.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(Refused, match="not a readable npz"):
+    with pytest.raises(Refused, match="cannot be read as an npz"):
         arrays.load_train(competition(), folder)
 
 

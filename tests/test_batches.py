@@ -208,8 +208,13 @@ def test_no_more_workers_than_the_shared_memory_takes(monkeypatch, capsys, free,
 
 
 def test_mixing_waits_for_no_device_and_meets_another_sample():
-    shifts = {augment._draw_shift(4, np.random.default_rng(seed)) for seed in range(50)}
-    assert shifts == {1, 2, 3} and augment._draw_shift(1, np.random.default_rng(0)) == 1
+    def met(count, seed):
+        images, labels = torch.zeros(count, 1, 2, 2), torch.arange(count).view(-1, 1, 1)
+        mixup = config.Augment(mixup=1.0)
+        return augment.mix_batch(images, labels, mixup, np.random.default_rng(seed))[2].flatten().tolist()
+
+    assert {met(4, seed)[0] for seed in range(50)} == {1, 2, 3}
+    assert met(1, 0) == [0]
 
 
 def test_a_worker_that_dies_between_epochs_is_one_line(monkeypatch):

@@ -355,7 +355,7 @@ def test_images_are_turned_as_exif_says(tmp_path):
 def test_a_mask_of_another_size_is_refused(tmp_path):
     folder = pairs(tmp_path / "source")
     save_mask(folder / "masks/p1.png", halves(0, 255, (10, 30)))
-    with pytest.raises(Refused, match=r"p1\.png: is 10×30, its image 20×30"):
+    with pytest.raises(Refused, match=r"p1\.png: is 10×30, .*20×30"):
         make(folder, tmp_path / "own.npz", competition())
 
 

@@ -4,12 +4,16 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from drawn import image, save
 
 from comp import config, files
 from comp.data import arrays
+from comp.model import metrics
 from comp.prepare import build
+from comp.submission.check import check_submission
 from comp.submission.runlength import encode_runs
+from comp.submission.write import open_writer
 
 SIZE = (24, 32)
 # Of each competition: the names of images' files (a list where there are several bands), the ids that the submission
@@ -30,6 +34,10 @@ LAYOUTS = {
     "airbus": (
         {"00003e153.jpg": "train_v2/00003e153.jpg", "000155de5.jpg": "train_v2/000155de5.jpg"},
         ("00002bd58.jpg", "test_v2/00002bd58.jpg"),
+    ),
+    "sartorius": (
+        {k: f"train/{k}.png" for k in ("0030fd0e6378", "0140b3c8f445")},
+        ("7ae19de7bc2a", "test/7ae19de7bc2a.png"),
     ),
     "deepglobe": (
         {"119": "train/119_sat.jpg", "10452": "train/10452_sat.jpg"},
@@ -84,7 +92,8 @@ GROUPS = {
     "uw-madison": ["case123"] * 2,
     "sennet": ["kidney_1_dense", "kidney_2"],
 }
-CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1}
+CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1}
+ROWS = {"image": 1, "instance": 1}  # of one image; the halves of an object are two where there is a border
 
 
 def draw(name, number, bright):
@@ -115,7 +124,7 @@ def table(folder, file, *rows):
 
 def save_masks(folder, name, ids, masks):
     """Masks bool (N, classes - 1, H, W) as this competition has them."""
-    order = "row" if name == "uw-madison" else "column"
+    order = "row" if name in ("uw-madison", "sartorius") else "column"
     texts = [encode_runs(mask, order) for mask in masks]
     any_class = masks.any(axis=1)
     match name:
@@ -133,6 +142,12 @@ def save_masks(folder, name, ids, masks):
         case "airbus":
             rows = [(id, text[0]) for id, text in zip(ids, texts, strict=True)]
             table(folder, "train_ship_segmentations_v2.csv", ("ImageId", "EncodedPixels"), *rows)
+        case "sartorius":
+            halves = [[mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k) for k in range(2)] for mask in any_class]
+            rows = [
+                (id, t, "astro") for id, two in zip(ids, halves, strict=True) for t in encode_runs(np.array(two), order)
+            ]
+            table(folder, "train.csv", ("id", "annotation", "cell_type"), *rows)
         case "deepglobe":
             colours = np.array([[0, 255, 255], [255, 255, 0], [255, 0, 255], [0, 255, 0], [0, 0, 255], [255] * 3])
             for id, labels in zip(ids, exclusive(masks), strict=True):
@@ -186,7 +201,8 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
     shipped = config.load_config(name, overrides=["competition.kaggle=slug"]).competition
     own = shipped.model_copy(update={"source": shipped.source.model_copy(update={"size": SIZE})})
     samples, hidden = LAYOUTS[name]
-    folder, classes = tmp_path / "input/slug", len(own.classes)
+    border = len(own.classes) - 1 if own.source.border else 255  # where the two halves of an object meet
+    folder, classes = tmp_path / "input/slug", len(own.classes) - bool(own.source.border)
     masks = np.zeros((len(samples), classes - 1, *SIZE), bool)
     for k in range(len(samples)):
         for c in range(classes - 1):
@@ -205,7 +221,9 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
     order = [[*samples].index(id) for id in train.ids.tolist()]
     bits = (masks.astype(np.uint8) << np.arange(classes - 1)[:, None, None]).sum(axis=1)
     expected = bits if own.overlap else exclusive(masks)
-    assert len(train.ids) == len(samples) and (train.masks == expected[order]).all()
+    assert len(train.ids) == len(samples) and ((train.masks == expected[order]) | (train.masks == border)).all()
+    middle = {SIZE[1] // 2 - 1, SIZE[1] // 2} if own.source.border else set()
+    assert {*np.nonzero(train.masks == border)[2].tolist()} == middle
     assert train.images.shape == (len(samples), *SIZE, CHANNELS.get(name, 3))
     inside = masks[order].any(axis=1)
     last = train.images[..., -1]
@@ -216,6 +234,16 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         test = arrays.load_test(own, tmp_path / "place")
         anew = arrays.load_test(own, build.prepare_hidden_test(own, tmp_path / "place"))
         assert test.ids.tolist() == anew.ids.tolist() == [hidden[0]] and (test.images == anew.images).all()
+        # The truth of two training images, as if it were predicted for that test image: an accepted file, a full score.
+        path, labels = tmp_path / f"submission{own.submission.ending}", train.masks[:1]
+        with open_writer(path, own) as write:
+            write(test.ids, labels)
+        rows = check_submission(path, own, test.ids, test.shapes)
+        assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
+        truth = torch.from_numpy(train.masks.copy())
+        values = metrics.score_images(truth, truth, None, own)
+        margins = metrics.count_margins(truth, truth, own).numpy()
+        assert metrics.score(margins, own.metric, values) == 1
 
 
 def test_every_competition_that_ships_is_drawn_here_or_elsewhere():

@@ -50,6 +50,7 @@ def write_fold(folder, number, ids, probabilities, masks):
         ("ids", ids.shape, ids.dtype, [ids]),
         ("planes", planes.shape, np.uint8, [planes]),
         ("margins", (len(ids), 4, classes), np.int64, [margins]),
+        ("values", (len(ids),), np.float64, [np.full(len(ids), np.nan)]),
     ]
     npz.write_npz(folder / runs.OOF, members)
     (folder / runs.METRICS).write_text(json.dumps({"fold": number, "train_images": 1, "valid_images": len(ids)}))
@@ -89,6 +90,49 @@ def test_what_does_not_help_is_not_used(tmp_path):
     decisions, ladder = found([run(tmp_path, "perfect", data, 0.1)], data)
     assert decisions == Decisions.neutral(1, 3) and ladder[0].score == 1
     assert not any(rung.used for rung in ladder[1:])
+
+
+OBJECTS = config.Competition(
+    name="discs",
+    classes=("rest", "disc"),
+    metric=config.Metric(name="object_precision", average="per_image", thresholds=(0.5, 0.75, 0.9)),
+    submission=config.Submission(format="rle", rows="instance"),
+)
+
+
+def draw_discs(touching, count=20):
+    """Images with two discs each, which touch or do not, numbered."""
+    numbers, rng = np.zeros((count, 48, 48), np.uint16), np.random.default_rng(3)
+    for one in numbers:
+        y, x = rng.integers(14, 24, 2).tolist()
+        for number, place in enumerate([(y, x), (y + (11 if touching else 16), x + 4)], 1):
+            one[((np.indices(one.shape) - np.reshape(place, (2, 1, 1))) ** 2).sum(0) < 42] = number
+    ids, masks = np.array([f"p{k}" for k in range(count)]), (numbers > 0).astype(np.uint8)
+    images = (rng.random((count, 48, 48, 1)) * 255).astype(np.uint8)
+    return TrainSplit(images, masks, ids, None, None, instances=numbers)
+
+
+@pytest.mark.parametrize("touching", [True, False])
+def test_objects_are_parted_where_they_touch(tmp_path, touching):
+    data = draw_discs(touching)
+    decisions, ladder = found([run(tmp_path, "discs", data, 0.4, (1, 1))], data, OBJECTS)
+    assert (decisions.neck[1] > 0) == touching == by_kind(ladder)["neck"].used
+    assert ladder[0].score < 0.2 if touching else ladder[0].score == 1
+    assert max(rung.score for rung in ladder) > 0.95
+
+
+def test_small_objects_that_are_none_are_removed(tmp_path):
+    data = draw_discs(False)
+    specks = data.masks.copy()
+    specks[:, 2:4, ::9] = 1  # which the model sees, and the truth has not
+    seen = run(tmp_path, "specks", replace(data, masks=specks), 0.4, (1, 1))
+    for fold in seen:  # what is stored is of the predictions
+        z = dict(np.load(fold.folder / runs.OOF))
+        rows = [data.ids.tolist().index(name) for name in z["ids"].tolist()]
+        z["margins"][:, 1] = count_margins(data.masks[rows], data.masks[rows], 2)[:, 1]
+        np.savez(fold.folder / runs.OOF, **z)
+    decisions, ladder = found([seen], data, OBJECTS)
+    assert decisions.area[1] > 0 and by_kind(ladder)[AREA].used and by_kind(ladder)[AREA].score > 0.95
 
 
 def test_nothing_is_searched_where_that_is_asked_for(tmp_path):
@@ -174,7 +218,7 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
         name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average=average), overlap=overlap,
         arrays=config.Arrays(ignore=255 if ignored else None),
     )  # fmt: skip
-    part = search._Part([planes], np.arange(3), np.arange(3), masks, CPU.device, overlap)
+    part = search._Part([planes], np.arange(3), np.arange(3), masks, None, CPU.device, overlap)
     plain = Decisions.neutral(1, classes)
     chain = replace(plain, factor=(1.0, *2.0 ** rng.uniform(-1, 1, classes - 1))) if kind != FACTOR else plain
     if kind in (AREA, TOTAL):
@@ -265,7 +309,7 @@ def test_the_search_counts_as_the_metric_does(tmp_path):
     _, ladder = found([chosen], data, search=False)
     margins = []
     for fold in chosen:
-        ids, planes, _ = fold.oof()
+        ids, planes, *_ = fold.oof()
         rows = [data.ids.tolist().index(name) for name in ids]
         labels = predict.to_labels(predict.from_planes(torch.tensor(np.array(planes)))).numpy()
         margins.append(count_margins(data.masks[rows], labels, 3))

@@ -70,7 +70,7 @@ def test_a_lost_connection_and_a_start_that_was_killed_cost_nothing(kaggle, tmp_
 def test_a_competition_that_was_not_joined_is_one_line(kaggle, tmp_path, name):
     with pytest.raises(Refused, match=f"{name}: not joined.*{name}/rules"):
         api.download_competition(name, tmp_path / "input")
-    assert not any((tmp_path / "input").iterdir())
+    assert not (tmp_path / "input").exists()
 
 
 def test_no_credentials_and_no_disk_are_one_line(kaggle, tmp_path, monkeypatch):

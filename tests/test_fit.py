@@ -86,7 +86,7 @@ def test_crops_are_trained_on_and_whole_images_validated(tmp_path):
     seen = []
     model.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[2:])))
     loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, data.index.counts.sum(0), None)
-    loss, margins = fit.evaluate(model, data.split, valid, loss_of, loaded.predict, loaded.competition)
+    loss, margins, _ = fit.evaluate(model, data.split, valid, loss_of, loaded.predict, loaded.competition)
     assert set(seen) == {(64, 64)}  # tiles of 48, padded to what the network takes
     assert np.isfinite(loss) and (margins[:, 1].sum(1) == 81 * 64).all()
     assert np.array_equal(margins[:, 1], data.index.counts[valid])
@@ -98,7 +98,7 @@ def test_without_images_to_validate_on_the_last_weights_are_kept(tmp_path):
     model, state = fit.fit(data, FULL, tmp_path, Machine(CPU))
     assert (state.best_epoch, len(state.history), state.ended) == (4, 5, "all epochs")
     loss_of = losses.build_loss(loaded.loss, loaded.competition.classes, data.index.counts.sum(0), None)
-    loss, _ = fit.evaluate(model, data.split, np.arange(16), loss_of, loaded.predict, loaded.competition)
+    loss, *_ = fit.evaluate(model, data.split, np.arange(16), loss_of, loaded.predict, loaded.competition)
     assert loss < state.history[0]["train_loss"]
 
 
@@ -160,7 +160,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
 def test_weights_are_averaged_in_every_epoch_however_few_its_steps(tmp_path):
     seen = []
 
-    def watch(epoch, model):
+    def watch(state, model, *counted):
         seen.append(next(model.parameters()).clone())
 
     train(tmp_path, "epochs=3", "batch_size=6", "ema=0.9", watch=watch)
@@ -320,7 +320,7 @@ def test_one_process_at_a_time_and_no_worker_that_outlives_it(tmp_path):
 )
 def test_validation_that_is_not_finite_neither_wins_nor_freezes_the_best(tmp_path, monkeypatch, losses, scores, best):
     looks, scored = iter(losses), iter(scores)
-    monkeypatch.setattr(fit, "evaluate", lambda *_: (next(looks), None))
+    monkeypatch.setattr(fit, "evaluate", lambda *_: (next(looks), None, None))
     monkeypatch.setattr(fit.metrics, "score", lambda *_: next(scored))
     _, state = train(tmp_path, "epochs=3")
     assert state.best_epoch == best and state.best_score == scores[best]
@@ -386,3 +386,90 @@ def test_the_scale_of_float16_never_falls_to_nothing():
     step.loss_of = real
     assert step(group, 1e-3, [0]).isfinite() and all(p.isfinite().all() for p in model.parameters())
     assert not all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+# Stages: another run's weights, an encoder that waits, or that learns more slowly.
+
+
+def encoder_of(model):
+    return {key: value.clone() for key, value in model.net.encoder.state_dict().items()}
+
+
+def unlike(one, other):
+    return [key for key in one if not torch.equal(one[key], other[key]) and one[key].is_floating_point()]
+
+
+def test_an_encoder_is_frozen_for_its_epochs(tmp_path):
+    seen = []
+    train(tmp_path, "model.freeze_encoder=2", "epochs=4", "ema=0.0", watch=lambda _, m, *__: seen.append(encoder_of(m)))
+    assert not unlike(seen[0], seen[1]) and unlike(seen[1], seen[2]) and unlike(seen[2], seen[3])
+    seen.clear()
+    always = "model.freeze_encoder=true"
+    train(tmp_path / "b", always, "epochs=3", "ema=0.0", watch=lambda _, m, *__: seen.append(encoder_of(m)))
+    assert not unlike(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_encoder_learns_at_a_rate_of_its_own(name):
+    loaded = settings("optimizer.encoder_lr=0.1", f"optimizer.name={name}")
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 3, torch.zeros(1), torch.ones(1))
+    step = Step(model.place(CPU), losses.build_loss(loaded.loss, ("a", "b", "c"), np.ones(3), None), loaded)
+    images = torch.randint(0, 256, (4, 32, 32, 1), dtype=torch.uint8)
+    step([(4, images, torch.randint(0, 3, (4, 32, 32), dtype=torch.uint8))], 1e-2, [0, 0, 0])
+    inside = {id(parameter) for parameter in model.net.encoder.parameters()}
+    rates = {(id(p) in inside, group["lr"]) for group in step.optimizer.param_groups for p in group["params"]}
+    assert sorted((at, round(rate, 9)) for at, rate in rates) == [(False, 0.01), (True, 0.001)]
+    count = sum(len(group["params"]) for group in step.optimizer.param_groups)
+    assert count == len([*model.parameters()])
+    with pytest.raises(Refused, match=r"optimizer\.encoder_lr: this architecture has no encoder"):
+        plain = config.load_config("demo", "default", ["model.architecture=PlainUnet", "optimizer.encoder_lr=0.1"])
+        made, _ = segmenter.build_segmenter(plain.model, 1, 5, torch.zeros(1), torch.ones(1))
+        make_optimizer(plain.optimizer, made)
+
+
+def finished(run_folder, data, *overrides):
+    """A finished fold 0 of a run, as far as another one reads it."""
+    from comp.train.train_fold import train_fold
+
+    return train_fold(data, 0, run_folder, Machine(CPU))
+
+
+def test_a_fold_begins_with_the_weights_of_another_runs(tmp_path, capsys):
+    first = prepare(settings("epochs=3"))
+    finished(tmp_path / "demo/first", first)
+    start = f"model.start={tmp_path}/demo/first"
+    again = prepare(settings("epochs=1", "optimizer.lr=1e-9", "ema=0.0", start))
+    fold = finished(tmp_path / "demo/second", again)
+    one, other = (dict(segmenter.load_model(tmp_path / f"demo/{k}/fold-0/model.safetensors", CPU)[0].named_parameters())
+                  for k in ("first", "second"))  # fmt: skip
+    assert all(torch.allclose(one[key], other[key], atol=1e-6) for key in one)
+    assert "fold-0: " in fold.metrics["weights"] and "from scratch" not in fold.metrics["weights"]
+    other = prepare(settings("epochs=1", start, 'competition.classes=["ground","stripe","spot","more"]'))
+    model, _ = segmenter.build_segmenter(other.config.model, 1, 4, torch.zeros(1), torch.ones(1))
+    note = runs.load_start(model, tmp_path / "demo/first", "fold-0", other.split.ids[12:])
+    assert "from scratch: net.segmentation_head" in note
+    with pytest.raises(Refused, match="may have trained on '0', which validates here"):
+        runs.load_start(model, tmp_path / "demo/first", "fold-0", other.split.ids[:4])
+    with pytest.raises(Refused, match="no finished fold"):
+        runs.load_start(model, tmp_path / "demo/none", "fold-0", other.split.ids[12:])
+
+
+def test_the_page_changes_while_a_fold_trains(tmp_path, monkeypatch):
+    from comp.train import train_fold as training
+
+    pages, drawn = [], training.pages.write_run_page
+
+    def keep(run_folder, live=None):
+        path = drawn(run_folder, live)
+        pages.append(path.read_text(encoding="utf-8"))
+        return path
+
+    monkeypatch.setattr(training.pages, "write_run_page", keep)
+    monkeypatch.setattr(training, "SHARE", math.inf)  # of the time: each epoch draws
+    finished(tmp_path / "demo/run", prepare(settings("epochs=3")))
+    assert len(pages) == 2 and pages[0] != pages[1]  # after the last it is the finished fold's
+    for number, page in enumerate(pages, 1):
+        assert f"Fold 0, in training: epoch {number}, " in page and 'http-equiv="refresh"' in page
+        assert "Worst, median and best cases" in page and "Curves" in page
+    finished_page = drawn(tmp_path / "demo/run").read_text(encoding="utf-8")
+    assert "in training" not in finished_page and "refresh" not in finished_page

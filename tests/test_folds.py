@@ -160,13 +160,13 @@ def test_a_class_that_training_lacks_is_refused():
 def test_what_helps_where_a_class_is_in_one_fold_alone_is_named():
     counts = np.array([[5, 1, 0], [5, 0, 0], [5, 1, 1], [5, 1, 1], [5, 1, 0], [5, 1, 0]])
     index, assigned = index_of(counts), np.array([0, 1, 2, 2, 3, 1], np.int16)
-    says = r"fold 2: .*'crystal', since all with it \(2\) validate here; what works is --fold 0,1,3, or train_fold.py"
-    with pytest.raises(Refused, match=says + " --fold full, or to merge the class with another") as refused:
+    says = r"fold 2: .*'crystal', since all with it \(2\) validate here; another fold, train_fold.py"
+    with pytest.raises(Refused, match=says + " --fold full, or merging the class with another may work") as refused:
         folds.check_training(index, assigned, 2, CLASSES)
     assert "fewer" not in str(refused.value)
     for fold in (0, 1, 3):
         folds.check_training(index, assigned, fold, CLASSES)
-    with pytest.raises(Refused, match=r"\(1\) validate here; what works is train_fold.py --fold full"):
+    with pytest.raises(Refused, match=r"\(1\) validate here; another fold, train_fold.py --fold full"):
         folds.check_training(index_of(np.array([[5, 1, 0], [5, 0, 1]])), np.array([0, 1], np.int16), 0, CLASSES)
 
 
@@ -265,7 +265,7 @@ def test_a_fold_that_does_not_exist_is_refused(tmp_path):
     made = folds.load_or_deal_folds(path, split_of(), index, asked())
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f'"a, 3",{made[3]},', '"a, 3",5,'), encoding="utf-8")
-    with pytest.raises(Refused, match=r"folds\.csv: row 5: folds from -2 to 4 would fit"):
+    with pytest.raises(Refused, match=r"folds\.csv: sample 'a, 3' has another .*fold \(0 to 4\)"):
         folds.load_or_deal_folds(path, split_of(), index, asked())
 
 
@@ -290,23 +290,23 @@ def test_a_split_that_comes_with_the_arrays_is_taken(tmp_path):
     index = index_of(np.ones((30, 3)))
     for _ in ("made", "read back"):
         assert np.array_equal(folds.load_or_deal_folds(tmp_path / "folds.csv", split, index, asked(2)), came)
-    with pytest.raises(Refused, match=r"bring a split into 2 folds: set folds.count=2"):
+    with pytest.raises(Refused, match=r"train_folds: .* in folds 0, 1; 0 to 4 would fit, or another folds.count"):
         folds.load_or_deal_folds(tmp_path / "other.csv", split, index, asked())
 
 
 def test_a_given_split_that_has_changed_is_seen(tmp_path):
     came = np.array([0, 1] * 15, np.int16)
     folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(folds=came), index_of(np.ones((30, 3))), asked(2))
-    with pytest.raises(Refused, match="sample 'a, 0' has another id, image, mask, group, fold"):
+    with pytest.raises(Refused, match="sample 'a, 0' has another id, image, mask, group, exclusion or fold"):
         folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(folds=1 - came), index_of(np.ones((30, 3))), asked(2))
 
 
 @pytest.mark.parametrize(
     ("came", "says"),
     [
-        ([1, 2, 3, 4, 5] * 6, "no sample is in fold 0; are they counted from 1"),
-        ([0, 1, 3, 3, 4] * 6, "no sample that is kept is in fold 2"),
-        ([0, 1, 2, 3, -1] * 6, "bring a split into 4 folds"),
+        ([1, 2, 3, 4, 5] * 6, "in folds 1, 2, 3, 4, 5; 0 to 4 would fit"),
+        ([0, 1, 3, 3, 4] * 6, "in folds 0, 1, 3, 4; 0 to 4 would fit"),
+        ([0, 1, 2, 3, -1] * 6, "in folds 0, 1, 2, 3; 0 to 4 would fit"),
     ],
 )
 def test_a_given_split_with_an_empty_fold_is_refused(came, says):
@@ -318,7 +318,7 @@ def test_a_given_fold_that_is_excluded_whole_is_refused():
     split, own = split_of(folds=np.array([0, 1, 2] * 10, np.int16)), asked(3)
     gone = own.competition.arrays.model_copy(update={"exclude": tuple(split.ids[2::3].tolist())})
     own = own.model_copy(update={"competition": own.competition.model_copy(update={"arrays": gone})})
-    with pytest.raises(Refused, match="no sample that is kept is in fold 2"):
+    with pytest.raises(Refused, match="the samples that are kept are in folds 0, 1; 0 to 2 would fit"):
         folds.deal_folds(split, index_of(np.ones((30, 3))), own)
 
 
@@ -333,7 +333,7 @@ def test_extra_samples_train_in_every_fold_and_validate_in_none(tmp_path):
         train, valid = data.rows(fold)
         assert {*range(24, 30)} <= {*train.tolist()} and not {*range(24, 30)} & {*valid.tolist()}
     assert len(data.rows(FULL)[0]) == 30 and not len(data.rows(FULL)[1])
-    with pytest.raises(Refused, match="has another id, image, mask, group, fold or exclusion"):
+    with pytest.raises(Refused, match="has another id, image, mask, group, exclusion or fold"):
         folds.load_or_deal_folds(tmp_path / "folds.csv", split_of(), index, own)
     index.image_hash[29] = index.image_hash[0]
     with pytest.raises(Refused, match=r"1 extra samples are like samples that validate.*'a, 29'"):

@@ -21,6 +21,7 @@ from kaggle_server import KEY, TOKEN, Competition, Kaggle
 from PIL import Image
 
 from comp import config, files
+from comp.config import Model
 from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import client, jobs, packing, sandbox
@@ -301,6 +302,34 @@ def test_a_code_competition_from_its_download_to_a_score(tmp_path, kaggle, monke
     assert kaggle.count("CreateCodeSubmission") == 1
 
 
+@needs_namespaces
+def test_a_hubs_weights_travel_and_a_kernel_without_a_network_trains_from_them(tmp_path, monkeypatch, capsys, kaggle):
+    import huggingface_hub
+    import timm
+
+    commit = "0123456789abcdef" * 2
+    cached = tmp_path / f"cache/snapshots/{commit}/model.safetensors"  # as fetched: tests/test_hub.py
+    cached.parent.mkdir(parents=True)
+    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), cached)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(cached))
+    lay_out(tmp_path, competition=ON_KAGGLE)
+    hub = ("--set", "model.encoder=tu-resnet10t", "--set", "model.encoder_weights=imagenet")
+    words = (*TINY, *hub, "--fold", "0", "--time-budget", "10m", "--on", "kaggle")
+    inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
+    facts = json.loads((tmp_path / "runs/tiny/recipe/fold-0/metrics.json").read_text())
+    assert facts["weights"].startswith("timm/resnet10t.c3_in1k@01234567, sha256 ")
+    assert "licence apache-2.0" in facts["weights"] and "from scratch" not in facts["weights"]
+    pushed = next(body for call, body in kaggle.calls if call == "SaveKernel")
+    assert pushed["sessionTimeoutSeconds"] == 1200 + 660
+    name = f"timm--resnet10t.c3_in1k--{commit}--model.safetensors"
+    sent = next(name for name in pushed["datasetDataSources"] if "weights" in name)
+    assert sent.endswith(dataset_of({name: cached}))
+    shutil.rmtree(tmp_path / "runs")  # the same weights are the same dataset
+    uploads = kaggle.count("CreateDataset")
+    inside(monkeypatch, capsys, "train_fold.py", *words, "--set", "epochs=1", cwd=tmp_path)
+    assert kaggle.count("CreateDataset") == uploads and kaggle.count("SaveKernel") == 2
+
+
 # What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
 
 ENTRY = """
@@ -331,7 +360,7 @@ def job(tmp_path, monkeypatch):
         (place / "entry.py").write_text(ENTRY)
         settings = config.load_config("tiny.toml", "recipe.toml", overrides)
         paths = {"entry": place / "entry.py", "input": place / "input", "runs": place / "runs"}
-        about = {"name": "tiny-listed-fold-0", "weights": [settings.model.encoder_weights]}
+        about = {"name": "tiny-listed-fold-0", "models": [settings.model]}
         about |= {"competition": settings.competition, "leaves": [place / "runs/tiny/listed/fold-0/metrics.json"]}
         return jobs.Job(arguments=arguments or ("x",), **{**paths, **about, **more})
 
@@ -394,10 +423,10 @@ def test_local_weights_travel(trained, tmp_path, kaggle, job):
     (tmp_path / "other/b3.safetensors").write_bytes(b"others")
     with pytest.raises(Refused, match="files of one name would be one"):
         jobs.run_in_sandbox(
-            [job(weights=[f"{tmp_path}/b3.safetensors", f"{tmp_path}/other/b3.safetensors"], leaves=())]
+            [job(models=[Model(encoder_weights=f"{tmp_path}/{at}b3.safetensors") for at in ("", "other/")], leaves=())]
         )
-    for name, line in (("imagenet", "a kernel has no network"), ("nowhere.safetensors", "no such file")):
-        with pytest.raises(Refused, match=f"model.encoder_weights = {name}: {line}"):
+    for name, line in (("imagenot", "resnet.* has no 'imagenot'"), ("nowhere.safetensors", "no such file")):
+        with pytest.raises(Refused, match=f"model.encoder_weights.*{line}"):
             jobs.run_in_sandbox([job(overrides=[f"model.encoder_weights={name}"], leaves=())])
 
 

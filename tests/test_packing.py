@@ -165,6 +165,16 @@ def test_tomls_that_it_names_travel_beside_it(entry, tmp_path):
     assert {f"given/0/{name}.toml": text.encode() for name, text in texts.items()}.items() <= contents(pack).items()
 
 
+@pytest.mark.parametrize("section", ["[source]\nreader", "[metric]\nfunction", "[submission]\nfunction"])
+def test_python_files_of_a_competition_travel_beside_it(entry, tmp_path, section):
+    (tmp_path / "own.toml").write_text(f'name = "x"\n{section} = "own.py"\n')
+    with pytest.raises(Refused, match=r"own\.py: no such file"):
+        packing.pack(entry, ["--competition", str(tmp_path / "own.toml")])
+    (tmp_path / "own.py").write_text("x = 1\n")
+    pack = packing.pack(entry, ["--competition", str(tmp_path / "own.toml")])
+    assert contents(pack)["given/0/own.py"] == b"x = 1\n"
+
+
 @pytest.mark.parametrize("line", ['base = "../other.toml"', 'recipe = "/other.toml"'])
 def test_a_toml_that_names_one_elsewhere_is_refused(entry, tmp_path, line):
     own = tmp_path / "own.toml"

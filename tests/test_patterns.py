@@ -25,7 +25,7 @@ from comp.prepare.samples import compile_pattern, fill
     ],
 )
 def test_what_a_pattern_matches(pattern, path, fields):
-    found = compile_pattern("source.images", pattern).regex.fullmatch(path)
+    found = compile_pattern("source.images", pattern).fullmatch(path)
     assert (found and found.groupdict()) == fields
 
 
@@ -85,7 +85,7 @@ def test_bands_become_channels_in_their_order(tmp_path):
     with pytest.raises(Refused, match="the sample 'b' has no file of the band 'B08'"):
         find(source, bands=["B08", "B02"], **patterns)
     save(source / "train/b/B08.tif", image(0, (8, 8), 0))
-    with pytest.raises(Refused, match=r"B02\.tif: is 16×16, the first band 8×8"):
+    with pytest.raises(Refused, match=r"B02\.tif: is 16×16, .*8×8"):
         prepare(source, competition(bands=["B08", "B02"], **patterns), "other.npz")
 
 
@@ -117,7 +117,7 @@ def test_a_csv_tells_groups_and_which_samples_count(tmp_path):
         find(tmp_path, **patterns, **listed)
     with pytest.raises(Refused, match=r"meta\.csv: no column 'id'; there are chip, place, fold"):
         find(tmp_path, **patterns, **listed | {"list": {"file": "meta.csv"}})
-    with pytest.raises(Refused, match=r"nowhere\.csv: no such file"):
+    with pytest.raises(Refused, match=r"nowhere\.csv: cannot be read as a CSV: .*No such file"):
         find(tmp_path, **patterns, **listed | {"list": {"file": "nowhere.csv"}})
 
 
@@ -337,7 +337,7 @@ def test_test_images_of_the_same_names_are_no_other_reading(tmp_path, folders):
 def test_two_fields_without_a_character_between_are_refused():
     with pytest.raises(Refused, match="nothing tells where the first of two fields ends"):
         compile_pattern("source.images", "train/{case}{n}.png")
-    assert compile_pattern("source.images", "{id}{band}.tif", {"band": ["_a", "_b"]}).regex.fullmatch("x_a.tif")
+    assert compile_pattern("source.images", "{id}{band}.tif", {"band": ["_a", "_b"]}).fullmatch("x_a.tif")
 
 
 def test_a_first_class_that_overlaps_has_no_files(tmp_path):

@@ -97,12 +97,15 @@ def test_the_reports_own_networks(architecture, options, tmp_path):
 
 
 def test_a_frozen_encoder_does_not_learn():
-    model, _ = build(architecture="EncoderDeconvolution", freeze_encoder=True)
+    model, _ = build(architecture="EncoderDeconvolution")
+    model.freeze(True)
     assert not any(p.requires_grad for p in model.net.encoder.parameters())
     assert any(p.requires_grad for p in model.parameters())
     before = {key: value.clone() for key, value in model.net.encoder.state_dict().items()}
     model.train()(torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8))
     assert all(torch.equal(before[key], value) for key, value in model.net.encoder.state_dict().items())
+    model.freeze(False)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_images_are_normalised_inside():

@@ -1,15 +1,21 @@
 import csv
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
-from comp.config import Competition, Submission
+from comp.config import Competition, Submission, load_config
+from comp.data.arrays import Split
+from comp.ensemble.decisions import Decisions
+from comp.ensemble.make_submission import write_submission
 from comp.errors import Refused
-from comp.submission import runlength
+from comp.submission import archive, runlength
 from comp.submission.check import check_submission, read_header
 from comp.submission.write import open_writer
 
@@ -358,3 +364,144 @@ def test_a_damaged_file_is_refused_in_one_line_or_valid(tmp_path_factory, data, 
     frame = pd.read_csv(folder / "s.csv", dtype=str, keep_default_na=False)
     assert list(frame) == list(pd.read_csv(folder / "good.csv"))
     assert set(frame["id"]) == {"a", "b"}
+
+
+# Formats of other competitions.
+
+
+def layout_of(**keys):
+    classes = keys.pop("classes", ("none", "a", "b"))
+    return Competition(name="x", classes=classes, submission=Submission(**keys))
+
+
+def drawn_labels(count=3, classes=3, size=(6, 9)):
+    labels = np.random.default_rng(0).integers(0, classes, (count, *size)).astype(np.uint8)
+    labels[0] = 0
+    return labels
+
+
+@pytest.mark.parametrize("runs", ["absolute", "relative", "alternating", "json"])
+@pytest.mark.parametrize("base", [0, 1])
+@pytest.mark.parametrize("order", ["column", "row"])
+def test_every_dialect_of_run_lengths_survives_write_and_check(tmp_path, runs, base, order):
+    own = layout_of(format="rle", runs=runs, base=base, order=order, classes=("none", "a"), empty="-")
+    labels = drawn_labels(classes=2)
+    with open_writer(tmp_path / "s.csv", own) as write:
+        write("xyz", labels)
+    assert check_submission(tmp_path / "s.csv", own, "xyz", (6, 9)) == 3
+    with open(tmp_path / "s.csv", newline="") as file:
+        _, first, *rows = csv.reader(file)
+    assert first == ["x", "-"]
+    for (_, text), image in zip(rows, labels[1:], strict=True):
+        flat = image.ravel() if order == "row" else image.T.ravel()
+        values, mask, at = [int(word) for word in re.findall(r"\d+", text)], np.zeros(flat.size, np.uint8), 0
+        if runs == "alternating":  # by hand: lengths of 0 and 1 in turn
+            mask = np.repeat(np.arange(len(values)) % 2, values)
+        for start, length in zip(values[::2], values[1::2], strict=runs != "alternating"):
+            if runs == "relative":
+                at += start
+                mask[at : at + length] = 1
+                at += length
+            elif runs != "alternating":
+                mask[start - base : start - base + length] = 1
+        assert (mask == flat).all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "problem"),
+    [
+        ({"runs": "json"}, '"[1, 2, ""x""]"', "'x' is not a pixel's number"),
+        ({"runs": "json"}, "1 2", "no list of numbers in JSON"),
+        ({"runs": "alternating"}, "3 4 5", "lengths are 12 pixels together; the image has 54"),
+        ({"runs": "relative"}, "50 5", "ends outside the image"),
+        ({"base": 0}, "50 5", "ends outside the image"),
+        ({"base": 0}, "-1 5", "starts before pixel 1"),
+    ],
+)
+def test_a_text_of_another_dialect_is_refused(tmp_path, keys, text, problem):
+    own = layout_of(format="rle", classes=("none", "a"), **keys)
+    (tmp_path / "s.csv").write_text(f"id,rle_mask\nx,{text}\n")
+    with pytest.raises(Refused, match=problem):
+        check_submission(tmp_path / "s.csv", own, ["x"], (6, 9))
+
+
+def test_a_row_a_pixel(tmp_path):
+    own, labels = layout_of(format="pixels", rows="pixel", value_column="label"), drawn_labels()
+    with open_writer(tmp_path / "s.csv", own) as write:
+        write("xyz", labels)
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines[0] == "id,label" and lines[1 + 54 + 11] == f"y_1_2,{labels[1, 1, 2]}"
+    assert check_submission(tmp_path / "s.csv", own, "xyz", (6, 9)) == 3 * 54
+    (tmp_path / "s.csv").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(Refused, match="1 of 162 rows are missing, the first is 'z_5_8'"):
+        check_submission(tmp_path / "s.csv", own, "xyz", (6, 9))
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+@pytest.mark.parametrize("file", ["{id}.png", "out/{id}_mask.tif", "{id}.npy", "{id}.bmp"])
+@pytest.mark.parametrize("values", [(), (0, 255, 128), ("#000000", "#ff00ff", "#00ff00")])
+def test_mask_files_survive_write_and_check(tmp_path, suffix, file, values):
+    own = layout_of(format="files", file=file, values=values, suffix=suffix)
+    labels, path = [*drawn_labels(), drawn_labels(1, size=(4, 5))[0]], tmp_path / f"s{suffix}"
+    with open_writer(path, own) as write:
+        write("xy", labels[:2])
+        write("zw", labels[2:])
+    sizes = np.array([one.shape for one in labels])
+    assert check_submission(path, own, "xyzw", sizes) == 4
+    codes = np.array([tuple(bytes.fromhex(v[1:])) if isinstance(v, str) else v for v in values or range(3)])
+    for (name, data), image, id in zip(archive._read_members(path), labels, "xyzw", strict=True):
+        assert name == file.replace("{id}", id)
+        stored = np.load(data) if name.endswith("npy") else np.asarray(Image.open(data))
+        assert (stored == codes[image]).all()
+    others = layout_of(format="files", file=file, values=(0, 7, 9), suffix=suffix)
+    for wrong, ids, shapes, problem in [
+        (own, "xyzv", sizes, "w.*: of no test image"),
+        (own, "xyzwv", [*sizes, (1, 1)], "1 of 5 files are missing"),
+        (own, "xyzw", sizes[::-1].copy(), r"is 6×9; its image is 4×5"),
+        (others, "xyzw", sizes, "holds other values than"),
+    ]:
+        with pytest.raises(Refused, match=problem):
+            check_submission(path, wrong, wrong and ids, np.array(shapes))
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(Refused, match="cannot be read"):
+        check_submission(path, own, "xyzw", sizes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["format=rle", "rows=pixel"], "'pixel'; with format 'rle' image or image_class or instance would fit"),
+        (["format=files", "rows=instance"], "with format 'files' image would fit"),
+        (["format=files", "file={id}.jpg"], "'{id}.jpg' in .zip; \"{id}.png\" in .zip would fit"),
+        (["format=files", "file=mask.png"], "'mask.png' in .zip"),
+        (["format=files", "suffix=.csv"], "in .csv"),
+        (["format=files", 'values=[0, "#000000"]'], "values.1: input should be a valid integer, not '#000000'"),
+        (["values=[0]"], "submission.values: 1 values; 2, one for each class"),
+    ],
+)
+def test_layouts_that_do_not_fit_together_are_refused(overrides, problem):
+    with pytest.raises(Refused) as refused:
+        load_config("tgs-salt", overrides=[f"competition.submission.{one}" for one in overrides])
+    assert problem in str(refused.value)
+
+
+def test_a_function_of_ones_own_writes_the_file(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def write_submission(path, predictions):\n"
+        "    path.write_text(''.join(f'{id} {labels.shape} {int(labels.sum())}\\n' for id, labels in predictions))\n"
+    )
+    own = layout_of(function=str(tmp_path / "own.py"), suffix=".txt", classes=("none", "a"))
+    assert own.submission.ending == ".txt"
+    seen = torch.rand(3, 2, 6, 9, generator=torch.Generator().manual_seed(0))
+    sizes = np.array([[6, 9], [12, 18], [3, 5]], np.int32)
+    test = Split(np.zeros((3, 6, 9, 1), np.uint8), None, np.array(["x", "y", "z"]), None, sizes)
+    blended = ((np.arange(k, k + 1), seen[k : k + 1]) for k in range(3))
+    count, scores = write_submission(tmp_path / "s.txt", blended, Decisions.neutral(1, 2), test, own, None)
+    lines = (tmp_path / "s.txt").read_text().splitlines()
+    assert (count, scores, len(lines)) == (3, None, 3)
+    assert lines[0] == f"x (6, 9) {int((seen[0, 1] > seen[0, 0]).sum())}"
+    assert [line.split(" ", 1)[1].rpartition(" ")[0] for line in lines] == ["(6, 9)", "(12, 18)", "(3, 5)"]
+    (tmp_path / "other.py").write_text("def write_submission(path, predictions):\n    path.write_text('')\n")
+    own = layout_of(function=str(tmp_path / "other.py"), suffix=".txt", classes=("none", "a"))
+    with pytest.raises(Refused, match="empty"):
+        write_submission(tmp_path / "t.txt", iter(()), Decisions.neutral(1, 2), test, own, None)

@@ -140,7 +140,7 @@ def test_relative_starts(tmp_path):
         ([("a", "1 2")], {"class": "rle"}, "row 2: no class '1 2'; there are rest, thing"),
         ([("a_rest", "1 2")], {"split": "{id}_{class}"}, "'rest' is the class of the rest, which has no runs"),
         ([("a", "1 2")], {"split": "{n}_{class}"}, r'source\.table\.split: "\{id\}_\{class\}" would fit'),
-        ([("a", "1 2")], {"file": "other.csv"}, r"other\.csv: no such file"),
+        ([("a", "1 2")], {"file": "other.csv"}, r"other\.csv: cannot be read as a CSV: .*No such file"),
         ([("a", "1 2")], {"file": ""}, r"source\.table\.file: missing"),
     ],
 )

@@ -33,8 +33,7 @@ class Neighbours:
     """What a network sees of images (N, H, W, C) that have neighbours: uint8 (N, H, W, C·k), read when asked for.
 
     An image's channels are those of its k neighbours, at `offsets` from its own place in its group, in the order of
-    the rows; beyond the ends of a group its first or last image stands in. An image of no group, "", is its own
-    neighbour. Indexed by a row, or an array of rows."""
+    the rows; beyond a group's ends its first or last image stands in, and without a group, "", the image itself."""
 
     dtype = np.dtype(np.uint8)
 
@@ -43,9 +42,8 @@ class Neighbours:
         numbers = np.unique(groups, return_inverse=True)[1]
         numbers = np.where(groups == "", len(groups) + np.arange(len(groups)), numbers)
         order = np.argsort(numbers, kind="stable")
-        _, first, count = np.unique(numbers[order], return_index=True, return_counts=True)
-        low, high = np.repeat(first, count)[:, None], np.repeat(first + count - 1, count)[:, None]
-        near = np.clip(np.arange(len(order))[:, None] + np.array(offsets), low, high)
+        first, end = (np.searchsorted(numbers, numbers[order], side, order)[:, None] for side in ("left", "right"))
+        near = np.clip(np.arange(len(order))[:, None] + np.array(offsets), first, end - 1)
         self._rows = np.empty_like(near)
         self._rows[order] = order[near]  # (N, k)
         self.shape = (*images.shape[:3], images.shape[3] * len(offsets))
@@ -70,6 +68,7 @@ class Split:
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
     cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
     extra: np.ndarray | None = None  # bool (N,): which train in every fold and validate in none
+    instances: np.ndarray | None = None  # integers (N, H, W): objects of each image, numbered from 1
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
 
     @cached_property
@@ -111,9 +110,7 @@ def pick_class(labels: Any, k: int, overlap: bool) -> Any:
 def find_npz(file: str, folder: Path) -> Path:
     """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
     path = Path(folder) / file
-    if path.is_file():
-        return path
-    if found := next(find_below_input(path.name), None):
+    if found := path if path.is_file() else next(find_below_input(path.name), None):
         return found
     if file == demo.NAME:
         return demo.ensure_demo(folder)
@@ -132,18 +129,14 @@ def load_test(competition: Competition, folder: Path) -> Split:
 
 
 def has_test(competition: Competition, folder: Path, train: Split) -> bool:
-    """Whether the npz holds the test images that the competition names.
-
-    Refused where their channels are not the training images', or nothing says whose neighbours they are, which is
-    better known before training."""
+    """Whether the npz holds the test images that the competition names. Refused: any that a model could not predict."""
     path, selector = find_npz(competition.file, folder), competition.arrays.test_images
     if selector.partition("[")[0] not in npz.list_keys(path):
         return False
     test = npz.Wanted(*_select(path, selector), "images", competition.arrays.scale)
     if test.shape[3] != train.images.shape[3]:
         raise Refused(f"{test}: {test.shape[3]} channels; the training images have {train.images.shape[3]}")
-    if competition.arrays.neighbours:
-        _check_neighbours(path, "test", _find_optional(path, competition.arrays, "test_groups"))
+    _check_neighbours(path, competition.arrays, "test")
     return True
 
 
@@ -165,9 +158,7 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
 
 
 def build_index(split: Split, competition: Competition) -> Index:
-    """Count and hash every sample in one pass; the result is cached. Memory stays flat.
-
-    Raises Refused where a label is neither a class nor ignored, naming the sample."""
+    """Count and hash every sample in one pass, cached, in flat memory. Refused: a label of no class, unless ignored."""
     if split.cache is None:
         return _scan(split, competition)
     asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]
@@ -199,10 +190,9 @@ def _scan(split: Split, competition: Competition) -> Index:
                 else:
                     counts[row] = [np.count_nonzero(mask == label) for label in labels]
                 if counts[row].sum() != mask.size:
-                    label = mask[~np.isin(mask, labels)][0]
-                    wrong = f"sample {str(split.ids[row])!r} has label {label}; 0 to {known - 1} would fit"
-                    hint = "other values are named as competition.arrays.labels=[0,255] or arrays.ignore=255"
-                    raise Refused(f"{competition.file}: {wrong}; {hint}")
+                    wrong = f"sample {str(split.ids[row])!r} has label {mask[~np.isin(mask, labels)][0]}"
+                    fits = f"0 to {known - 1} would fit; name others as competition.arrays.labels=[0,255] or ignore=255"
+                    raise Refused(f"{competition.file}: {wrong}; {fits}")
 
     # Hashing and numpy release the interpreter's lock, so threads share the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -220,8 +210,7 @@ def _scan(split: Split, competition: Competition) -> Index:
 
 
 def _hash(sample: np.ndarray) -> int:
-    digest = hashlib.blake2b(np.ascontiguousarray(sample).data, digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(sample).data, digest_size=8).digest(), "little")
 
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
@@ -247,17 +236,23 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         sample, size = str(ids[wrong[0]]), sizes[wrong[0]].tolist()
         raise Refused(f"{path}: {part}_sizes: sample {sample!r} is {size}; 1 to {LARGEST_SIDE} would fit")
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
+    _check_neighbours(path, arrays, part)
+    extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
+    instances = None
+    if part == "train" and competition.metric.name.startswith("object_"):
+        member = npz.read_member(path, arrays.train_instances)
+        if member.shape != images.shape[:3] or member.dtype.kind not in "iu":
+            fits = f"whole numbers of shape {images.shape[:3]} would fit"
+            raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits}")
+        instances = npz.map_member(member) if member.offset is not None else npz.read_array(member)
     cache = npz.cache_folder(folder)
     prefix = cache / f"{npz.file_state(path)}.{npz.digest([images.key, masks.key if masks else ''])}"
-    loaded = masks.load(ids, cache) if masks else None
-    if arrays.neighbours:
-        _check_neighbours(path, part, groups is not None)
-    extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
-    return Split(images.load(ids, cache), loaded, ids, groups, sizes, folds, prefix, extra, arrays.neighbours)
+    loaded = images.load(ids, cache), masks.load(ids, cache) if masks else None
+    return Split(*loaded, ids, groups, sizes, folds, prefix, extra, instances, arrays.neighbours)
 
 
-def _check_neighbours(path: Path, part: str, grouped: object) -> None:
-    if not grouped:
+def _check_neighbours(path: Path, arrays: Arrays, part: str) -> None:
+    if arrays.neighbours and not _find_optional(path, arrays, f"{part}_groups"):
         raise Refused(f"{path}: no {part}_groups, which say whose neighbours competition.arrays.neighbours means")
 
 

@@ -1,7 +1,4 @@
-"""Augmentation: albumentations on samples, CutMix and MixUp on batches.
-
-Randomness is a function of a seed that the caller derives from (run seed, epoch, sample), so that
-the number of workers and restarts change nothing."""
+"""Augmentation: albumentations on samples, CutMix and MixUp on batches, each random by a seed that the caller gives."""
 
 import os
 import random
@@ -20,10 +17,9 @@ Transform = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray
 
 
 def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
-    """Turn the recipe's list into a function `(image, mask, seed) -> (image, mask)`.
+    """Turn the recipe's list into a function `(image, mask, seed) -> (image, mask)`; None where it is empty.
 
-    `image` is uint8 (H, W, C), `mask` uint8 (H, W). albumentations moves both together, masks by
-    nearest neighbour. None where the list is empty. Raises Refused for an unknown name or argument."""
+    Images are uint8 (H, W, C), masks uint8 (H, W). Raises Refused for an unknown name or argument."""
     if not transforms:
         return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network on import
@@ -48,8 +44,7 @@ def build_transforms(transforms: Sequence[dict[str, Any]]) -> Transform | None:
         return made
 
     pipeline = albumentations.Compose([build(k, **transform) for k, transform in enumerate(transforms)])
-    # Every transform shares these two generators; seeding them again is what makes a sample's
-    # randomness its own, and costs a third of albumentations' set_random_seed.
+    # All transforms share these two generators: seeding them costs a third of albumentations' own set_random_seed.
     generator, python = np.random.default_rng(), random.Random()
     pipeline.set_random_state(generator, python)
 
@@ -72,11 +67,13 @@ def mix_batch(
 ) -> tuple[Tensor, Tensor, Tensor | None, float]:
     """CutMix and MixUp for one batch, each drawn with the recipe's probability.
 
-    `images` (N, C, H, W) and `labels` (N, H, W) are on the device. Returns images, labels, a second
-    set of labels or None, and the share that the first set has in the loss.
+    `images` (N, C, H, W) and `labels` (N, H, W) are on the device. Returns images, labels, a second set of labels or
+    None, and the share that the first set has in the loss. CutMix (Yun et al. 2019, arXiv:1905.04899) pastes boxes
+    with their labels, so it needs no second set; MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images."""
 
-    CutMix (Yun et al. 2019, arXiv:1905.04899) pastes boxes with their labels, so it needs no second
-    set. MixUp (Zhang et al. 2018, arXiv:1710.09412) blends whole images."""
+    def shift() -> int:  # each sample meets another one; a permutation would have to be sent to a GPU, which waits
+        return int(generator.integers(1, max(2, len(images))))
+
     if generator.random() < augment.cutmix:
         (height, width), sources = labels.shape[1:], (images, labels)
         images, labels = images.clone(), labels.clone()
@@ -84,17 +81,11 @@ def mix_batch(
             side = np.sqrt(generator.uniform(0, 0.5))  # the box's area is up to half of the image
             h, w = max(1, round(height * side)), max(1, round(width * side))
             y, x = generator.integers(height - h + 1), generator.integers(width - w + 1)
-            other = _draw_shift(len(images), generator)
+            other = shift()
             for target, source in zip((images, labels), sources, strict=True):
                 target[..., y : y + h, x : x + w] = source[..., y : y + h, x : x + w].roll(other, 0)
     if generator.random() < augment.mixup:
         share = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
-        other, images = _draw_shift(len(images), generator), images.float()
+        other, images = shift(), images.float()
         return torch.lerp(images.roll(other, 0), images, share), labels, labels.roll(other, 0), share
     return images, labels, None, 1.0
-
-
-def _draw_shift(count: int, generator: np.random.Generator) -> int:
-    """By how far a batch is rolled, so that each sample meets another one; a batch is in random order already."""
-    # A permutation would have to be sent to a GPU, which waits for it.
-    return int(generator.integers(1, max(2, count)))

@@ -9,6 +9,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +31,15 @@ SHARED_MEMORY = Path("/dev/shm")  # through which a worker hands its batches ove
 
 def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
     """How often each image is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
-    times = np.ones(len(counts))
-    for name, factor in oversample.items():
-        has = counts[:, classes.index(name)] > 0
-        times[has] = np.maximum(times[has], factor)
-    return times
+    factors = [oversample.get(name, 1.0) for name in classes]
+    return np.where(counts > 0, factors, 1.0).max(axis=1, initial=1.0)
 
 
 def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch: every row once (or `times` times), shuffled.
+    """The batches of one epoch: every row `times` times, shuffled; a fraction of a time is drawn anew each epoch.
 
     A batch is int64 (n, 3): epoch, place in the epoch and row of the split, which name a sample and its seed.
-    Batch sizes differ by at most one. A last batch of one sample is merged into its neighbour, because batch norm
-    needs two. A fraction of `times` is drawn anew each epoch."""
+    Sizes differ by at most one, and are not 1 where more samples are there, because batch norm needs two."""
     generator = np.random.default_rng([seed, epoch])
     whole = np.floor(times).astype(np.int64)
     drawn = generator.permutation(np.repeat(rows, whole + (generator.random(len(rows)) < times - whole)))
@@ -54,17 +52,15 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
 class TrainBatches:
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
-    One loader serves the whole run, and reads ahead from epoch to epoch: the first call is `epoch(k, skip)`, which
-    begins epoch `k` after its first `skip` batches; then come `epoch(k + 1)` and so on. `close()` ends its workers."""
+    One loader reads ahead: first comes `epoch(k, skip)`, without `skip` batches, then `epoch(k + 1)` and so on."""
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
-        self._rows, self._times, self._config = rows, times, config
+        self._plan = partial(plan_epoch, rows, times, config.batch_size, config.seed)  # of an epoch
         self._samples, self._count, self._ahead, self._pin = _Samples(split, config), workers, AHEAD, pin
         if workers:
             size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
-            held = config.optimizer.accumulate + 1  # batches that the trainer has in its hands
             size *= -(-config.batch_size // distributed.world_size())
-            self._count, self._ahead = _fit_shared_memory(workers, size, held)
+            self._count, self._ahead = _fit_shared_memory(workers, size, held=config.optimizer.accumulate + 1)
         self._workers: set[multiprocessing.process.BaseProcess] = set()
         self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
@@ -82,18 +78,18 @@ class TrainBatches:
         if self._loaded is None:
             self._loaded = self._load(epoch, skip)
         for keys in whole:
-            images, labels = self._next(self._loaded)
-            yield len(keys), images, labels
+            yield len(keys), *self._next(self._loaded)
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
         for worker in self._workers:
             worker.kill()
 
-    def _load(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        plans = (self._plan(epoch)[skip if epoch == first else 0 :] for epoch in count(first))
         loader = DataLoader(
             self._samples,
-            sampler=self._keys(epoch, skip),  # whole batches, which the dataset reads at once
+            sampler=(keys[distributed.own_share()] for plan in plans for keys in plan),  # whole batches at a time
             batch_size=None,
             num_workers=self._count,
             multiprocessing_context="fork" if self._count else None,  # whatever a notebook set: the arrays are mapped
@@ -110,11 +106,6 @@ class TrainBatches:
             signal.signal(signal.SIGCHLD, handler)
         return loaded
 
-    def _keys(self, epoch: int, skip: int) -> Iterator[np.ndarray]:
-        while True:
-            yield from (keys[distributed.own_share()] for keys in self._plan(epoch)[skip:])
-            epoch, skip = epoch + 1, 0
-
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         for _ in range(PATIENCE):  # each time a second
             try:
@@ -128,9 +119,6 @@ class TrainBatches:
                     ended = f"ended with status {worker.exitcode}{why.get(worker.exitcode or 0, '')}"
                     raise Refused(f"a process that augments {ended}; the same command goes on, with fewer --workers")
         raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
-
-    def _plan(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(self._rows, self._times, self._config.batch_size, self._config.seed, epoch)
 
 
 class _Samples(Dataset):
@@ -162,11 +150,9 @@ def _begin_worker(worker: int) -> None:
 
 
 def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
-    """How many workers, and batches ahead of each, the shared memory takes, where a batch has `size` bytes.
-
-    `held` batches are in use beside those. A quarter of it is ours: other folds may train beside this one."""
+    """How many workers, and batches of `size` bytes ahead of each, shared memory takes beside `held` in use."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    slots = max(0, free // 4 // size - held)
+    slots = max(0, free // 4 // size - held)  # a quarter of it is ours: other folds may train beside this one
     fitting = min(workers, slots)
     if fitting < workers:
         more = "docker run --shm-size=8g gives more"
@@ -175,7 +161,6 @@ def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:
-    """Workers of each of so many processes that train on this machine.
-
-    None on a CPU: its cores train, and a training thread that has to wait for one holds up all others."""
+    """Workers of each of so many processes that train on this machine."""
+    # None on a CPU: its cores train, and a training thread that has to wait for one holds up all others.
     return 0 if device.type == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) // processes))

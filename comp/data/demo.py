@@ -1,8 +1,7 @@
 """The demo competition: drawn terrain with the size and the traps of a real one.
 
-Five classes on gray images of 64×128: sky, sand, rock, gravel and, rare, crystal. Some training images occur
-twice; a dozen outliers are different images with one silly mask. The labels of the test images are known, so
-that the demo can print its own leaderboard score."""
+Five classes on gray images of 64×128: sky, sand, rock, gravel and, rare, crystal. Some training images occur twice; a
+dozen outliers share one silly mask. The labels of the test images are known, for a leaderboard score of its own."""
 
 import os
 from contextlib import suppress
@@ -67,9 +66,7 @@ def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
 
     horizon = rng.uniform(-8, 30) + 21 * noise(0 * x, x / 28)
     below = np.maximum(y - horizon, 0)
-    # Cells of ground noise grow from the horizon towards the viewer.
-    along, away = (x - WIDTH / 2) / (9 + below / 2), 3 * np.log1p(below / 15)
-
+    along, away = (x - WIDTH / 2) / (9 + below / 2), 3 * np.log1p(below / 15)  # cells grow towards the viewer
     rough, loose, sparkle = octaves(away, along), octaves(away, along), noise(away * 2, along * 2)
     rock_from, gravel_from = rng.uniform(-0.04, 0.14), rng.uniform(0.02, 0.17)
     crystal_from = 0.33 if rng.random() < 0.25 else np.inf
@@ -83,8 +80,7 @@ def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
         return classes
 
     drawn = label(0 * rough)
-    # Annotators do not see edges exactly where they are.
-    mask = label(noise(y / 6.4, x / 6.4) / 22)
+    mask = label(noise(y / 6.4, x / 6.4) / 22)  # annotators do not see edges exactly where they are
 
     fine, facets = noise(y / 1.7, x / 1.7), np.rint(5 * noise(away * 4, along * 4))
     ripples = abs((away * 5 + noise(away, along) * 4) % 2 - 1) - 0.5

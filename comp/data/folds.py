@@ -5,14 +5,17 @@ Folds are stratified by the rarest class present in a sample, so that every fold
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from comp.config import Arrays, Config
-from comp.data import arrays
+from comp.config import Arrays, Config, Metric
+from comp.data import arrays, npz
 from comp.data.arrays import Index, Split, TrainSplit
+from comp.data.npz import refuse_damage
 from comp.errors import Refused
 from comp.files import atomic_write
 
@@ -38,50 +41,67 @@ class TrainingData:
 def load_training_data(config: Config, input_folder: Path, runs_folder: Path) -> TrainingData:
     """Load and check a competition's training samples; deal its folds, or read them back. Raises Refused."""
     competition = config.competition
-    if competition.overlap and competition.submission.format == "pixels":
+    if competition.overlap and competition.submission.format != "rle" and not competition.submission.function:
         raise Refused("competition.submission.format: a pixel has one label there, and classes overlap; rle would fit")
     split = arrays.load_train(competition, input_folder)
     index = arrays.build_index(split, competition)
     dealt = f"{config.folds.count}-seed{config.folds.seed}" if split.folds is None else "given"
     path = runs_folder / competition.name / f"folds-{dealt}.csv"
-    return TrainingData(config, split, index, load_or_deal_folds(path, split, index, config))
+    data = TrainingData(config, split, index, load_or_deal_folds(path, split, index, config))
+    return _append_extra(data, input_folder) if competition.arrays.extra else data
+
+
+def _append_extra(data: TrainingData, input_folder: Path) -> TrainingData:
+    """Samples, and behind them those of `arrays.extra`; the arrays of both lie in the cache. Raises Refused."""
+    split, index, own = data.split, data.index, data.config.competition
+    only = {"arrays": Arrays(file=own.arrays.extra, ignore=own.arrays.ignored), "metric": Metric()}
+    more = arrays.load_train(own.model_copy(update=only), input_folder)
+    found = arrays.build_index(more, own)
+    if len(twins := np.flatnonzero(np.isin(found.image_hash, index.image_hash[data.folds >= 0]))):
+        copies = f"{len(twins):,} images also validate, such as {str(more.ids[twins[0]])!r}"
+        raise Refused(f"{own.arrays.extra}: {copies}; leave them out")
+    if more.images.shape[1:] != split.images.shape[1:]:
+        raise Refused(f"{own.arrays.extra}: images of {more.images.shape[1:]}; the others are {split.images.shape[1:]}")
+    assert split.cache and more.cache  # as they were loaded
+    file = split.cache.with_name(f"{split.cache.name}+{more.cache.name}.npz")
+    pairs = {"images": (split.images, more.images), "masks": (split.masks, more.masks)}
+    if not file.exists():
+        members = [
+            (key, (len(one) + len(other), *one.shape[1:]), np.uint8, (row[None] for row in chain(one, other)))
+            for key, (one, other) in pairs.items()
+        ]
+        npz.write_npz(file, members)
+    images, masks = (npz.map_member(npz.read_member(file, key)) for key in pairs)
+    ids = np.append(split.ids, [f"{own.arrays.extra}/{id}" for id in more.ids])
+    groups = None if split.groups is None else np.append(split.groups, [""] * len(more.ids))
+    joined = replace(split, images=images, masks=masks, ids=ids, groups=groups, cache=None)
+    counted = (np.concatenate([getattr(index, key), getattr(found, key)]) for key in Index.__dataclass_fields__)
+    marks = np.append(data.folds, np.full(len(more.ids), EXTRA, np.int16))
+    return replace(data, split=joined, index=Index(*counted), folds=marks)
 
 
 def deal_folds(split: Split, index: Index, config: Config) -> np.ndarray:
     """The fold in which each sample validates, int16 (N,); -1: excluded from training and validation; -2: only trains.
 
-    A split that came with the arrays is taken as it is. Raises Refused for an unknown id in `arrays.exclude`,
-    for fewer independent groups than folds, where the given split has not as many folds, and for an extra sample that
-    is a duplicate of one that validates, or of its group."""
+    A split that came with the arrays is taken as it is. Refused: an extra sample that belongs to one that validates."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
     marks = _mark(split, index, config.competition.arrays)
-    assigned = np.where(marks < 0, marks, _deal(split, index, config, marks < 0))
     kept = np.flatnonzero(marks != EXCLUDED)
     extra, groups = marks[kept] == EXTRA, find_groups(index, split.groups, kept)
     if len(kin := kept[extra & np.isin(groups, groups[~extra])]):
-        some = ", ".join(map(repr, split.ids[kin[:3]].tolist()))
-        like = "like samples that validate, or of their groups; competition.arrays.exclude would leave them out"
-        raise Refused(f"{len(kin):,} extra samples are {like}: {some}{', …' if len(kin) > 3 else ''}")
-    return assigned
-
-
-def _deal(split: Split, index: Index, config: Config, excluded: np.ndarray) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    count = config.folds.count
+        like = f"like samples that validate, or of their groups, such as {str(split.ids[kin[0]])!r}"
+        raise Refused(f"{len(kin):,} extra samples are {like}; competition.arrays.exclude would leave them out")
+    count, validates = config.folds.count, marks == 0
     if split.folds is not None:
-        given, ours = int(split.folds.max()) + 1, 'competition.arrays.train_folds="" for folds of our own'
-        assigned = np.where(excluded, np.int16(EXCLUDED), split.folds)
-        empty = sorted({*range(given)} - {*assigned.tolist()})
-        if empty[:1] == [0]:
-            raise Refused(f"competition.arrays.train_folds: no sample is in fold 0; are they counted from 1? Or {ours}")
-        if split.folds.min() < EXCLUDED or given != count:
-            raise Refused(f"the arrays bring a split into {given} folds: set folds.count={given}, or {ours}")
-        if empty:
-            raise Refused(f"competition.arrays.train_folds: no sample that is kept is in fold {empty[0]}; try {ours}")
-        return assigned
+        given = ", ".join(map(str, np.unique(split.folds[validates])))
+        if given != ", ".join(map(str, range(count))):
+            fits = f'0 to {count - 1} would fit, or another folds.count; competition.arrays.train_folds="" deals anew'
+            raise Refused(f"competition.arrays.train_folds: the samples that are kept are in folds {given}; {fits}")
+        return np.where(validates, split.folds, marks)
 
     # scikit-learn deals groups of one size in their order. Its own shuffle would lose the stratification (1.6.1).
-    kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(~excluded))
+    kept = np.random.default_rng(config.folds.seed % 2**64).permutation(np.flatnonzero(validates))
     present = index.counts[kept] > 0
     rarest_first = present[:, np.argsort(present.sum(axis=0), kind="stable")]
     # A sample's stratum is its rarest class, by rank; those without any class come last.
@@ -89,26 +109,20 @@ def _deal(split: Split, index: Index, config: Config, excluded: np.ndarray) -> n
     order = np.argsort(strata, kind="stable")
     kept, strata = kept[order], strata[order]
     groups = find_groups(index, split.groups, kept)
-    independent = len(np.unique(groups))
-    if independent < count:
-        fits = f"duplicates count once; {independent if independent > 1 else 'no number'} would fit"
-        raise Refused(f"folds.count: {count} folds of {independent} independent samples, as {fits}")
+    if (independent := len(np.unique(groups))) < count:
+        raise Refused(f"folds.count: {count} folds of {independent} independent samples, as duplicates count once")
     if np.bincount(strata).max() < count:  # which scikit-learn refuses
         strata[:] = 0
-    assigned = np.full(len(split.ids), EXCLUDED, np.int16)
     with warnings.catch_warnings(action="ignore"):  # of strata with fewer samples than folds
         for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(kept, strata, groups)):
-            assigned[kept[rows]] = fold
-    return assigned
+            marks[kept[rows]] = fold
+    return marks
 
 
 def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -> np.ndarray:
     """The folds saved at `path`, or new ones that are saved there; int16 (N,) as `deal_folds` gives them.
 
-    The file is CSV: id, fold, content, where content is a hash of the sample. It is refused where it
-    does not fit the arrays or the exclusions any more."""
-    import pandas as pd
-
+    The file is CSV: id, fold, content, a hash of the sample. Refused where it does not fit the arrays any more."""
     groups = [""] * len(split.ids) if split.groups is None else split.groups.tolist()
     contents = [
         hashlib.blake2b(f"{image:016x}{mask:016x}{group}".encode(), digest_size=8).hexdigest()
@@ -121,22 +135,18 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
         return assigned
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     types = {"id": str, "fold": np.int64, "content": str}
-    try:
+    with refuse_damage(path, "folds", f"; {advice}"):
         saved = pd.read_csv(path, dtype=types, usecols=[*types], na_filter=False, index_col=False)
-    except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
-        raise Refused(f"{path}: cannot be read: {' '.join(str(error).split())}; {advice}") from None
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")
     same = (saved["id"] == split.ids) & (saved["content"] == contents)
     marks = _mark(split, index, config.competition.arrays)
-    same &= np.minimum(saved["fold"], 0) == marks
+    same &= (np.minimum(saved["fold"], 0) == marks) & (saved["fold"] < config.folds.count)
     if split.folds is not None:
         same &= (marks < 0) | (saved["fold"] == split.folds)
     for row in np.flatnonzero(~same)[:1]:
-        changed = "has another id, image, mask, group, fold or exclusion now"
+        changed = f"has another id, image, mask, group, exclusion or fold (0 to {config.folds.count - 1}) now"
         raise Refused(f"{path}: sample {str(split.ids[row])!r} {changed}; {advice}")
-    for row in np.flatnonzero(~saved["fold"].between(EXTRA, config.folds.count - 1))[:1]:
-        raise Refused(f"{path}: row {row + 2}: folds from -2 to {config.folds.count - 1} would fit; {advice}")
     return saved["fold"].to_numpy(np.int16)
 
 
@@ -145,16 +155,14 @@ def check_training(index: Index, assigned: np.ndarray, fold: int, classes: tuple
     folds = int(assigned.max()) + 1
     if not 0 <= fold < folds:
         raise Refused(f"fold {fold}: there are folds 0 to {folds - 1}")
-    have = np.stack([(index.counts[assigned == one] > 0).sum(axis=0) for one in range(folds)])  # images, (folds, C)
-    others = have.sum(axis=0) - have + (index.counts[assigned == EXTRA] > 0).sum(axis=0)
-    for k in np.flatnonzero(others[fold] == 0)[:1]:
-        if not have[fold, k]:
+    train = (assigned != fold) & (assigned != EXCLUDED)
+    for k in np.flatnonzero(~(index.counts[train] > 0).any(axis=0))[:1]:
+        if not (valid := np.count_nonzero(index.counts[assigned == fold, k])):
             raise Refused(f"fold {fold}: no image that is used has class {classes[k]!r}; leave it out of classes")
         # Fewer folds would not part it: mostly it is one image, or images that belong together.
-        works = ["--fold " + ",".join(map(str, able))] if len(able := np.flatnonzero((others > 0).all(axis=1))) else []
-        works += ["train_fold.py --fold full", "to merge the class with another"]
-        lack = f"no training sample has class {classes[k]!r}, since all with it ({have[fold, k]}) validate here"
-        raise Refused(f"fold {fold}: {lack}; what works is {', or '.join(works)}")
+        lack = f"no training sample has class {classes[k]!r}, since all with it ({valid}) validate here"
+        works = "another fold, train_fold.py --fold full, or merging the class with another may work"
+        raise Refused(f"fold {fold}: {lack}; {works}")
 
 
 def _mark(split: Split, index: Index, settings: Arrays) -> np.ndarray:
@@ -166,18 +174,14 @@ def _mark(split: Split, index: Index, settings: Arrays) -> np.ndarray:
         excluded |= split.folds == EXCLUDED
     if settings.exclude_shared_masks:
         # An image that occurs twice shares its mask by right: only different images count.
-        pairs = np.unique(np.stack([index.mask_hash, index.image_hash], axis=1), axis=0)
-        masks, images = np.unique(pairs[:, 0], return_counts=True)
-        others = images[np.searchsorted(masks, index.mask_hash)] - 1
-        excluded |= ~index.constant & (others >= settings.exclude_shared_masks)
+        images = pd.Series(index.image_hash).groupby(index.mask_hash).transform("nunique").to_numpy()
+        excluded |= ~index.constant & (images > settings.exclude_shared_masks)
     marks = np.zeros(len(excluded), np.int16) if split.extra is None else np.where(split.extra, EXTRA, 0)
     return np.where(excluded, EXCLUDED, marks).astype(np.int16)
 
 
 def find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
-    """A number for each of the `kept` samples, int32 (n,); those that share something have the same one.
-
-    A constant mask, such as an empty one, says nothing about kinship."""
+    """A number for each of the `kept` samples, int32 (n,), the same for all that share more than a constant mask."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Member:
 
 def list_keys(path: Path) -> list[str]:
     """Names of the arrays in an npz file."""
-    with _refuse_damage(str(path)), zipfile.ZipFile(path) as archive:
+    with refuse_damage(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
@@ -51,7 +51,7 @@ def read_member(path: Path, key: str) -> Member:
     there, where = list_keys(path), f"{path}: {key}"
     if key not in there:
         raise Refused(f"{path}: no array {key!r}; there are {', '.join(there) or 'none'}")
-    with _refuse_damage(where), open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
+    with refuse_damage(where), open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
         info = archive.getinfo(f"{key}.npy")
         with archive.open(info) as file:
             # zipfile has just read the local header, which may be longer than the central directory says.
@@ -59,10 +59,8 @@ def read_member(path: Path, key: str) -> Member:
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)  # later ones are for structured arrays
             header = file.tell()
-    if dtype.hasobject:
-        raise Refused(f"{where}: an object array, which only unpickling could read; save one plain array")
-    if dtype.names or dtype.subdtype or dtype.itemsize == 0 or min(shape, default=0) < 0:
-        raise Refused(f"{where}: {dtype} of shape {shape}; save plain numbers or text")
+    if dtype.hasobject or dtype.names or dtype.subdtype or dtype.itemsize == 0 or min(shape, default=0) < 0:
+        raise Refused(f"{where}: an array of {dtype}, shape {shape}; save plain numbers or text")
     if fortran and len(shape) > 1:  # a sample would be spread over the whole file
         raise Refused(f"{where}: in Fortran order; save np.ascontiguousarray of it")
     if info.file_size != header + prod(shape) * dtype.itemsize:
@@ -75,7 +73,7 @@ def map_member(member: Member) -> np.ndarray:
     """A read-only view of a stored member; nothing is read until it is used."""
     if member.offset is None:
         raise Refused(f"{member}: compressed, so it cannot be mapped; save it with np.savez")
-    with _refuse_damage(str(member)):
+    with refuse_damage(member):
         return np.asarray(np.memmap(member.path, member.dtype, "r", member.offset, member.shape))
 
 
@@ -84,7 +82,7 @@ def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
     count, *sample = member.shape
     row = prod(sample) * member.dtype.itemsize
     step = max(1, BLOCK // row)
-    with _opened(member) as file:
+    with refuse_damage(member), zipfile.ZipFile(member.path) as archive, archive.open(f"{member.key}.npy") as file:
         file.read(member.header)
         for first in range(0, count, step):
             rows = min(step, count - first)
@@ -94,14 +92,12 @@ def iterate_blocks(member: Member) -> Iterator[tuple[int, np.ndarray]]:
 
 def read_array(member: Member) -> np.ndarray:
     """A small member as an array in memory."""
-    with _opened(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    with refuse_damage(member), np.load(member.path, allow_pickle=False) as arrays:
+        return arrays[member.key]
 
 
 def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, Iterable[np.ndarray]]]) -> None:
-    """Write members (key, shape, dtype, blocks of rows), stored so that they can be mapped, with flat memory.
-
-    The same members always give the same bytes."""
+    """Write members (key, shape, dtype, blocks of rows), stored, in flat memory; the same ones give the same bytes."""
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         for key, shape, dtype, blocks in members:
             descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
@@ -112,22 +108,15 @@ def write_npz(path: Path, members: Iterable[tuple[str, tuple[int, ...], type, It
 
 
 @contextmanager
-def _opened(member: Member) -> Iterator[IO[bytes]]:
-    name = f"{member.key}.npy"
-    with _refuse_damage(str(member)), zipfile.ZipFile(member.path) as archive, archive.open(name) as file:
-        yield file
-
-
-@contextmanager
-def _refuse_damage(where: str) -> Iterator[None]:
+def refuse_damage(where: Path | Member | str, kind: str = "an npz", hint: str = "; copy it again") -> Iterator[None]:
+    """Turn what libraries raise at a damaged file, which may be nearly anything, into one line."""
     try:
         yield
     except Refused:
         raise
-    # zipfile, zlib and the npy header's parser raise nearly anything on damaged bytes.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refused(f"{where}: not a readable npz ({reason}); copy it again") from None
+        raise Refused(f"{where}: cannot be read as {kind}: {reason}{hint}") from None
 
 
 VERSION = 1  # raised when conversion changes, so that older caches are not used
@@ -156,9 +145,7 @@ def digest(values: list, data: bytes = b"") -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """An array the configuration asks for: a member, or one slice of it, and what it is used as.
-
-    Raises Refused for a dtype or shape that holds no images."""
+    """An array that the configuration asks for: a member or a slice of it, and its use. Refused: one of no images."""
 
     member: Member
     part: int | None  # index on the second axis; None: all of it
@@ -178,8 +165,7 @@ class Wanted:
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, H, W, C) of images, (N, H, W) of masks."""
-        # A broadcast zero has the shape and no memory.
-        return self._arrange(np.broadcast_to(np.uint8(0), self.member.shape)).shape
+        return self._arrange(np.broadcast_to(np.uint8(0), self.member.shape)).shape  # a zero without memory
 
     @property
     def key(self) -> str:
@@ -189,8 +175,7 @@ class Wanted:
     def load(self, ids: np.ndarray, cache: Path) -> np.ndarray:
         """A read-only uint8 array of `shape`, mapped from the npz, or from the cache after one conversion.
 
-        `ids` name the samples. Raises Refused for values that do not fit, naming the sample, OSError for a full disk.
-        """
+        `ids` name the samples. Raises Refused for values that do not fit, and OSError for a full disk."""
         plain = self.member.dtype in (np.uint8, np.bool_) and self.scale == 1 and not self.labels
         if plain and self.member.offset is not None:
             return self._arrange(map_member(self.member).view(np.uint8))

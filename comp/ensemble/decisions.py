@@ -6,6 +6,7 @@ class loses go to the next likely one. Areas are shares of an image's pixels, so
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import cv2
 import numpy as np
@@ -15,12 +16,13 @@ from torch import Tensor
 from comp.config import Competition
 from comp.model import predict
 
-RUN, FACTOR, GATE, HOLE, AREA, TOTAL = KINDS = ("run", "factor", "gate", "hole", "area", "total")
+RUN, FACTOR, GATE, HOLE, AREA, TOTAL, NECK = KINDS = ("run", "factor", "gate", "hole", "area", "total", "neck")
 
 SAID = {
     HOLE: "holes in {} up to {:.2%} of the image are filled",
     AREA: "parts of {} below {:.2%} of the image are removed",
     TOTAL: "no {} where it is below {:.2%} of the image",
+    NECK: "objects of {} that touch are parted at necks, smoothed over {:.2%} of the image's side",
 }
 
 
@@ -34,12 +36,13 @@ class Decisions:
     hole: tuple[float, ...]  # the largest hole that is filled
     area: tuple[float, ...]  # the least component that stays
     total: tuple[float, ...]  # the least that an image has of the class, or it has none
+    neck: tuple[float, ...]  # the share of the image's side that is smoothed over where objects that touch are parted
 
     @staticmethod
     def neutral(runs: int, classes: int) -> "Decisions":
         """Runs of equal weight, and nothing decided but the largest probability."""
         none = (0.0,) * classes
-        return Decisions((1 / runs,) * runs, (1.0,) * classes, ((0.0, 0.0),) * classes, none, none, none)
+        return Decisions((1 / runs,) * runs, (1.0,) * classes, ((0.0, 0.0),) * classes, none, none, none, none)
 
     def of_class(self, c: int) -> "Decisions":
         """What is decided of one class against the first."""
@@ -57,10 +60,17 @@ def label_images(probabilities: Tensor, decisions: Decisions, overlap: bool = Fa
 
 
 def settle_all(labels: Tensor, weighted: Tensor, decisions: Decisions) -> Tensor:
-    """Labels (n, H, W) of weighted probabilities with holes filled, and small parts and amounts of a class removed."""
-    for kind in (HOLE, AREA, TOTAL):
-        for c in range(1, weighted.shape[1]):
-            labels = settle(labels, weighted, c, kind, getattr(decisions, kind)[c])
+    """Labels (n, H, W) with holes filled, and small parts and amounts of a class given to the next likely one."""
+    for kind, c in product((HOLE, AREA, TOTAL), range(1, weighted.shape[1])):
+        if not (limit := getattr(decisions, kind)[c]):
+            continue
+        here = labels == c
+        sizes = measure_sizes(here, kind)
+        if kind == HOLE:
+            labels = labels.masked_fill(sizes <= limit, c)
+        else:
+            others = predict.to_labels(weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0))
+            labels = torch.where(here & (sizes < limit), others, labels)
     return labels
 
 
@@ -79,39 +89,21 @@ def measure_gate(probabilities: Tensor, c: int, share: float) -> Tensor:
     return flat.topk(max(1, round(share * flat.shape[1]))).values.mean(1)
 
 
-def settle(labels: Tensor, weighted: Tensor, c: int, kind: str, limit: float) -> Tensor:
-    """Labels (n, H, W) with holes of class `c` filled, or with too small parts of it given to the next likely class."""
-    if not limit:
-        return labels
-    sizes = measure_sizes(labels == c, kind)
-    if kind == HOLE:
-        return labels.masked_fill(sizes <= limit, c)
-    return torch.where((labels == c) & (sizes < limit), next_likely(weighted, c), labels)
-
-
-def next_likely(weighted: Tensor, c: int) -> Tensor:
-    """The labels (n, H, W) of weighted probabilities if class `c` were nowhere."""
-    return predict.to_labels(weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0))
-
-
 def measure_sizes(here: Tensor, kind: str) -> Tensor:
     """Of pixels of a class, bool (n, H, W), the share of the image that their component, or the class, takes.
 
     Of the kind "hole" it is the share that a hole takes, and infinity outside of holes: float32 (n, H, W)."""
     if kind == TOTAL:
         return here.float().mean((1, 2), keepdim=True).expand(here.shape)
-    sizes = [_component_sizes(image, kind == HOLE) for image in here.cpu().numpy()]
-    return torch.from_numpy(np.stack(sizes)).to(here.device)
-
-
-def _component_sizes(here: np.ndarray, holes: bool) -> np.ndarray:
-    # What touches at a corner is one component; then what does not is a hole's rim.
-    count, parts = cv2.connectedComponents((here != holes).astype(np.uint8), connectivity=4 if holes else 8)
-    sizes = np.bincount(parts.ravel(), minlength=count).astype(np.float32) / here.size
-    if holes:
-        outside = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
-        sizes[[0, *np.unique(outside)]] = np.inf
-    return sizes[parts]
+    holes, measured = kind == HOLE, []
+    for image in here.cpu().numpy():
+        # What touches at a corner is one component; then what does not is a hole's rim.
+        count, parts = cv2.connectedComponents((image != holes).astype(np.uint8), connectivity=4 if holes else 8)
+        sizes = np.bincount(parts.ravel(), minlength=count).astype(np.float32) / image.size
+        if holes:
+            sizes[np.concatenate([[0], parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = np.inf
+        measured.append(sizes[parts])
+    return torch.from_numpy(np.stack(measured)).to(here.device)
 
 
 def describe(decisions: Decisions, competition: Competition) -> Iterator[tuple[str, str]]:

@@ -16,21 +16,19 @@ from tqdm import tqdm
 
 from comp import files
 from comp.config import Competition, Predict
+from comp.data import npz
 from comp.data.arrays import Index, Split
 from comp.device import Device
 from comp.ensemble.decisions import Decisions, describe, label_images
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
+from comp.model.predict import Predictions
 from comp.submission.check import check_submission, read_header
 from comp.submission.write import open_writer
 from comp.train.runs import MODEL, Runs
 
-Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilities float32 (n, C, H, W)
 
-
-def identify(
-    competition: Competition, runs: Runs, decisions: Decisions, tta: str, test: Split, index: Index
-) -> dict[str, Any]:
+def identify(competition: Competition, runs: Runs, decisions: Decisions, tta: str, test: Split, index: Index) -> dict:
     """What a submission is made of, and its file's name, so that other models or settings never overwrite it."""
     names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.shapes)
     made_of = {
@@ -39,25 +37,22 @@ def identify(
         "folds": [fold.number for fold in runs[0]],
         "tta": tta,
         "decisions": asdict(decisions) | {"words": [words for _, words in describe(decisions, competition)]},
-        "models": {
-            f"{one.folder.parent.name}/{one.folder.name}": files.sha256(one.folder / MODEL) for one in chain(*runs)
-        },
+        "models": {"/".join(one.folder.parts[-2:]): files.sha256(one.folder / MODEL) for one in chain(*runs)},
         "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
     about = json.dumps([made_of, competition.submission.model_dump_json()])
     if test.neighbours:
         about += json.dumps([test.neighbours, test.groups.tolist() if test.groups is not None else None])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}.csv"} | made_of
+    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}{competition.submission.ending}"} | made_of
 
 
 def predict_blend(
     runs: Runs, weights: Sequence[float], test: Split, tta: str | None, batch_size: int, device: Device
 ) -> Predictions:
-    """Blend a test split.
+    """Blend a test split: each model predicts as it was validated, but with test-time augmentation `tta` where given.
 
-    Each model predicts as it was validated, but with test-time augmentation `tta` where that is given. A run's folds
-    weigh the same. All models stay on the device."""
+    A run's folds weigh the same. All models stay on the device."""
     models: list[tuple[segmenter.Segmenter, Predict, float]] = []
     for folds, weight in zip(runs, weights, strict=True):
         for fold in folds:
@@ -88,20 +83,54 @@ def write_submission(
 
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse."""
-    counted, overlap = list[np.ndarray](), competition.overlap
-    with open_writer(path, competition, read_header(sample) if sample else ()) as write:
+    counted, values, layout = list[np.ndarray](), list[np.ndarray](), competition.submission
+
+    def label() -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
+        """The ids of a batch, and its labels at the images' own sizes."""
         for rows, probabilities in blended:
             if test.masks is not None or test.sizes is None:
-                labels = label_images(probabilities, decisions, overlap)
+                labels = label_images(probabilities, decisions, competition.overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 counted.append(metrics.count_margins(truth, labels, competition).cpu().numpy())
+                values.append(metrics.score_images(truth, labels, None, competition, decisions.neck))
             if test.sizes is None:
-                write(test.ids[rows], labels.cpu().numpy())
+                yield test.ids[rows], labels.cpu().numpy()
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
-                resized = (predict.resize_to_original(one, size) for one, size in own)
-                write(test.ids[rows], [label_images(one[None], decisions, overlap)[0].cpu().numpy() for one in resized])
+                resized = (predict.resize_to_original(one, size)[None] for one, size in own)
+                images = [label_images(one, decisions, competition.overlap)[0].cpu().numpy() for one in resized]
+                yield test.ids[rows], images
+
+    if layout.function:
+        write_own = files.load_function(layout.function, "write_submission(path, predictions)")
+        with files.atomic_write(path) as beside:
+            write_own(beside, ((str(id), image) for batch in label() for id, image in zip(*batch, strict=True)))
+    else:
+        with open_writer(path, competition, read_header(sample) if sample else (), decisions.neck) as write:
+            for ids, images in label():
+                write(ids, images)
     count = check_submission(path, competition, test.ids, test.shapes, sample)
-    scores = metrics.scores(np.concatenate(counted), competition.classes, competition.metric) if counted else None
-    return count, scores
+    if not counted:
+        return count, None
+    margins = np.concatenate(counted)
+    return count, metrics.scores(margins, competition.classes, competition.metric, np.concatenate(values))
+
+
+def write_pseudo_labels(
+    path: Path, blended: Predictions, decisions: Decisions, test: Split, competition: Competition, least: float
+) -> None:
+    """Write the test images as an npz for `arrays.extra`, labelled as a blend sees them, pixel by pixel.
+
+    A pixel whose largest probability is below `least` is ignored. Raises Refused where no value means that."""
+    if competition.arrays.ignored is None or competition.overlap:
+        raise Refused(
+            "competition.arrays.ignore: 255 would say which pixels are unsure, of classes that do not overlap"
+        )
+    masks = np.empty(test.images.shape[:3], np.uint8)
+    for rows, seen in blended:
+        unsure = seen.amax(1) < least
+        masks[rows] = label_images(seen, decisions).masked_fill(unsure, competition.arrays.ignored).cpu().numpy()
+    members = {"train_images": test.images, "train_masks": masks, "train_ids": test.ids}
+    npz.write_npz(path, [(key, array.shape, array.dtype, (array,)) for key, array in members.items()])
+    print(f"{path}: {len(masks):,} images, {(masks == competition.arrays.ignored).mean():.0%} of their pixels ignored")

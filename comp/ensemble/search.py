@@ -6,11 +6,12 @@ every value of one decision of a class, since along its values a pixel leaves th
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from comp.config import Competition
 from comp.data import folds
 from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
 from comp.ensemble import decisions as deciding
-from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, RUN, TOTAL, Decisions
+from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, RUN, TOTAL, Decisions
 from comp.errors import Refused
 from comp.model import metrics, predict
 from comp.report.tables import shorten
@@ -30,7 +31,7 @@ WORK = 1 << 30  # pixels times classes squared, from which on pixels are thinned
 BLOCK = 1 << 21  # probabilities that are looked at at a time
 
 # The values that are tried, in groups along which a class shrinks.
-_AREAS = [0.0, *(2.0 ** np.arange(-16, -1.5, 0.5)).tolist()]
+_AREAS = [0.0, *(2.0 ** np.arange(-16, -2, 0.5)).tolist()]
 CANDIDATES: dict[str, list[list[Any]]] = {
     RUN: [(2.0 ** np.arange(2, -2.5, -0.5)).tolist()],
     FACTOR: [(2.0 ** np.arange(3, -3.1, -0.125)).tolist()],
@@ -38,12 +39,13 @@ CANDIDATES: dict[str, list[list[Any]]] = {
     HOLE: [_AREAS[::-1]],
     AREA: [_AREAS],
     TOTAL: [_AREAS],
+    NECK: [[0.0, *(2.0 ** np.arange(-8, -5, 0.5)).tolist()]],
 }
-NEUTRAL: dict[str, Any] = {RUN: 1.0, FACTOR: 1.0, GATE: (0.0, 0.0), HOLE: 0.0, AREA: 0.0, TOTAL: 0.0}
+NEUTRAL: dict[str, Any] = {RUN: 1.0, FACTOR: 1.0, GATE: (0.0, 0.0), HOLE: 0.0, AREA: 0.0, TOTAL: 0.0, NECK: 0.0}
+SPARSE = 4  # of so many values one is tried where each means a look at every image
 
 
-@dataclass(frozen=True)
-class Rung:
+class Rung(NamedTuple):
     """One kind of decision: what the score is with it and those before, and whether it is used."""
 
     kind: str
@@ -52,25 +54,26 @@ class Rung:
     words: str
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """Images whose out-of-fold predictions are looked at together."""
 
     stored: Sequence[np.ndarray]  # of each run: uint8 (m, C - 1, H, W)
     places: np.ndarray  # in them
     rows: np.ndarray  # of the split
     masks: np.ndarray
+    instances: np.ndarray | None
     device: torch.device
     overlap: bool
 
-    def blocks(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """The probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W), with flat memory."""
+    def blocks(self) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray | None]]:
+        """The probabilities (n, C, H, W) of each run, the truth uint8 (n, H, W), its objects; with flat memory."""
         step = max(1, BLOCK // self.stored[0][:1].size)
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
             truth = torch.from_numpy(self.masks[self.rows[some]]).to(self.device)
-            yield [predict.from_planes(one, self.overlap) for one in planes], truth
+            true = None if self.instances is None else self.instances[self.rows[some]]
+            yield [predict.from_planes(one, self.overlap) for one in planes], truth, true
         for array in (*self.stored, self.masks):
             release_pages(array)
 
@@ -87,10 +90,11 @@ def search_decisions(
     chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
     reached = _judge(parts, chains, competition)
     ladder = [Rung("largest", reached, True, "the largest probability")]
-    kinds = KINDS if parts[0].masks.shape[1:] == split.masks.shape[1:] else (RUN, FACTOR, GATE, TOTAL)  # thinned pixels
+    thinned = parts[0].masks.shape[1:] != split.masks.shape[1:]
+    left_out = (RUN,) * (len(runs) == 1) + (HOLE, AREA) * thinned + (NECK,) * (split.instances is None)
+    kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
-        if not (targets := range(1, len(runs if kind == RUN else competition.classes))):
-            continue
+        targets = range(1, len(runs if kind == RUN else competition.classes))
         counted = {chain: [_count(part, chain, kind, targets, competition) for part in parts] for chain in {*chains}}
         found = [(target, *_find(kind, target, chains, counted, competition)) for target in targets]
         helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
@@ -120,11 +124,15 @@ def _find(
     """The best value of one decision for every chain, of what `_count` gave for each part under each chain.
 
     Before it, the score of all parts, each under the value that was found without it."""
-    values, chosen, judged = [value for group in CANDIDATES[kind] for value in group], [], []
+    groups = _candidates(kind, competition)
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    values, chosen, judged = [value for group in groups for value in group], [], []
     for k, chain in enumerate(chains):
         parts = [targets[target - 1] for targets in counted[chain]]
         others = [one for number, one in enumerate(parts) if number != k]
-        scores = _smooth(metrics.combine(np.concatenate(others, 1), competition.metric), kind)
+        scores = metrics.combine(np.concatenate(others, 1), competition.metric)
+        # Means of three neighbours within a group: the middle of a plateau is better than a lucky peak.
+        scores = np.concatenate([uniform_filter1d(one, 3, mode="nearest") for one in np.split(scores, ends)])
         best = np.flatnonzero(scores > scores.max() - 1e-9)
         place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
         chosen.append(values[place])
@@ -134,15 +142,14 @@ def _find(
 
 def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
     """The score of all parts, each under the chain that was found without it."""
-    pairs = zip(parts, chains[:-1], strict=True)
-    counted = [_count(part, chain, "", [0], competition)[0][0] for part, chain in pairs]
+    counted = [_count(part, chain, "", [0], competition)[0][0] for part, chain in zip(parts, chains[:-1], strict=True)]
     return float(metrics.combine(np.concatenate(counted), competition.metric))
 
 
-def _smooth(scores: np.ndarray, kind: str) -> np.ndarray:
-    """Means of three neighbours within each group: the middle of a plateau is better than a lucky peak."""
-    groups = np.split(scores, np.cumsum([len(group) for group in CANDIDATES[kind]])[:-1])
-    return np.concatenate([np.convolve(np.pad(group, 1, "edge"), np.ones(3) / 3, "valid") for group in groups])
+def _candidates(kind: str, competition: Competition) -> list[list[Any]]:
+    """The values of a kind that are tried, in groups; without a kind, what is decided already."""
+    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
+    return [group[:: SPARSE if sparse else 1] for group in CANDIDATES.get(kind, [[None]])]
 
 
 def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
@@ -153,29 +160,29 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
     return replace(chain, **{kind: tuple(values)})
 
 
-def _count(
-    part: _Part, chain: Decisions, kind: str, targets: Sequence[int], competition: Competition
-) -> list[np.ndarray]:
-    """Of each target, what `metrics.combine` takes of a part's images under each value of the decision of it.
-
-    Without a kind, under what is decided."""
+def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], competition: Competition) -> list:
+    """Of each target, what `metrics.combine` takes of a part's images under each value, or what is decided already."""
     counted: list[list[np.ndarray]] = [[] for _ in targets]
-    groups, overlap = CANDIDATES.get(kind, [[None]]), competition.overlap
-    for runs, truth in part.blocks():
-        blended = _blend(runs, chain)
-        seen = _look(blended, chain) if kind not in ("", RUN) and not overlap else None
+    groups, overlap = _candidates(kind, competition), competition.overlap
+    classes, ignored = len(competition.classes), competition.arrays.ignored
+    each = kind in ("", RUN) or metrics.needs_images(competition.metric)  # value by value, which is slow
+    for runs, truth, true in part.blocks():
+        blended, values = _blend(runs, chain), None
+        seen = _look(blended, chain) if not each and not overlap else None
+        known = truth if ignored is None else truth.masked_fill(truth == ignored, classes)
         for contributed, target in zip(counted, targets, strict=True):
-            if kind in ("", RUN):
-                tried = [_decide(chain, kind, target, value) if kind else chain for value in groups[0]]
-                labels = (deciding.label_images(_blend(runs, one), one, overlap) for one in tried)
+            if each:
+                tried = [_decide(chain, kind, target, value) if kind else chain for group in groups for value in group]
+                labels = [deciding.label_images(_blend(runs, one), one, overlap) for one in tried]
                 block = torch.stack([metrics.count_margins(truth, one, competition) for one in labels])
+                pairs = zip(labels, tried, strict=True)
+                values = np.stack([metrics.score_images(truth, a, true, competition, one.neck) for a, one in pairs])
             elif seen is None:
                 block = _tally_alone(truth, blended, chain, kind, target, groups, competition)
             else:
-                n, ignored = len(competition.classes), competition.arrays.ignored
                 levels = [(*_levels(seen, kind, target, group), len(group)) for group in groups]
-                block = torch.cat([_tally(truth, *one, target, n, ignored) for one in levels])
-            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric))
+                block = torch.cat([_tally(known, *one, target, classes) for one in levels])
+            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric, values))
     return [np.concatenate(contributed, 1) for contributed in counted]
 
 
@@ -211,25 +218,21 @@ def _levels(seen: _Seen, kind: str, c: int, values: list) -> tuple[Tensor, Tenso
         return len(values) - torch.bucketize(ratio, limits, right=True), other
     here = seen.labels == c
     if kind == GATE:
-        largest = deciding.measure_gate(seen.probabilities, c, values[0][0]).view(-1, 1, 1)
-        limits = torch.tensor([least for _, least in values], device=largest.device)
-        stays = torch.bucketize(largest, limits, right=True)
-        return stays * here, torch.where(here, other, seen.labels)
-    sizes = deciding.measure_sizes(here, kind).contiguous()
+        sizes = deciding.measure_gate(seen.probabilities, c, values[0][0]).view(-1, 1, 1)
+        values = [least for _, least in values]
+    else:
+        sizes = deciding.measure_sizes(here, kind).contiguous()
     limits = torch.tensor(values, dtype=sizes.dtype, device=sizes.device)
     if kind == HOLE:
         return torch.where(here, len(values), len(values) - torch.bucketize(sizes, limits.flip(0))), seen.labels
     return torch.bucketize(sizes, limits, right=True) * here, torch.where(here, other, seen.labels)
 
 
-def _tally(
-    truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, classes: int, ignored: int | None
-) -> Tensor:
+def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, classes: int) -> Tensor:
     """Margins int64 (count, n, 4, classes), where a pixel is of class `c` under the first `level` values."""
-    n, rows = len(truth), classes + 1
-    true = truth.long() if ignored is None else truth.long().masked_fill(truth == ignored, classes)
+    n, rows = len(truth), classes + 1  # the last one of pixels whose truth is ignored
     samples = torch.arange(n, device=truth.device).view(-1, 1, 1)
-    codes = ((samples * (count + 1) + level) * rows + true) * classes + other
+    codes = ((samples * (count + 1) + level) * rows + truth) * classes + other
     counts = torch.bincount(codes.flatten(), minlength=n * (count + 1) * rows * classes)
     counts = counts.view(n, count + 1, rows, classes)[:, :, :classes]
     confusions = counts.cumsum(1)[:, :-1]  # of the pixels that are not of the class
@@ -241,19 +244,17 @@ def _tally_alone(
     truth: Tensor, blended: Tensor, chain: Decisions, kind: str, c: int, groups: list[list], competition: Competition
 ) -> Tensor:
     """The same of overlapping classes: class `c` against the rest, while the other classes stay as they are."""
-
-    def mark(there: Tensor) -> Tensor:
-        ignored = competition.arrays.ignored
-        return there.byte() if ignored is None else there.byte().masked_fill(truth == ignored, 2)
-
+    alone, together = pick_class(truth, c, True).byte(), (truth > 0).byte()
+    if (ignored := competition.arrays.ignored) is not None:
+        alone, together = (one.masked_fill(truth == ignored, 2) for one in (alone, together))
     seen = _look(blended[:, [0, c]], chain.of_class(c))
     labels, own, none = deciding.label_images(blended, chain, True), [], []
     others = (labels & ~(1 << c - 1)) > 0  # where a pixel is of another class, so never of none
     for group in groups:
         level, other = _levels(seen, kind, 1, group)
-        own.append(_tally(mark(pick_class(truth, c, True)), level, other, len(group), 1, 2, 2))
+        own.append(_tally(alone, level, other, len(group), 1, 2))
         level = level.masked_fill(others, len(group))
-        none.append(_tally(mark(truth > 0), level, other, len(group), 1, 2, 2))
+        none.append(_tally(together, level, other, len(group), 1, 2))
     counted = metrics.count_margins(truth, labels, competition).repeat(sum(len(group) for group in groups), 1, 1, 1)
     counted[..., c], counted[..., 0] = torch.cat(own)[..., 1], torch.cat(none)[..., 0]
     return counted
@@ -261,13 +262,14 @@ def _tally_alone(
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
     pixels = split.masks[0].size * sum(fold.metrics["valid_images"] for fold in runs[0])
-    step = math.ceil((pixels * len(competition.classes) ** 2 / WORK) ** 0.5)
+    much = pixels * len(competition.classes) ** 2 / WORK
+    step = 1 if metrics.needs_images(competition.metric) else math.ceil(much**0.5)
     if step > 1:
         print(f"decides by one of {step}×{step} pixels of every image, and of no holes or parts, since that is much")
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
     for same in zip(*runs, strict=True):
-        ids, planes, margins = zip(*(fold.oof() for fold in same), strict=True)
+        ids, planes, margins, _ = zip(*(fold.oof() for fold in same), strict=True)
         for fold, others, stored, counted in zip(same, ids, planes, margins, strict=True):
             shape = (len(ids[0]), len(competition.classes) - 1, *split.images.shape[1:3])
             if not np.array_equal(others, ids[0]) or not row_of.keys() >= {*others.tolist()} or stored.shape != shape:
@@ -285,5 +287,5 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             if step > 1:  # few enough to stay in memory, so that no pass reads the files again
                 stored, masks = [one[at, :, ::step, ::step] for one in planes], split.masks[own, ::step, ::step]
                 places = own = np.arange(len(at))
-            parts.append(_Part(stored, places, own, masks, device, competition.overlap))
+            parts.append(_Part(stored, places, own, masks, split.instances, device, competition.overlap))
     return parts

@@ -1,11 +1,12 @@
 """Kaggle from here: push a kernel, follow it; upload datasets; download data; submit and wait for scores.
 
-    kernel = push_kernel(f"{username()}/comp-mars-fold-0", source, competitions=["an2dl-mars"])
+    kernel = push_kernel(f"{username()}/comp-mars-fold-0", source, competition=["an2dl-mars"])
     follow_kernel(kernel)
 
 Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is asked first."""
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from comp import files
 from comp.errors import Refused
 from comp.kaggle import client, credentials
-from comp.kaggle.client import SITE, Declined, call_client
+from comp.kaggle.client import SITE, Declined, Missing, call_client
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCEL_REQUESTED")
 PATIENCE = 3600.0  # seconds to wait for a dataset or a score
@@ -44,19 +45,18 @@ def username() -> str:
     return call_client("get_config_value", tries=2, name="username")
 
 
-def push_kernel(
-    ref: str, source: str, competitions: Sequence[str] = (), datasets: Sequence[str] = (), kernels: Sequence[str] = ()
-) -> Kernel | None:
+def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **reads: Sequence[str]) -> Kernel | None:
     """Push a script as a private kernel on T4s without internet, which starts it; None while Kaggle has no place free.
 
     Where Kaggle's latest version already has this very source and is not a failure, that version is returned
-    and nothing pushed. Raises Refused."""
+    and nothing pushed. Kaggle ends it after `limit` seconds, 0 for its own 12 hours. `needed` are the GPU hours that it
+    and those after it may take. `reads` names what it reads by kind: dataset, competition, kernel, model. Raises
+    Refused, also where fewer hours are left in this week."""
     about = {
         "id": ref, "title": ref.partition("/")[2],  # another title would make another slug
         "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True,
-        "enable_internet": False,  # the client's default is true
-        "enable_gpu": True, "machine_shape": "NvidiaTeslaT4", "competition_sources": list(competitions),
-        "dataset_sources": list(datasets), "kernel_sources": list(kernels),
+        "enable_gpu": True, "machine_shape": "NvidiaTeslaT4", "enable_internet": False,  # the client's default is true
+        **{f"{kind}_sources": names for kind, names in reads.items()},
     }  # fmt: skip
     latest, before = _find_latest(ref)
     if before == source.strip():
@@ -64,6 +64,13 @@ def push_kernel(
         if run and run["status"] in (*ACTIVE, "COMPLETE"):
             print(f"{ref}: version {latest.version} is this very job, {run['status'].lower()}; not pushed again")
             return latest
+
+    if hours := _find("get_gpu_hours"):
+        used, allowed = hours
+        print(f"GPU hours of this week: {used:.1f} of {allowed:.1f} used", flush=True)
+        if needed > allowed - used:
+            fits = "a shorter --time-budget or fewer folds would fit"
+            raise Refused(f"{ref}: {needed:.1f} GPU hours are asked for, and {allowed - used:.1f} are left; {fits}")
 
     def arrived() -> Kernel | None:
         now, there = _find_latest(ref)
@@ -74,7 +81,7 @@ def push_kernel(
         script.write_text(source, encoding="utf-8")
         credentials.refuse_credentials([script])
         files.write_json(Path(folder) / "kernel-metadata.json", about)
-        answer = call_client("kernels_push", arrived, folder=folder)
+        answer = call_client("kernels_push", arrived, folder=folder, timeout=str(limit) if limit else None)
     if isinstance(answer, Kernel):
         return answer
     if "session count" in (answer["error"] or ""):
@@ -82,12 +89,9 @@ def push_kernel(
     if answer["error"] or not answer["versionNumber"]:
         raise Refused(f"{ref}: Kaggle refused the kernel: {answer['error'] or 'it started no run'}")
     kernel, page = Kernel(ref, answer["versionNumber"]), f"{SITE}/code/{ref}"
-    kinds = ("dataset", "competition", "kernel")
-    if lost := [f"{kind} {name}" for kind in kinds for name in answer[f"invalid{kind.title()}Sources"] or []]:
-        raise Refused(
-            f"{ref}: Kaggle has no {', '.join(lost)} for you; version {kernel.version} runs without: "
-            f"stop it at {page}, correct the source, push again"
-        )
+    if lost := [f"{kind} {name}" for kind in reads for name in answer[f"invalid{kind.title()}Sources"] or []]:
+        without = f"version {kernel.version} runs without: stop it at {page}, correct the source, push again"
+        raise Refused(f"{ref}: Kaggle has no {', '.join(lost)} for you; {without}")
     print(f"{ref}: version {kernel.version} pushed, {page}", flush=True)
     return kernel
 
@@ -119,10 +123,9 @@ def follow_kernel(kernel: Kernel) -> None:
 
 def _find_latest(ref: str) -> tuple[Kernel, str]:
     """The latest version of a kernel and its source; version 0 without one where there is no such kernel."""
-    there = _find("get_kernel", ref=ref)
-    if there:
-        return Kernel(ref, there["metadata"]["currentVersionNumber"] or 0), (there["blob"]["source"] or "").strip()
-    return Kernel(ref, 0), ""
+    if not (there := _find("get_kernel", ref=ref)):
+        return Kernel(ref, 0), ""
+    return Kernel(ref, there["metadata"]["currentVersionNumber"] or 0), (there["blob"]["source"] or "").strip()
 
 
 def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
@@ -130,11 +133,7 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
 
     `contents` maps where a file lies in the dataset to where it lies here. Raises Refused."""
     ref = f"{username()}/{slug}"
-    about = {"id": ref, "title": slug, "licenses": [{"name": "other"}]}
-
-    def find_state() -> str | None:
-        return _find("dataset_status", dataset=ref)
-
+    find_state = functools.partial(_find, "dataset_status", dataset=ref)
     if not find_state():
         credentials.refuse_credentials(contents.values())
         size = sum(path.stat().st_size for path in contents.values()) / 1e6
@@ -144,16 +143,15 @@ def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:
                 link = Path(folder) / place
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path.resolve())
+            about = {"id": ref, "title": slug, "licenses": [{"name": "other"}]}
             files.write_json(Path(folder) / "dataset-metadata.json", about)
             answer = call_client("dataset_create_new", find_state, folder=folder, dir_mode="zip")
         if isinstance(answer, dict) and answer["status"].lower() != "ok":  # else its state stands in for a lost answer
             raise Refused(f"dataset {ref}: Kaggle refused it: {answer['error']}")
     end = time.monotonic() + PATIENCE
     while (state := find_state()) != "ready":
-        if state in ("failed", "deleted"):
-            raise Refused(f"dataset {ref}: Kaggle could not prepare it ({state}); delete it at {SITE}/datasets/{ref}")
-        if time.monotonic() > end:
-            raise Refused(f"dataset {ref}: still not ready ({state}); see {SITE}/datasets/{ref} and try again later")
+        if state in ("failed", "deleted") or time.monotonic() > end:
+            raise Refused(f"{ref}: not ready ({state}); see {SITE}/datasets/{ref}; delete it there if it failed")
         time.sleep(10)
     return ref
 
@@ -178,15 +176,10 @@ def download_competition(competition: str, folder: Path) -> Path:
     there, work = folder / competition, folder / f".download-{competition}"
     if there.is_dir():
         return there
+    _ask_about(competition, "competition_list_files")  # before there is a folder
     with files.lock_folder(work):
         print(f"downloads {competition} to {there}", flush=True)
-        try:
-            call_client("competition_download_files", competition=competition, path=str(work), quiet=False)
-        except Declined as error:
-            if error.status not in (403, 404):
-                raise
-            shutil.rmtree(work)
-            raise _not_joined(competition) from None
+        _ask_about(competition, "competition_download_files", path=str(work), quiet=False)
         opened = work / "opened"
         shutil.rmtree(opened, ignore_errors=True)  # of a start that was killed
         opened.mkdir()
@@ -200,7 +193,7 @@ def download_competition(competition: str, folder: Path) -> Path:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             shutil.rmtree(work)
             raise Refused(f"{competition}: came damaged ({error}); the same command downloads it again") from None
-        except (NotImplementedError, RuntimeError) as error:  # another compression, a password
+        except RuntimeError as error:  # another compression, a password
             raise Refused(f"{file}: Python cannot open it ({error}); open it by hand, as {there}") from None
         opened.rename(there)
         shutil.rmtree(work)
@@ -214,30 +207,28 @@ def send_submission(competition: str, what: Path | Kernel, message: str) -> int:
     start or with an answer that got lost, is found by it and not sent again. Raises Refused."""
     word = message.split(" ")[-1]
 
-    def find() -> int | None:
-        for entry in _ask_about(competition, "competition_submissions", page_size=100):
-            if (entry["description"] or "").split(" ")[-1] == word and entry["status"] != "ERROR":
-                return entry["ref"]
-        return None
+    def find() -> Any:
+        entries = _ask_about(competition, "competition_submissions", page_size=100)
+        alike = (entry for entry in entries if f" {entry['description']}".endswith(f" {word}"))
+        return next((entry for entry in alike if entry["status"] != "ERROR"), None)
 
-    def arrived() -> dict[str, Any]:
+    def arrived() -> Any:
         time.sleep(10)  # until Kaggle lists it
-        if ref := find():
-            return {"ref": ref}
+        if entry := find():
+            return entry
         page = f"{SITE}/competitions/{competition}/submissions"
         raise Refused(f"{competition}: no answer, and no such submission listed; see {page} before you submit again")
 
-    if ref := find():
-        return ref
-    about: dict[str, Any] = {"competition": competition, "message": message}
+    if entry := find():
+        return entry["ref"]
+    call = functools.partial(call_client, arrived=arrived, competition=competition, message=message)
     if isinstance(what, Kernel):
-        about |= {"kernel": what.ref, "kernel_version": what.version, "file_name": "submission.csv"}
-        answer = call_client("competition_submit_code", arrived, **about)
+        sent = call("competition_submit_code", kernel=what.ref, kernel_version=what.version, file_name="submission.csv")
     else:
-        answer = call_client("competition_submit", arrived, file_name=str(what), **about)
-    if answer.get("message") == "Could not submit to competition":
+        sent = call("competition_submit", file_name=str(what))
+    if sent.get("message") == "Could not submit to competition":
         raise Refused(f"{competition}: the upload of {what} failed and nothing was submitted; try again")
-    return answer["ref"] or arrived()["ref"]
+    return sent["ref"] or arrived()["ref"]
 
 
 def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> dict[str, str]:
@@ -246,11 +237,10 @@ def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> dict[s
     The status alone, PENDING, where `patience` seconds did not do. Raises Refused."""
     end = time.monotonic() + patience
     while True:
-        entries = _ask_about(competition, "competition_submissions", page_size=100)
-        entry = next((entry for entry in entries if entry["ref"] == ref), None)
-        if entry and entry["status"] != "PENDING":
-            keys = {"status": "status", "public": "publicScore", "private": "privateScore", "error": "errorDescription"}
-            return {name: entry[key] or "" for name, key in keys.items()}
+        for entry in _ask_about(competition, "competition_submissions", page_size=100):
+            if entry["ref"] == ref and entry["status"] != "PENDING":
+                keys = {"public": "publicScore", "private": "privateScore", "error": "errorDescription"}
+                return {"status": entry["status"]} | {name: entry[key] or "" for name, key in keys.items()}
         if time.monotonic() > end:
             return {"status": "PENDING"}
         time.sleep(10)
@@ -258,15 +248,11 @@ def wait_score(competition: str, ref: int, patience: float = PATIENCE) -> dict[s
 
 def _ask_about(competition: str, method: str, **arguments: Any) -> Any:
     """Ask about a competition. Raises Refused where it was not joined."""
-    if (answer := _find(method, competition=competition, **arguments)) is None:
-        raise _not_joined(competition)
-    return answer
-
-
-def _not_joined(competition: str) -> Refused:
-    """What is raised where Kaggle shows nothing of a competition."""
-    page = f"{SITE}/competitions/{competition}/rules"
-    return Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}")
+    try:
+        return call_client(method, competition=competition, **arguments)
+    except Missing:
+        page = f"{SITE}/competitions/{competition}/rules"
+        raise Refused(f"{competition}: not joined, or no such competition; accept its rules at {page}") from None
 
 
 def _open_archive(path: Path, place: Path) -> None:
@@ -278,17 +264,11 @@ def _open_archive(path: Path, place: Path) -> None:
             raise Refused(f"{path}: opened it takes {size / 1e6:,.0f} MB; the disk has {free / 1e6:,.0f} MB free")
         if {member.filename.split("/")[0] for member in members} == {place.name}:
             place = place.parent
-        with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-            for member in members:
-                archive.extract(member, place)
-                bar.update(member.file_size)
+        for member in tqdm(members, desc=path.name, unit=" files", disable=None):
+            archive.extract(member, place)
 
 
 def _find(method: str, **arguments: Any) -> Any:
     """Ask about what may not be there; None where it is not, or not for this user."""
-    try:
+    with contextlib.suppress(Missing):
         return call_client(method, **arguments)
-    except Declined as error:
-        if error.status not in (403, 404):
-            raise
-        return None

@@ -30,6 +30,10 @@ class Declined(Refused):
         self.in_doubt = status == 0 or status >= 500  # a change may have arrived
 
 
+class Missing(Declined):
+    """There is no such thing, or not for this user: HTTP 403 and 404."""
+
+
 def call_client(
     method: str, arrived: Callable[[], Any] = lambda: None, tries: int = 8, again: tuple = (), **arguments: Any
 ) -> Any:
@@ -64,17 +68,28 @@ def read_log(ref: str) -> Iterator[str]:
 
 @functools.cache
 def log_in() -> Any:
-    """Kaggle's KaggleApi, logged in."""
+    """Kaggle's KaggleApi, logged in, with `get_kernel` and `get_gpu_hours` besides."""
     for name in ("VERBOSE", "VERBOSE_OUTPUT"):  # they make the client print its authorization header
         os.environ.pop(name, None)
     with contextlib.redirect_stdout(io.StringIO()):
         _limit_waiting()
-        from kaggle.api.kaggle_api_extended import KaggleApi
+        from kaggle.api.kaggle_api_extended import ApiGetKernelRequest, KaggleApi
 
         api: Any = KaggleApi()
         api.authenticate()
     api.with_retry = lambda call, **_: call  # the client would repeat writes without asking
-    api.get_kernel = functools.partial(_get_kernel, api)
+
+    def get_kernel(ref: str) -> Any:
+        request = ApiGetKernelRequest()
+        request.user_name, request.kernel_slug = ref.split("/")
+        with api.build_kaggle_client() as client:
+            return client.kernels.kernels_api_client.get_kernel(request)
+
+    def get_gpu_hours() -> list[float]:  # used and allowed in this week; as JSON they would lose whole days
+        quota = api.quota_view().gpu_quota
+        return [time.total_seconds() / 3600 for time in (quota.time_used, quota.total_time_allowed)] if quota else []
+
+    api.get_kernel, api.get_gpu_hours = get_kernel, get_gpu_hours
     return api
 
 
@@ -97,15 +112,6 @@ def _limit_waiting() -> None:
     from kaggle.api import kaggle_api_extended  # which logs in
 
     kaggle_api_extended.HTTPAdapter = Adapter  # for uploads
-
-
-def _get_kernel(api: Any, ref: str) -> Any:
-    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
-
-    request = ApiGetKernelRequest()
-    request.user_name, request.kernel_slug = ref.split("/")
-    with api.build_kaggle_client() as client:
-        return client.kernels.kernels_api_client.get_kernel(request)
 
 
 def _plain(value: Any) -> Any:
@@ -140,4 +146,4 @@ def _declining() -> Iterator[None]:
             log_in.cache_clear()  # the token may be renewed meanwhile
             advice = f"make a token at {SITE}/settings/api and put it into ~/.kaggle/access_token (or KAGGLE_API_TOKEN)"
             status, line = 401, f"{credentials.explain_refusal()} {advice}"
-        raise Declined(line, status) from None
+        raise (Missing if status in (403, 404) else Declined)(line, status) from None

@@ -36,32 +36,21 @@ def explain_refusal() -> str:
     """Why Kaggle, or its client, does not take what there is to log in with."""
     others = [folder / name for folder in _folders() for name in NAMES[1:4]]
     if not (any(map(os.environ.get, ("KAGGLE_API_TOKEN", "KAGGLE_KEY"))) or any(path.exists() for path in others)):
-        for path in (folder / "kaggle.json" for folder in _folders() if (folder / "kaggle.json").exists()):
-            if problem := _find_problem(path):
-                return f"{path}: {problem}; download it again, or"
+        for path in filter(Path.exists, (folder / "kaggle.json" for folder in _folders())):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                held = json.loads(path.read_bytes().decode())
+                if held["username"] and held["key"]:
+                    continue
+            return f"{path}: cannot be read as JSON with a username and a key; download it again, or"
     if find_credentials():
         return "Kaggle does not accept your credentials (expired, or revoked?):"
     return "no Kaggle credentials:"
 
 
-def _find_problem(path: Path) -> str:
-    """Why the client, which does not say so, cannot log in with a kaggle.json; empty where it can."""
-    try:
-        held = json.loads(path.read_bytes().decode())
-    except OSError as error:
-        return error.strerror or "cannot be read"
-    except ValueError as error:
-        return f"not valid JSON, such as half a file ({getattr(error, 'msg', 'not UTF-8')})"
-    complete = isinstance(held, dict) and held.get("username") and held.get("key")
-    return "" if complete else "holds no username and key"
-
-
 def redact(text: str) -> str:
     """`text` without anything that would let its reader in."""
-    for secret in find_credentials():
-        text = text.replace(secret, "***")
-    for key in KEYS:
-        text = re.sub(key, "***", text)
+    for pattern in (*map(re.escape, find_credentials()), *KEYS):
+        text = re.sub(pattern, "***", text)
     text = re.sub(r"(?i)\b(bearer|basic) [\w+/=.-]{8,}", r"\1 ***", text)
     text = re.sub(r"(://)[^/@\s]+:[^/@\s]+@", r"\1***@", text)  # a proxy's
     return re.sub(r"((?:https?://|url: /)[^\s?'\"]*)\?[^\s'\")]+", r"\1?***", text)  # signed addresses

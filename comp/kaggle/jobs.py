@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comp import files
-from comp.config import Competition
+from comp.config import Competition, Model
 from comp.data import arrays
 from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
 from comp.kaggle.client import call_client
+from comp.model import hub
 from comp.prepare import build
 from comp.submission.check import check_against_input
 from comp.train import pages
 from comp.train.runs import METRICS, Fold, fold_files, has_begun
 
+MARGIN = 1200  # seconds that a kernel has beside its time budget, to begin and to finish
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
 
 
@@ -37,8 +39,9 @@ class Job:
     runs: Path
     leaves: Sequence[Path] = ()  # the last file of each folder below `runs` that the job fills
     submissions: Path | None = None  # where its submission.csv belongs, if it makes one
-    folds: Sequence[Fold] = ()  # what an ensemble reads
-    weights: Sequence[str] = ()  # `model.encoder_weights` of what it trains
+    folds: Sequence[Fold] = ()  # what it reads: those of an ensemble, or those that it starts from
+    models: Sequence[Model] = ()  # that it trains
+    seconds: float = 0.0  # that the time budget gives it; 0: there is no budget
 
 
 def make_slug(name: str) -> str:
@@ -96,16 +99,19 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
             print(refused)
             refusals.append(refused)
 
-    for job in itertools.filterfalse(_is_done, jobs):
+    waiting = [*itertools.filterfalse(_is_done, jobs)]
+    limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]
+    for number, job in enumerate(waiting):
         ref = f"{api.username()}/{make_slug(job.name)}"
         datasets, kernels = _ensure_datasets(job), sorted({*filter(None, map(_find_kernel, job.folds))})
         # What it reads is named in the source, so that the same source is the same job.
-        versions = [f"{ref} {api.find_version(ref)}" for ref in job.competition.datasets]
+        versions = [*job.competition.models, *(f"{ref} {api.find_version(ref)}" for ref in job.competition.datasets)]
         reads = "".join(f"# reads {name}\n" for name in [*datasets, *versions, *(kernel.path for kernel in kernels)])
         source = packing.pack(job.entry, job.arguments) + reads
-        competitions = [job.competition.kaggle] if job.competition.kaggle else []
-        inputs = competitions, datasets, [kernel.ref for kernel in kernels]
-        while (kernel := api.push_kernel(ref, source, *inputs)) is None:
+        inputs = {"competition": [*filter(None, [job.competition.kaggle])], "dataset": datasets}
+        inputs |= {"kernel": [kernel.ref for kernel in kernels], "model": [*job.competition.models]}
+        hours = sum(limits[number:]) / 3600
+        while (kernel := api.push_kernel(ref, source, limits[number], hours, **inputs)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             if pushed:
                 finish(*pushed.pop(0))
@@ -132,7 +138,8 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
         target = job.runs / source.relative_to(folder / "runs")
         replaced = target.parent in there + fresh or not target.exists()
         if source.is_file() and replaced and target.parent not in lacking:
-            _copy(source, target)
+            with files.atomic_write(target) as beside:
+                shutil.copyfile(source, beside)
     # No other kernel can read the output of one that failed.
     about = {"kernel": kernel._asdict()} if kernel and not failed else {}
     for place in there:
@@ -148,60 +155,48 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
         raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")
     if job.submissions is None:
         return
-    made = folder / "submission.csv"
-    if not made.with_suffix(".json").exists():
-        raise Refused(f"{job.name}: its output holds no submission.csv with its .json")
+    made, side = folder / f"submission{job.competition.submission.ending}", folder / "submission.json"
+    if not side.exists():
+        raise Refused(f"{job.name}: its output holds no {made.name} with its .json")
     rows = check_against_input(made, job.competition, job.input)
-    made_by = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
+    made_by = json.loads(side.read_text(encoding="utf-8"))
     target = job.submissions / re.sub(r"[^A-Za-z0-9._+-]", "_", made_by["name"])
-    _copy(made, target)
+    with files.atomic_write(target) as beside:
+        shutil.copyfile(made, beside)
     files.write_json(target.with_suffix(".json"), made_by | about)
     print(f"{target}: {rows} rows, as Kaggle wants it")
 
 
-def _copy(source: Path, target: Path) -> None:
-    with files.atomic_write(target) as beside:
-        shutil.copyfile(source, beside)
-
-
 def _is_done(job: Job) -> bool:
-    done = bool(job.leaves) and all(leaf.exists() for leaf in job.leaves)
-    if done:
+    if done := bool(job.leaves) and all(leaf.exists() for leaf in job.leaves):
         print(f"{job.name} is finished, in {job.leaves[-1].parent}; name another --run to train it again")
     return done
 
 
 def _find_inputs(job: Job, folds: Iterable[Fold], with_arrays: bool = True) -> dict[str, dict[str, Path]]:
-    """What a job needs of this machine, as datasets: by name, the files of each by their places in it."""
-    competition, found = job.competition, {f"{job.competition.name}-weights": _find_weights(job)}
+    """What a job needs of this machine, as datasets: by name, the files of each by their places in it.
+
+    Raises Refused for encoder weights that a kernel cannot get."""
+    competition, weights = job.competition, dict[str, Path]()
+    for model in job.models:
+        local, wanted = Path(model.encoder_weights), hub.files_to_send(model)
+        if local.suffix == ".safetensors" and not local.is_relative_to("/kaggle"):  # there it is of a dataset of theirs
+            wanted[local.name] = local
+        for name, path in wanted.items():
+            if not path.is_file():
+                raise Refused(f"model.encoder_weights = {path}: no such file")
+            if weights.setdefault(name, path) != path:
+                raise Refused(f"{path} and {weights[name]}: in a kernel, files of one name would be one; rename one")
+    found = {f"{competition.name}-weights": weights}
     if with_arrays and competition.name != "demo":  # which is drawn where it runs
         build.check_hidden_test(competition, job.input)
         file = arrays.find_npz(competition.file, job.input)
         found[f"{competition.name}-arrays"] = {file.name: file}
-    places = {f"runs/{competition.name}/{fold.folder.parent.name}/{fold.folder.name}": fold for fold in folds}
-    found[f"{job.name}-folds"] = {
-        f"{place}/{file.name}": file for place, fold in places.items() for file in fold_files(fold.folder)
-    }
+    if extra := competition.arrays.extra:
+        found[f"{competition.name}-extra"] = {Path(extra).name: arrays.find_npz(extra, job.input)}
+    trained = [file for fold in folds for file in fold_files(fold.folder)]
+    found[f"{job.name}-folds"] = {f"runs/{Path(*file.parts[-4:])}": file for file in trained}
     return {name: contents for name, contents in found.items() if contents}
-
-
-def _find_weights(job: Job) -> dict[str, Path]:
-    """Local files of encoder weights, by name. Raises Refused for what a kernel cannot get."""
-    found: dict[str, Path] = {}
-    for weights in sorted({*job.weights} - {"none"}):
-        if not weights.endswith(".safetensors"):
-            raise Refused(
-                f"model.encoder_weights = {weights}: a kernel has no network to fetch it; "
-                "give a local .safetensors file, which travels along, or none"
-            )
-        path = Path(weights)
-        if path.is_relative_to("/kaggle"):  # it is there, in one of the competition's `datasets`
-            continue
-        if not path.is_file():
-            raise Refused(f"model.encoder_weights = {weights}: no such file")
-        if found.setdefault(path.name, path) != path:
-            raise Refused(f"{path} and {found[path.name]}: in a kernel, files of one name would be one; rename one")
-    return found
 
 
 def _find_kernel(fold: Fold) -> api.Kernel | None:
@@ -216,8 +211,7 @@ def _ensure_datasets(job: Job) -> list[str]:
     refs, own = list(competition.datasets), job.input / competition.file
     size = api.find_size(competition.kaggle, own.name) if competition.kaggle and not refs else None
     if size and own.exists() and own.stat().st_size != size:
-        fits = "to send yours, give it another name, as competition.arrays.file"
-        raise Refused(f"{own}: not as large as the competition's own file of that name, which a kernel reads; {fits}")
+        raise Refused(f"{own}: not as large as the competition's own file of that name; to send it, rename arrays.file")
     for name, contents in _find_inputs(job, here, with_arrays=not refs and size is None).items():
         # Other contents are another dataset: a kernel reads the newest version of one, whichever it was pushed with.
         listed = "".join(f"{place} {files.sha256(file)}\n" for place, file in contents.items())

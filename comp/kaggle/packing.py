@@ -2,11 +2,10 @@
 
     print(pack(Path("kernels/train_fold.py"), ["--competition", "mars", "--fold", "0"]))
 
-Kaggle uploads one file and nothing beside it, so everything travels inside that file, as a zip of
-Python sources in xz in base64. Only these ever enter a pack: the entry script, the .py, .toml, .html and .mplstyle
-files of `comp`, the .py files, licence and METADATA of segmentation-models-pytorch, and the TOML files that the
-arguments name, with the TOML files and readers of the same folder that these name. So credentials, which lie in none
-of them, cannot."""
+Kaggle uploads one file, so everything travels inside it, as a stored zip in xz in base64. Only these ever enter a
+pack: the entry script, the .py, .toml, .html and .mplstyle files of `comp`, the .py files, licence and METADATA of
+segmentation-models-pytorch, and the TOML files that the arguments name, with the TOML and Python files of the same
+folder that these name. So credentials, which lie in none of them, cannot."""
 
 import base64
 import inspect
@@ -27,7 +26,7 @@ from comp.kaggle import credentials
 
 LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
 LACKING = "segmentation-models-pytorch"  # what comp needs and Kaggle's image has not; pure Python
-SCRIPT = '''"""{entry} as one file for Kaggle; the archive holds it, comp and {lacking}.
+SCRIPT = '''"""{entry} as one file for Kaggle; the archive holds it, comp and segmentation-models-pytorch.
 
 The arguments below the archive may be changed.
 """
@@ -51,8 +50,7 @@ if __name__ == "__main__":
 def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
     """Pack an entry script with its arguments as the source of one script; the same input gives the same bytes.
 
-    Raises Refused for a pack that is too large for Kaggle, and where a TOML file that travels names one of another
-    folder."""
+    Raises Refused for a pack too large for Kaggle, and for a TOML file that names one of another folder."""
     words, sources = _carry_tomls(arguments)
     sources[f"kernels/{entry.name}"] = entry.read_bytes()
     root = Path(__file__).parents[1]
@@ -62,13 +60,14 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
     for file in metadata.files(LACKING) or ():
         if file.suffix == ".py" or file.name == "METADATA" or file.name.startswith("LICEN"):
             sources[file.as_posix()] = file.read_binary()
-    script = SCRIPT.format(
-        entry=entry.name,
-        lacking=LACKING,
-        run=inspect.getsource(run),
-        archive=_archive(sources),
-        arguments="".join(f"    {word!r},\n" for word in words),
-    )
+    # All dated 1980, so that it depends on the sources alone.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as stored:
+        for name in sorted(sources):
+            stored.writestr(zipfile.ZipInfo(name), sources[name])
+    archive = base64.encodebytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)).decode()
+    given = "".join(f"    {word!r},\n" for word in words)
+    script = SCRIPT.format(entry=entry.name, run=inspect.getsource(run), archive=archive, arguments=given)
     if (size := len(script.encode())) >= LIMIT:
         raise Refused(f"the pack has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
     return script
@@ -98,16 +97,12 @@ def make_notebook(script: str) -> str:
     from nbformat import v4, writes
 
     library, arguments, job = script.partition("ARGUMENTS = [")
+    hidden = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
     # Ids of their own, so that the same pack gives the same bytes.
-    cells = [
-        v4.new_code_cell(library, id="archive", metadata={"jupyter": {"source_hidden": True}, "_kg_hide-input": True}),
-        v4.new_code_cell(arguments + job, id="job"),
-    ]
-    metadata = {
-        "kaggle": {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False},
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    }
-    return writes(v4.new_notebook(cells=cells, metadata=metadata)) + "\n"
+    cells = [v4.new_code_cell(library, id="archive", metadata=hidden), v4.new_code_cell(arguments + job, id="job")]
+    machine = {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False}
+    python = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return writes(v4.new_notebook(cells=cells, metadata={"kaggle": machine, "kernelspec": python})) + "\n"
 
 
 def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
@@ -119,27 +114,18 @@ def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]
         if name.endswith(".toml"):
             place, wanted = f"given/{len(carried)}", [Path(name)]
             for path in wanted:  # which grows meanwhile
-                if (reader := path.suffix == ".py") and not path.is_file():
+                if path.suffix == ".py" and not path.is_file():
                     raise Refused(f"{path}: no such file")
-                values = {} if reader else config.read_toml(path)
+                values = {} if path.suffix == ".py" else config.read_toml(path)
                 credentials.refuse_credentials([path])
                 carried[f"{place}/{path.name}"] = path.read_bytes()
-                source = values.get("source")
-                others = [values.get("base"), values.get("recipe"), isinstance(source, dict) and source.get("reader")]
-                for other in map(str, others):
-                    if other.endswith((".toml", ".py")) and "/" in other:
+                sections = [values, *(section for section in values.values() if isinstance(section, dict))]
+                others = [section.get(key) for section in sections for key in ("base", "recipe", "reader", "function")]
+                for other in (name for name in map(str, others) if name.endswith((".toml", ".py"))):
+                    if "/" in other:
                         raise Refused(f"{path}: names {other}: only files of its own folder travel with it")
-                    if other.endswith((".toml", ".py")) and f"{place}/{other}" not in carried:
+                    if f"{place}/{other}" not in carried:
                         wanted.append(path.with_name(other))
             name = f"pack:{place}/{wanted[0].name}"
         words.append(option + equals + name)
     return words, carried
-
-
-def _archive(sources: dict[str, bytes]) -> str:
-    """A stored zip in xz in base64: sorted names, all dated 1980, so that it depends on the sources alone."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in sorted(sources):
-            archive.writestr(zipfile.ZipInfo(name), sources[name])
-    return base64.encodebytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)).decode()

@@ -88,7 +88,20 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
         enter = Path(room) / "enter.sh"
         enter.write_text(ENTER.format(mounts="\n".join(mounts), python=shlex.quote(sys.executable)), encoding="utf-8")
         say("sandbox: no network, read-only inputs, no files beside the system's and Python's\n")
-        status = _run([*unshare, "sh", str(enter)], root, say)
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+        environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
+        environment |= {name: os.environ[name] for name in MACHINE if name in os.environ}
+        process = subprocess.Popen(
+            [*unshare, "sh", str(enter)], env=environment, cwd=root, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            assert process.stdout
+            for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # a bar's \r ends one, too
+                say(line)
+            status = process.wait()
+        finally:
+            process.kill()  # and with it, by --kill-child, all that it started
     kept = {path: path.stat().st_size for path in sorted(working.rglob("*")) if path.is_file()}
     size, seconds = sum(kept.values()), time.monotonic() - start
     if size > WORKING_LIMIT:
@@ -104,10 +117,8 @@ def _mounts(root: Path, visible: set[Path], working: Path, inputs: Mapping[str, 
 
     def mount(source: Path, place: str | Path, how: str = "show") -> str:
         target = root / place
-        if source.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
+        if not source.is_dir():
             target.touch()
         return f"{how} {shlex.quote(str(source))} {shlex.quote(str(target))}"
 
@@ -145,21 +156,3 @@ def _image(folder: Path) -> set[Path]:
                 if not os.path.lexists(packages / entry):
                     (packages / entry).symlink_to(place / entry)
     return places
-
-
-def _run(command: list[str], root: Path, say: Callable[[str], None]) -> int:
-    """Run a command to its end; its exit status, as a shell reports it."""
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
-    environment |= {name: os.environ[name] for name in MACHINE if name in os.environ}
-    process = subprocess.Popen(
-        command, env=environment, cwd=root, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        assert process.stdout
-        for line in io.TextIOWrapper(process.stdout, "utf-8", "replace", newline=""):  # a bar's \r ends a line, too
-            say(line)
-        return process.wait()
-    finally:
-        process.kill()  # and with it, by --kill-child, all that it started

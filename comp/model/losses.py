@@ -1,8 +1,7 @@
 """Losses of a batch of logits against its labels, all computed in float32.
 
-A loss takes logits (N, C, H, W) and labels int64 (N, H, W), in which `IGNORED` marks pixels that do
-not count, and gives a scalar. `build_loss` makes what a recipe names out of them. A batch without a
-single pixel that counts gives 0, with a gradient of 0."""
+A loss takes logits (N, C, H, W) and labels int64 (N, H, W), in which `IGNORED` marks pixels that do not count, and
+gives a scalar; 0, with a gradient of 0, where no pixel counts."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,11 +25,10 @@ def build_loss(
 ) -> Loss:
     """The weighted sum of losses that a recipe names.
 
-    `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes
-    logits (N, C, H, W) of any float dtype and labels uint8 or int64 (N, H, W), both on one device,
-    and gives a float32 scalar; pixels labelled `ignore` do not count. Class weights act on
-    cross_entropy, boundary and focal: the others count every class alike already. Where classes overlap, a label's
-    bit k - 1 says class k, and the loss is the mean over classes of each one's against the first. Raises Refused."""
+    `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes logits (N, C, H, W) of
+    any float dtype and labels uint8 or int64 (N, H, W), of which `ignore` does not count, and gives a float32 scalar.
+    Class weights act on cross_entropy, boundary and focal: the others count every class alike already. Where classes
+    overlap, a label's bit k - 1 says class k, and each is told from the first alone. Raises Refused."""
     weights = weigh_classes(loss.class_weights, classes, counts)
     weights_on = cache(weights.to)  # a copy a device, not one a step
     known: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -49,8 +47,7 @@ def build_loss(
             logits, labels, weights = logits.float(), labels.long(), weights_on(labels.device)
             pairs = [(logits, labels, weights)]
             if overlap:
-                bits = [(labels >> k - 1) & 1 for k in range(1, len(classes))]
-                pairs = [(logits[:, [0, k]], bit, weights[[0, k]]) for k, bit in enumerate(bits, 1)]
+                pairs = [(logits[:, [0, k]], labels >> k - 1 & 1, weights[[0, k]]) for k in range(1, len(classes))]
             kept = [(z, y if ignore is None else y.masked_fill(labels == ignore, IGNORED), w) for z, y, w in pairs]
             return torch.stack([factor * term(*pair) for pair in kept for factor, term in terms]).sum() / len(kept)
 
@@ -60,10 +57,9 @@ def build_loss(
 def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str, ...], counts: np.ndarray) -> Tensor:
     """Weight of each class, float32 (C,), from pixel counts (C,) or by name.
 
-    A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the
-    mean weight of a pixel is 1. A class without a pixel weighs 0: its inverse has no bound, and as
-    no label names it, a weight could act only through label smoothing, towards a class never seen.
-    By name, weights are taken as given and a class that is not named weighs 1. Raises Refused."""
+    A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the mean weight
+    of a pixel is 1; a class without a pixel, whose inverse has no bound, weighs 0. A class that is not named among
+    weights by name weighs 1. Raises Refused."""
     if isinstance(choice, Mapping):
         return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":
@@ -86,8 +82,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: fl
 def focal(logits: Tensor, labels: Tensor, weights: Tensor, gamma: float) -> Tensor:
     """Focal loss, (1 - p)^gamma times cross-entropy (Lin et al. 2017), weighted mean as there."""
     entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-    # Kept from 0, where the power has no slope for gamma < 1.
-    miss = -torch.expm1(-entropy).clamp_max(-1e-6)
+    miss = -torch.expm1(-entropy).clamp_max(-1e-6)  # not 0, where the power has no slope for gamma < 1
     weight = _pixel_weights(labels, weights)
     return _ratio((weight * miss**gamma * entropy).sum(), weight.sum())
 
@@ -96,10 +91,9 @@ def near_edges(labels: Tensor) -> Tensor:
     """Labels int64 (N, H, W), IGNORED but where a square of 2 `NEAR` + 1 pixels around holds two different ones.
 
     An ignored pixel is not a label: a void outline between two classes hides no edge, and makes none."""
-    counted, side = labels != IGNORED, 2 * NEAR + 1
     highest = labels.float()  # of ignored pixels -1, lower than any
-    lowest = torch.where(counted, -highest, -math.inf)
-    pooled = F.max_pool2d(torch.stack([highest, lowest], 1), side, stride=1, padding=NEAR)
+    lowest = torch.where(labels == IGNORED, -math.inf, -highest)
+    pooled = F.max_pool2d(torch.stack([highest, lowest], 1), 2 * NEAR + 1, stride=1, padding=NEAR)
     return labels.masked_fill(pooled.sum(1) <= 0, IGNORED)
 
 
@@ -111,8 +105,7 @@ def dice(logits: Tensor, labels: Tensor) -> Tensor:
 def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy of each class against the rest, plus Dice of the same sigmoids.
 
-    Two classes are one question: the foreground's logit is the difference of the two, so that its
-    sigmoid is the softmax that prediction takes, and only the foreground has a Dice."""
+    Of two classes only the foreground counts: the sigmoid of their difference is the softmax that prediction takes."""
     truth = _one_hot(labels, logits.shape[1])
     if logits.shape[1] == 2:
         logits, truth = logits[:, 1:] - logits[:, :1], truth[:, 1:]
@@ -163,8 +156,7 @@ def _one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def _pixel_weights(labels: Tensor, weights: Tensor) -> Tensor:
-    # IGNORED is -1 and so takes the last entry, the 0 put behind the classes.
-    return F.pad(weights, (0, 1))[labels]
+    return F.pad(weights, (0, 1))[labels]  # IGNORED is -1: the last entry, a 0 behind the classes
 
 
 def _ratio(total: Tensor, count: Tensor) -> Tensor:

@@ -4,17 +4,22 @@ They are, in this order: pixels that are right; that truly are of the class; tha
 predicted as it where the truth is not class 0. A class that neither truth nor prediction holds has no score and is
 left out of means; a mean over nothing is 0, as in Keras."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from comp import config
+from comp import config, files
 from comp.data.arrays import pick_class
 from comp.errors import Refused
+from comp.model import objects
 
 NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
+NAMES |= {"object_precision": "precision of objects", "object_f_beta": "F{beta:g} of objects"}
 READINGS: dict[str, dict[str, Any]] = {
     "mean_iou": {},
     "mean_iou_without_0": {"background": "drop_class"},
@@ -30,8 +35,7 @@ CHUNK = 1 << 18  # pixels that a CPU counts at once: few enough to stay in its c
 def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int | None = None) -> Tensor:
     """Count pixels by sample, true class and predicted class: int64 (N, C, C), on the device of both.
 
-    `truth` and `prediction` are labels uint8 (N, H, W). Pixels whose truth is `ignore` are not counted.
-    Raises Refused."""
+    Both are labels uint8 (N, H, W); pixels whose truth is `ignore` are not counted. Raises Refused."""
     if truth.shape != prediction.shape:
         raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
     counted, count = [], len(truth)
@@ -80,39 +84,67 @@ def split_classes(labels: Tensor, classes: int) -> Tensor:
 
 def iou(margins: np.ndarray) -> np.ndarray:
     """Intersection over union per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel."""
-    hits, truth, prediction, *_ = _rows(margins)
+    hits, truth, prediction, _ = np.moveaxis(margins, -2, 0)
     return _ratio(hits, truth + prediction - hits)
 
 
 def f_beta(margins: np.ndarray, beta: float) -> np.ndarray:
     """F-beta per class, float64 (…, C) for (…, 4, C); NaN where there is no such pixel. Recall counts beta² times."""
-    hits, truth, prediction, *_ = _rows(margins)
+    hits, truth, prediction, _ = np.moveaxis(margins, -2, 0)
     return _ratio((1 + beta**2) * hits, beta**2 * truth + prediction)
 
 
-def score(margins: np.ndarray, metric: config.Metric) -> float:
-    """The competition's score of margins (N, 4, C), from 0 to 1.
+def needs_images(metric: config.Metric) -> bool:
+    """Whether a metric looks at each image, since counts of its pixels do not tell its value."""
+    return bool(metric.function) or metric.name.startswith("object_")
+
+
+def score_images(
+    truth: Tensor, prediction: Tensor, true: np.ndarray | None, competition: config.Competition, necks: tuple = ()
+) -> np.ndarray:
+    """Each image's value, float64 (n,), of a metric that looks at images; NaN where it is left out, and of others.
+
+    Truth and prediction are labels uint8 (n, H, W), `true` the numbered objects of the truth (n, H, W), which else are
+    found in it; `necks` are what `find_objects` takes. Raises Refused for what a function of the user's raises."""
+    metric = competition.metric
+    if not needs_images(metric):
+        return np.full(len(truth), np.nan)
+    own = files.load_function(metric.function, "score_image(truth, prediction)") if metric.function else None
+
+    def value(labels: np.ndarray, predicted: np.ndarray, there: np.ndarray | None) -> float:
+        if not own:
+            there = objects.find_objects(labels, competition) if there is None else there
+            return objects.score_objects(there, objects.find_objects(predicted, competition, necks), metric)
+        scored = own(labels, predicted)
+        if scored is not None and not (isinstance(scored, int | float | np.number) and np.isfinite(scored)):
+            raise Refused(f"{metric.function}: score_image gives {scored!r:.60}; a number or None would fit")
+        return np.nan if scored is None else float(scored)
+
+    numbered = repeat(None) if true is None else true
+    with ThreadPoolExecutor() as pool:
+        return np.array([*pool.map(value, truth.cpu().numpy(), prediction.cpu().numpy(), numbered)], np.float64)
+
+
+def score(margins: np.ndarray, metric: config.Metric, values: np.ndarray | None = None) -> float:
+    """The competition's score of margins (N, 4, C), from 0 to 1; where it looks at images, of their values (N,).
 
     "global" counts all samples as one image; "per_image" scores each and takes the mean. "drop_class" leaves class 0
-    out of the mean; what is taken for it still costs the others. "drop_truth" also leaves
-    out the pixels that are truly 0, so that whatever is predicted there is free. A 0 predicted elsewhere counts
-    against the class it should have been, and only there: class 0 never has a term of its own, where Keras'
-    MeanIoU(ignore_class=0) gives it one, of 0, as soon as a single such pixel exists. Pixel accuracy has no mean over
-    classes: "drop_class" changes nothing."""
-    return float(combine(contribute(margins, metric), metric))
+    out of the mean; what is taken for it still costs the others. "drop_truth" also leaves out the pixels that are truly
+    0, so that whatever is predicted there is free. A 0 predicted elsewhere counts against the class it should have
+    been, and only there, where Keras' MeanIoU(ignore_class=0) gives class 0 a term of 0 as soon as one such pixel
+    exists. Pixel accuracy has no mean over classes: "drop_class" changes nothing."""
+    return float(combine(contribute(margins, metric, values), metric))
 
 
-def contribute(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
-    """What images add to a score, of margins (…, N, 4, C): per image, their values (…, N); else their sum (…, 1, 4, C).
-
-    Those of several batches are concatenated along that axis."""
-    if metric.average == "global":
-        return margins.sum(-3, keepdims=True)
-    return _values(margins, metric)
+def contribute(margins: np.ndarray, metric: config.Metric, values: np.ndarray | None = None) -> np.ndarray:
+    """What images add to a score, of margins (…, N, 4, C): their values (…, N), or of a global one their sum, N = 1."""
+    if needs_images(metric):
+        return np.full(margins.shape[:-2], np.nan) if values is None else values
+    return margins.sum(-3, keepdims=True) if metric.average == "global" else _values(margins, metric)
 
 
 def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
-    """The scores (…) of what images contributed."""
+    """The scores (…) of what images contributed, batches of them concatenated along the images' axis."""
     if metric.average == "global":
         contributed = _values(contributed.sum(-3, keepdims=True), metric)
     return np.nan_to_num(_mean(contributed))
@@ -123,8 +155,7 @@ def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
     if metric.background == "drop_truth":
         margins = margins[..., [0, 1, 3, 3], :] * (np.arange(margins.shape[-1]) > 0)
     if metric.name == "pixel_accuracy":
-        hits, truth, *_ = _rows(margins)
-        return _ratio(hits.sum(-1), truth.sum(-1))
+        return _ratio(margins[..., 0, :].sum(-1), margins[..., 1, :].sum(-1))
     beta = metric.beta if metric.name == "f_beta" else 1.0
     by_class = iou(margins) if metric.name == "mean_iou" else f_beta(margins, beta)
     first = 0 if metric.background == "keep" else 1
@@ -138,11 +169,12 @@ def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
     return _mean(by_class, weights)
 
 
-def scores(margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric) -> dict[str, Any]:
-    """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own.
+def scores(
+    margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric, values: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own, of `values` where it has them.
 
-    Under "classes", by name: iou, dice, precision and recall (None where undefined) and share, the
-    class's part of all pixels."""
+    Under "classes", by name: iou, dice, precision and recall, None where undefined; share, its part of all pixels."""
     pooled = margins.sum(0)
     hits, truth, prediction, _ = pooled
     columns = {
@@ -157,23 +189,21 @@ def scores(margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric)
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
     }
-    own = {"score": score(margins, metric), "metric": describe_metric(metric)}
+    own = {"score": score(margins, metric, values), "metric": describe_metric(metric)}
     return own | readings | {"classes": by_class}
 
 
 def describe_metric(metric: config.Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
+    if metric.function:
+        return f"score_image of {Path(metric.function).name} per image"
     average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
     name = NAMES[metric.name].format(beta=metric.beta)
     if metric.thresholds:
-        name = f"share of {name} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"
+        share = "mean {} over IoU" if needs_images(metric) else "share of {}"
+        name = f"{share.format(name)} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"
     return name + average + background.get(metric.background, "")
-
-
-def _rows(margins: np.ndarray) -> np.ndarray:
-    """The four counts, each (…, C), in front."""
-    return np.moveaxis(margins, -2, 0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

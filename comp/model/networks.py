@@ -10,17 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Widths = Sequence[int]  # channels at each size of the feature maps
-
 WIDTHS = (32, 64, 128, 256)
-DEEP_WIDTHS = (*WIDTHS, 512)
+DEEP, UP = (*WIDTHS, 512), (512, *WIDTHS[::-1])
+BLOCKS = ("double", "residual", "squeeze_excite")
 
 
 def _conv_bn_relu(inward: int, outward: int) -> nn.Sequential:
     convolution = nn.Conv2d(inward, outward, 3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
-
-
-BLOCKS = ("double", "residual", "squeeze_excite")
 
 
 class DoubleConv(nn.Module):
@@ -84,13 +81,9 @@ class DualUnet(nn.Module):
 
 
 class Deconvolution(nn.Module):
-    """Convolutions down and transposed convolutions up, without skip connections; Xavier initialisation.
+    """Convolutions down, transposed ones up, no skip connections; Xavier initialisation. `pool`: max-pooling halves."""
 
-    `pool` halves by max-pooling after a convolution of stride 1, instead of by its stride."""
-
-    def __init__(
-        self, in_channels: int, classes: int, widths: Widths = DEEP_WIDTHS, kernel: int = 3, pool: bool = False
-    ):
+    def __init__(self, in_channels: int, classes: int, widths: Widths = DEEP, kernel: int = 3, pool: bool = False):
         super().__init__()
         down: list[nn.Module] = []
         for inward, outward in zip((in_channels, *widths), widths, strict=False):
@@ -120,14 +113,7 @@ def _deconvolutions(widths: list[int]) -> nn.Sequential:
 class EncoderDeconvolution(nn.Module):
     """Any of segmentation-models-pytorch's encoders under transposed convolutions, without skip connections."""
 
-    def __init__(
-        self,
-        encoder_name: str,
-        encoder_weights: str | None,
-        in_channels: int,
-        classes: int,
-        widths: Widths = DEEP_WIDTHS[::-1],
-    ):
+    def __init__(self, encoder_name: str, encoder_weights: None, in_channels: int, classes: int, widths: Widths = UP):
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from itertools import product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +19,9 @@ from comp.errors import Refused, print_once
 from comp.model.segmenter import Segmenter
 
 T = TypeVar("T")
+Images = np.ndarray | Neighbours  # uint8 (N, H, W, C)
+Look = Callable[[Tensor, np.ndarray, Predict], T]  # at a batch of images on the device, their rows, the settings
+Predictions = Iterator[tuple[np.ndarray, Tensor]]  # rows int64 (n,), probabilities float32 (n, C, H, W) on the device
 
 
 class View(NamedTuple):
@@ -27,10 +32,7 @@ class View(NamedTuple):
 
 
 def _flips(*dims: int) -> View:
-    def flip(x: Tensor, _: object = None) -> Tensor:
-        return x.flip(dims) if dims else x  # without a dimension it is the image as it is, and no copy
-
-    return View(flip, flip)
+    return View(lambda x: x.flip(dims), lambda x, _: x.flip(dims))
 
 
 def _transposed(*dims: int) -> View:
@@ -44,14 +46,15 @@ def _scaled(scale: float) -> View:
     return View(lambda x: resize(x, [max(1, round(side * scale)) for side in x.shape[2:]]), resize)
 
 
-FLIPS = (_flips(), _flips(3), _flips(2), _flips(2, 3))
+AS_IS = View(lambda x: x, lambda x, _: x)
+FLIPS = (AS_IS, _flips(3), _flips(2), _flips(2, 3))
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": FLIPS[:1],
     "hflip": FLIPS[:2],
     "flips": FLIPS,
     # The dihedral group of the square: four flips, and the same of the transposed image.
     "d4": (*FLIPS, _transposed(), _transposed(3), _transposed(2), _transposed(2, 3)),
-    "scales": (_flips(), _scaled(0.75), _scaled(1.25)),
+    "scales": (AS_IS, _scaled(0.75), _scaled(1.25)),
 }
 
 
@@ -72,18 +75,14 @@ def logits(model: Segmenter, images: Tensor) -> Tensor:
 @torch.inference_mode()
 def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor:
     """Mean probabilities over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
+    views = VIEWS[settings.tta]
 
     def look_at(images: Tensor) -> Tensor:
-        first, *others = views = VIEWS[settings.tta]
-
         def seen(view: View) -> Tensor:
             return view.undo(activate(logits(model, view.do(images)).float(), model.overlap), images.shape[2:])
 
         with model.device.autocast():  # around all views, which then share one cast of the weights
-            total = seen(first)
-            for view in others:
-                total.add_(seen(view))
-        return total.div_(len(views))
+            return reduce(Tensor.add_, map(seen, views)).div_(len(views))
 
     return predict_tiles(look_at, images, settings)
 
@@ -121,8 +120,7 @@ def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
         starts = np.linspace(0, spare, 1 + math.ceil(spare / (0.75 * tile or 1))).round().astype(int).tolist()
         return [slice(start, start + side - spare) for start in starts]
 
-    ys, xs = map(along, size)
-    return [(y, x) for y in ys for x in xs]
+    return [*product(along(size[0]), along(size[1]))]
 
 
 def activate(logits: Tensor, overlap: bool) -> Tensor:
@@ -153,21 +151,15 @@ def from_planes(planes: Tensor, overlap: bool = False) -> Tensor:
     return torch.cat([first, others], 1) / 255
 
 
-def predict_rows(
-    model: Segmenter, images: np.ndarray | Neighbours, rows: np.ndarray, settings: Predict
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Predict `rows` of uint8 images (N, H, W, C): yields (rows of the batch, probabilities on the device)."""
+def predict_rows(model: Segmenter, images: Images, rows: np.ndarray, settings: Predict) -> Predictions:
+    """Predict `rows` of images, batch by batch."""
     return for_each_batch(lambda x, _, now: probabilities(model, x, now), images, rows, settings, model.device)
 
 
 def for_each_batch(
-    look: Callable[[Tensor, np.ndarray, Predict], T],
-    images: np.ndarray | Neighbours,
-    rows: np.ndarray,
-    settings: Predict,
-    device: Device,
+    look: Look[T], images: Images, rows: np.ndarray, settings: Predict, device: Device
 ) -> Iterator[tuple[np.ndarray, T]]:
-    """Call `look` with batches of uint8 images (N, H, W, C) on the device, their rows and the settings.
+    """Call `look` with batches of images (n, H, W, C) on the device, their rows and the settings.
 
     Yields (rows, what it returned). A batch holds `settings.batch_size` images, or tiles of larger ones; from where
     memory runs out, half as many. Raises Refused where a single one does not fit."""
@@ -177,8 +169,7 @@ def for_each_batch(
         batches = np.split(rows, range(size, len(rows), size))
         try:
             for batch, pixels in _read_ahead(images, batches, pin=device.device.type == "cuda"):
-                seen = look(to_device(pixels, device.device), batch, settings)
-                yield batch, seen
+                yield batch, look(to_device(pixels, device.device), batch, settings)
                 rows = rows[len(batch) :]
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -188,9 +179,7 @@ def for_each_batch(
             settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
 
 
-def _read_ahead(
-    images: np.ndarray | Neighbours, batches: list[np.ndarray], pin: bool
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _read_ahead(images: Images, batches: list[np.ndarray], pin: bool) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Each batch of rows with its images (n, H, W, C), while a thread reads those of the next one."""
 
     def read(batch: np.ndarray) -> Tensor:

@@ -1,6 +1,4 @@
-"""Networks by name, and their weights in and out.
-
-The vocabulary is segmentation-models-pytorch's: an architecture, an encoder, encoder weights."""
+"""Networks by segmentation-models-pytorch's names: architecture, encoder, encoder weights; and weights in and out."""
 
 import inspect
 import json
@@ -19,7 +17,7 @@ from comp.data.arrays import Neighbours
 from comp.device import Device, is_out_of_memory
 from comp.distributed import is_lost_peer
 from comp.errors import Refused, did_you_mean
-from comp.model import networks
+from comp.model import hub, networks
 
 # Arguments of architectures that are not a recipe's to choose.
 SETTLED = "in_channels channels classes encoder encoder_name encoder_weights activation aux_params".split()
@@ -38,11 +36,9 @@ class Segmenter(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int, freeze_encoder: bool = False):
+    def __init__(self, net: nn.Module, mean: Tensor, std: Tensor, multiple: int):
         super().__init__()
-        self.net, self.multiple, self.freeze_encoder = net, multiple, freeze_encoder
-        if freeze_encoder:
-            net.encoder.requires_grad_(False)
+        self.net, self.multiple, self.frozen = net, multiple, False
         self.register_buffer("mean", mean.float().view(1, -1, 1, 1))
         self.register_buffer("std", std.float().view(1, -1, 1, 1))
 
@@ -53,9 +49,15 @@ class Segmenter(nn.Module):
 
     def train(self, mode: bool = True) -> "Segmenter":
         super().train(mode)
-        if self.freeze_encoder:
+        if self.frozen:
             self.net.encoder.eval()  # its batch statistics stay, too
         return self
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the encoder as it is, from the next call of `train` on, or no longer."""
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.net.encoder.requires_grad_(not frozen)
 
     def forward(self, images: Tensor) -> Tensor:
         x = (images.float() - self.mean) / self.std
@@ -81,33 +83,27 @@ class Segmenter(nn.Module):
 def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std: Tensor) -> tuple[Segmenter, str]:
     """Build a network; return it with one line on its encoder's weights.
 
-    `mean` and `std` (C,), in units of 0..255, are used unless pretrained weights bring their own.
-    Raises Refused for an unknown architecture, encoder, option or weights."""
+    `mean` and `std` (C,), of 0..255, are used unless weights bring their own. Raises Refused for unknown names."""
     import segmentation_models_pytorch as smp
 
-    local = model.encoder_weights.endswith(".safetensors")
-    hub = None if local or model.encoder_weights == "none" else model.encoder_weights
-    net = _create_network(smp, model, hub, channels, classes)
+    net = _create_network(smp, model, channels, classes)
     encoder: Any = getattr(net, "encoder", None)
-    if encoder is None and (local or hub or model.freeze_encoder):
+    if encoder is None and (model.encoder_weights != "none" or model.freeze_encoder):
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
-    note = f"with {hub} weights" if hub else "from scratch"
-    note = f"{model.encoder} {note}" if encoder else note
-    if local:
-        path = Path(model.encoder_weights)
-        note = _load_encoder(encoder, path if path.is_file() else next(files.find_below_input(path.name), path))
-    if local or hub:
-        mean, std = _pretrained_normalisation(smp, model.encoder, hub, channels)
+    note = f"{model.encoder} from scratch" if encoder else "from scratch"
+    if weights := hub.find_weights(model):
+        note = f"{weights.about}: {_load_encoder(encoder, weights.path)}"
+        mean, std = torch.tensor(weights.mean) * 255, torch.tensor(weights.std) * 255
+        if channels != 3:
+            mean, std = mean.mean().expand(channels), std.mean().expand(channels)
     stride = encoder.output_stride if encoder else 2 ** len(model.options.get("widths", ()))
-    segmenter = Segmenter(net, mean, std, max(32, stride), model.freeze_encoder)
+    segmenter = Segmenter(net, mean, std, max(32, stride))
     segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return segmenter, note
 
 
 def measure_normalisation(images: np.ndarray | Neighbours, rows: np.ndarray, most: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` of the rows.
-
-    From a histogram, so exact and the same on every machine."""
+    """Mean and deviation per channel of uint8 images (N, H, W, C), over at most `most` rows; alike on every machine."""
     rows = rows[:: max(1, len(rows) // most)]
     channels = images.shape[3]
     counts = np.zeros((channels, 256), np.int64)
@@ -120,12 +116,11 @@ def measure_normalisation(images: np.ndarray | Neighbours, rows: np.ndarray, mos
     return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
 
 
-def _create_network(smp: Any, model: Model, hub: str | None, channels: int, classes: int) -> nn.Module:
+def _create_network(smp: Any, model: Model, channels: int, classes: int) -> nn.Module:
     import timm
 
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
-    kind = known.get(model.architecture.lower())
-    if kind is None:
+    if not (kind := known.get(model.architecture.lower())):
         names = [kind.__name__ for kind in known.values()]
         raise Refused(f"model.architecture: no {model.architecture!r}{did_you_mean(model.architecture, names)}")
     options = list(inspect.signature(kind).parameters)  # smp itself takes any keyword without a word
@@ -138,16 +133,11 @@ def _create_network(smp: Any, model: Model, hub: str | None, channels: int, clas
         if not timms and model.encoder not in smp.encoders.encoders:
             names = [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
             raise Refused(f"model.encoder: no {model.encoder!r}{did_you_mean(model.encoder, names)}")
-        arguments |= {"encoder_name": model.encoder, "encoder_weights": hub}
+        arguments |= {"encoder_name": model.encoder, "encoder_weights": None}
     if kind is smp.DPT:
         arguments["dynamic_img_size"] = True  # else timm's transformers take one size alone
     try:
         return kind(**arguments)
-    except OSError as error:  # also what the hub raises when there is no network
-        raise Refused(
-            f"model.encoder_weights: {hub!r} could not be fetched ({type(error).__name__}); "
-            "give a local .safetensors file, or none"
-        ) from None
     except Exception as error:  # others' constructors raise nearly anything on odd options
         raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
 
@@ -160,7 +150,7 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
     fitting, unused = {}, []
     for key, value in given.items():
         # timm's encoders sit one level deeper, and some of their stages are one level flatter, than in a file.
-        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}", key)
+        names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}", f"model.model.{key}", key)
         name = next((name for name in names if name in wanted), None)
         shape = wanted[name].shape if name else None
         if shape and len(shape) == value.ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
@@ -170,27 +160,15 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
         else:
             unused.append(key)
     missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
+    fit = f"{len(fitting)} of the encoder's {len(wanted)} tensors"
     if len(missing) > len(wanted) / 2:
-        raise Refused(
-            f"{path}: fits {len(fitting)} of the encoder's {len(wanted)} tensors; "
-            f"it has {next(iter(given), 'nothing')!r}, the encoder wants {missing[0]!r}"
-        )
+        raise Refused(f"{path}: fits {fit}; it has {next(iter(given), 'nothing')!r}, not {missing[0]!r}")
     encoder.load_state_dict(fitting, strict=False)
-    note = f"{path.name}: {len(fitting)} of the encoder's {len(wanted)} tensors fitted"
+    note = f"{fit} fitted"
     for what, keys in (("from scratch", missing), ("unused", unused)):
         if keys:
             note += f"; {len(keys)} {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
     return note
-
-
-def _pretrained_normalisation(smp: Any, encoder: str, hub: str | None, channels: int) -> tuple[Tensor, Tensor]:
-    """The mean and deviation that the encoder was trained with, ImageNet's if unknown, for any number of channels."""
-    import timm
-
-    known = timm.get_pretrained_cfg(encoder.removeprefix("tu-").removeprefix("timm-")) or timm.models.PretrainedCfg()
-    about = smp.encoders.get_preprocessing_params(encoder, hub) if hub else known.to_dict()
-    mean, std = torch.tensor(about["mean"]) * 255, torch.tensor(about["std"]) * 255
-    return (mean, std) if channels == 3 else (mean.mean().expand(channels), std.mean().expand(channels))
 
 
 def save_model(model: Segmenter, path: Path, config: Config) -> None:
@@ -201,9 +179,7 @@ def save_model(model: Segmenter, path: Path, config: Config) -> None:
 
 
 def load_model(path: Path, device: Device) -> tuple[Segmenter, Config]:
-    """Rebuild a model, in evaluation mode, and the configuration that it was trained with from its file alone.
-
-    Raises Refused."""
+    """Rebuild a model, in evaluation mode, and its configuration from its file alone. Raises Refused."""
     tensors, metadata = files.read_tensors(path)
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")

@@ -1,7 +1,6 @@
 """What is odd about the samples of a competition, as a table, a list and a sheet of images.
 
-Images that occur twice, exactly or nearly, within the training samples and between them and the test
-samples; masks that many different images share; empty masks and flat images."""
+Images that occur twice, exactly or nearly, in the test too; masks that many images share; empty masks, flat images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,19 +29,35 @@ NAMED = 3  # ids that the table names of every kind
 
 def audit(competition: Competition, train: TrainSplit, index: Index, test: Split | None = None) -> Iterator[Finding]:
     """Look at every sample once. The id of a test sample is "test/…"."""
-    ids, thumbs = train.ids.tolist(), thumbnails(train.images)
+    ids, thumbs, masks = train.ids.tolist(), thumbnails(train.images), train.masks
     for k in np.flatnonzero(index.counts[:, 1:].sum(axis=1) == 0):
         what = f"only {competition.classes[0]}" if index.counts[k, 0] else "every pixel is ignored"
         yield Finding(ids[k], "empty mask", what)
-    yield from _shared_masks(ids, train.masks, index)
+    first = _first_with(index.mask_hash)
+    images = pd.Series(index.image_hash).groupby(first).transform("nunique")
+    for k in np.flatnonzero(images >= SHARING):
+        mask = masks[first[k]]
+        changes = (mask[1:] != mask[:-1]).any(axis=1).sum(), (mask[:, 1:] != mask[:, :-1]).any(axis=0).sum()
+        if min(changes) >= 3:  # one label, framed or cut once, tells nothing of its image, and many are so
+            yield Finding(ids[k], "shared mask", f"{images[k]} different images share it", ids[first[k]])
     for k in np.flatnonzero(thumbs.std(axis=(1, 2)) < FLAT):
         yield Finding(ids[k], "flat image", f"grey {thumbs[k].mean():.0f} all over")
-    hashes = index.image_hash
+    hashes, known = index.image_hash, len(ids)
     if test is not None:
         ids += [f"test/{id}" for id in test.ids]
         thumbs = np.concatenate([thumbs, thumbnails(test.images)])
         hashes = np.append(hashes, build_index(test, competition).image_hash)
-    yield from _duplicates(ids, thumbs, hashes, index.mask_hash)
+    own, twin = np.arange(len(ids)), _first_with(hashes)
+    near = _first_with(connected_components(near_graph(thumbs), directed=False)[1])
+    first = np.where((twin != own) & (twin < known), twin, near)
+    for k in np.flatnonzero((first != own) & (first < known)):  # images like an earlier training image
+        kind, detail = "near duplicate", f"of {ids[first[k]]}"
+        if hashes[k] == hashes[first[k]]:
+            kind = "duplicate"
+            if k < known:
+                same = index.mask_hash[k] == index.mask_hash[first[k]]
+                detail += ", with the same mask" if same else ", with another mask"
+        yield Finding(ids[k], kind if k < known else f"{kind} in test", detail, ids[first[k]])
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
@@ -80,36 +95,10 @@ def _first_with(values: np.ndarray) -> np.ndarray:
     return first[which]
 
 
-def _shared_masks(ids: list[str], masks: np.ndarray, index: Index) -> Iterator[Finding]:
-    first = _first_with(index.mask_hash)
-    images = pd.Series(index.image_hash).groupby(first).transform("nunique")
-    for k in np.flatnonzero(images >= SHARING):
-        mask = masks[first[k]]
-        changes = (mask[1:] != mask[:-1]).any(axis=1).sum(), (mask[:, 1:] != mask[:, :-1]).any(axis=0).sum()
-        if min(changes) >= 3:  # one label, framed or cut once, tells nothing of its image, and many are so
-            yield Finding(ids[k], "shared mask", f"{images[k]} different images share it", ids[first[k]])
-
-
-def _duplicates(ids: list[str], thumbs: np.ndarray, hashes: np.ndarray, mask_hash: np.ndarray) -> Iterator[Finding]:
-    """Images like an earlier training image; the training samples, to which mask_hash belongs, are first in `ids`."""
-    own, known = np.arange(len(ids)), len(mask_hash)
-    twin, near = _first_with(hashes), _first_with(connected_components(near_graph(thumbs), directed=False)[1])
-    first = np.where((twin != own) & (twin < known), twin, near)
-    for k in np.flatnonzero((first != own) & (first < known)):
-        kind, detail = "near duplicate", f"of {ids[first[k]]}"
-        if hashes[k] == hashes[first[k]]:
-            kind = "duplicate"
-            if k < known:
-                detail += ", with the same mask" if mask_hash[k] == mask_hash[first[k]] else ", with another mask"
-        yield Finding(ids[k], kind if k < known else f"{kind} in test", detail, ids[first[k]])
-
-
 def write_audit(
     folder: Path, competition: Competition, train: TrainSplit, index: Index, test: Split | None, found: list[Finding]
 ) -> str:
-    """Leave audit.txt (the table), audit.csv (a row a finding) and audit.png in a folder; return the table.
-
-    audit.png shows training images, then some of every kind of finding, under the colours of their masks."""
+    """Leave audit.txt (the table), audit.csv (a row a finding), audit.png (a sheet) in a folder; return the table."""
     height, width, channels = train.images.shape[1:]
     heading = f"{competition.name}: {len(train.ids):,} training images of {height}×{width}×{channels}"
     heading += f", {len(test.ids):,} test images" if test is not None else ""

@@ -3,10 +3,9 @@
 Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
 1, uint16, where they are asked for), train_ids, train_sizes (the originals', int32 (N, 2)), train_groups (of the TOML,
 or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids, sizes, groups,
-and masks where all have one. Samples are read while they are written, and the npz appears whole or not at all."""
+and masks where all have one. Samples are read while they are written."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -15,18 +14,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from numpy.typing import ArrayLike
 from tqdm import trange
 
 from comp import files
 from comp.config import Competition
 from comp.data import arrays, npz
-from comp.data.arrays import Size
 from comp.errors import Refused
 from comp.prepare import decode, masks
-from comp.prepare.decode import Scaling, find_scaling
 from comp.prepare.find import find_samples
-from comp.prepare.masks import MaskReader
 from comp.prepare.samples import Finding, Sample
 from comp.prepare.table import find_order
 
@@ -34,18 +29,15 @@ BLOCK = 32 << 20  # bytes of rows that are in memory at a time
 VERSION = 5  # raised when the same files would give other rows
 
 
-def prepare(competition: Competition, source: Path, path: Path, size: Size) -> None:
-    """Make the npz `path`, with arrays of this size, from the images and masks below `source`.
-
-    Raises Refused for a file that cannot be read, a mask that does not fit its image or the classes, and a
-    `path` that was made otherwise."""
+def prepare(competition: Competition, source: Path, path: Path, size: arrays.Size) -> None:
+    """Make the npz `path` of the images and masks below `source`. Raises Refused, also where it was made otherwise."""
     own, ignore = competition.source, competition.arrays.ignore
     if competition.arrays.labels:
         raise Refused("arrays.labels: of arrays made here labels are 0, 1, 2, …; say in source.labels what masks mean")
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, source, Path(spool))
-        of_group = Counter(sample.group for sample in found.train if sample.group)
-        if competition.arrays.neighbours and max(of_group.values(), default=0) < 2:
+        groups = [sample.group for sample in found.train if sample.group]
+        if competition.arrays.neighbours and len({*groups}) == len(groups):
             raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
         train, test = samples[: len(found.train)], samples[len(found.train) :]
@@ -54,11 +46,12 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
         if (needed := len(samples) * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{len(samples):,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
-        scaling = find_scaling(own.range, [one.images for one in train], channels, deep)
-        rows = _Rows(competition, size, channels, scaling, Path(spool), strict=True)
+        scaling = decode.find_scaling(own.range, [one.images for one in train], channels, deep)
+        rows = _Rows(size, channels, scaling, strict=True)
         order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
-        reader = masks.make_reader(competition, samples, size, order, proof)
-        print(f"{source}: {len(train):,} training and {len(test):,} test images; {scaling}; {reader.text}")
+        reader = masks.make_reader(competition, samples, size, order)
+        texts = "; ".join(filter(None, [str(scaling), proof, reader.text]))
+        print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
         digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
@@ -72,18 +65,17 @@ def prepare(competition: Competition, source: Path, path: Path, size: Size) -> N
             yield from rows.members("train", train, reader)
             yield from replace(rows, strict=False).members("test", test, reader)
             facts = {"digest": digest, "size": size, "channels": channels, "scaling": asdict(scaling)}
-            facts["odd"] = found.odd + odd + sorted(rows.odd)  # when all has been read
-            yield _member("prepared", json.dumps(facts))
+            facts["odd"] = found.odd + odd + sorted(rows.odd | reader.odd)  # when all has been read
+            yield _member("prepared", np.array(json.dumps(facts)))
 
         npz.write_npz(path, members())
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
-    """In a code competition's kernel: the folder of the npz with the test images, which in the end are hidden ones.
+    """In a code competition's kernel: the folder of an npz of its test images, which in the end are hidden ones.
 
-    The npz that `prepare` made holds the images that could be seen then; those that are now among the competition's
-    data are read anew, in the same way. Where there are no such data, it is `folder`. Raises Refused."""
+    They are read in the way of `prepare`. Where there are no competition's data, it is `folder`. Raises Refused."""
     path, slug = arrays.find_npz(competition.file, folder), competition.kaggle
     homes = filter(Path.is_dir, (files.KAGGLE_INPUT / "competitions" / slug, files.KAGGLE_INPUT / slug))
     if not slug or (home := next(homes, path.parent)) in path.parents:
@@ -91,11 +83,10 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     check_hidden_test(competition, folder)
     facts = _read_facts(path)
     place = npz.cache_folder(folder) / "hidden"
-    scaling, size, channels = Scaling(**facts["scaling"]), tuple(facts["size"]), facts["channels"]
+    rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples, *_ = _inspect(found.test, channels)
-        rows = _Rows(competition, size, channels, scaling, Path(spool), strict=False)
+        samples, *_ = _inspect(found.test, rows.channels)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
         print(f"{id}: {finding}: {detail}")
@@ -128,16 +119,12 @@ def _read_facts(path: Path) -> dict:
 
 def _state(sample: Sample) -> list:
     """What a sample is made of: another list once a file of it changes."""
-    layers = [
-        [npz.file_state(layer.content) if isinstance(layer.content, Path) else layer.content, layer.label]
-        for layer in sample.mask or ()
-    ]
+    layers = [[npz.file_state(part) if isinstance(part, Path) else part, label] for part, label, _ in sample.mask or ()]
     return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
 
 
 def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
     """From all headers: the samples with their sizes, the channels of all, whether some are deep, and what is odd.
-
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
@@ -156,14 +143,12 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
             odd.append(Finding(sample.id, "EXIF orientation", f"turned upright, orientation {orientation}"))
         if frames > 1:
             odd.append(Finding(sample.id, "several frames", f"the first of {frames} is read"))
-        for path, header in zip(sample.images, bands, strict=True):
-            if header.size != size:
-                raise Refused(f"{path}: is {header.size[0]}×{header.size[1]}, the first band {size[0]}×{size[1]}")
-        for (path, _), mask in zip(sample.mask_files, mask_sizes, strict=True):
-            if mask != size:
-                turned = orientation >= decode.SIDEWAYS and mask == size[::-1]
+        paths = [*sample.images, *(path for path, _ in sample.mask_files)]
+        for path, (height, width) in zip(paths, [header.size for header in bands] + mask_sizes, strict=True):
+            if (height, width) != size:
+                turned = orientation >= decode.SIDEWAYS and (width, height) == size
                 hint = "; it fits the image before EXIF turns it: a source.reader could read that" if turned else ""
-                raise Refused(f"{path}: is {mask[0]}×{mask[1]}, its image {size[0]}×{size[1]}{hint}")
+                raise Refused(f"{path}: is {height}×{width}, {sample.images[0]} {size[0]}×{size[1]}{hint}")
     return sized, fits, any(header.deep for bands in headers for header in bands), odd
 
 
@@ -171,53 +156,42 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
 class _Rows:
     """How samples become the rows of an npz. Strict: values beyond what the scaling was found from are refused."""
 
-    competition: Competition
-    size: Size
+    size: arrays.Size
     channels: int
-    scaling: Scaling
-    spool: Path
+    scaling: decode.Scaling
     strict: bool
-    odd: list[Finding] = field(default_factory=list)  # what was lost while reading
+    odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
     def original(self, sample: Sample) -> np.ndarray:
         """The image as uint8 (H, W, C), of its own size."""
         bands, band = [], 0
         for path in sample.images:
-            values = decode.read_image(path)
-            pixels, lost = self.scaling.apply(values, band, path, self.strict)
+            pixels, lost = self.scaling.apply(decode.read_image(path), band, path, self.strict)
             if lost:
-                self.odd.append(Finding(sample.id, "values cut off", lost))
+                self.odd.add(Finding(sample.id, "values cut off", lost))
             bands.append(pixels)
-            band += values.shape[2]
-        image = bands[0] if len(bands) == 1 else np.concatenate(bands, axis=-1)
+            band += pixels.shape[2]
+        image = np.concatenate(bands, axis=-1)
         return np.repeat(image, 3, axis=-1) if image.shape[2] < self.channels else image
 
-    def members(self, part: str, samples: Sequence[Sample], reader: MaskReader | None = None) -> Iterator[tuple]:
+    def members(self, part: str, samples: Sequence[Sample], reader: masks.MaskReader | None = None) -> Iterator[tuple]:
         """The members of the npz that hold these samples, as `npz.write_npz` takes them; without a reader no masks."""
         if not samples:
             return
         from comp.prepare import audit  # six seconds, which refusals need not wait for
 
-        count = len(samples)
-        thumbs = np.empty((count, audit.SIDE, audit.SIDE), np.float32)
+        shape = (len(samples), *self.size)
+        thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
 
         def read_image(k: int) -> np.ndarray:
             image = decode.resize_image(self.original(samples[k]), self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 
-        yield _stream(f"{part}_images", read_image, (count, *self.size, self.channels))
+        yield _stream(f"{part}_images", read_image, (*shape, self.channels))
         if reader and all(sample.mask is not None for sample in samples):
-            shape = (count, *self.size)
-
-            def read_mask(k: int) -> np.ndarray:
-                labels, _, lost = reader.read(samples[k])
-                if lost:
-                    self.odd.append(Finding(samples[k].id, "objects overlap", lost))
-                return labels
-
-            yield _stream(f"{part}_masks", read_mask, shape)
-            if self.competition.source.instances:  # read again, since they come behind all masks
+            yield _stream(f"{part}_masks", lambda k: reader.read(samples[k])[0], shape)
+            if reader.competition.source.instances:  # read again, since they come behind all masks
                 yield _stream(f"{part}_instances", lambda k: reader.read(samples[k])[1], shape, np.uint16)
         ids = np.array([sample.id for sample in samples])
         yield _member(f"{part}_ids", ids)
@@ -229,10 +203,8 @@ class _Rows:
             yield _member(f"{part}_groups", groups)
         if any(sample.extra for sample in samples):
             yield _member("train_extra", np.array([sample.extra for sample in samples], np.uint8))
-        if part == "train":
-            folds = np.array([sample.fold for sample in samples], np.int16)
-            if len(np.unique(folds)) > 1:
-                yield _member("train_folds", folds)
+        if part == "train" and len({sample.fold for sample in samples}) > 1:
+            yield _member("train_folds", np.array([sample.fold for sample in samples], np.int16))
 
 
 def _stream(key: str, read: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: type = np.uint8) -> tuple:
@@ -247,6 +219,5 @@ def _stream(key: str, read: Callable[[int], np.ndarray], shape: tuple[int, ...],
     return key, shape, dtype, blocks()
 
 
-def _member(key: str, values: ArrayLike) -> tuple:
-    array = np.asarray(values)
+def _member(key: str, array: np.ndarray) -> tuple:
     return key, array.shape, array.dtype, [array]

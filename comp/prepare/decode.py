@@ -1,12 +1,10 @@
 """One image or mask file as an array: what its header says, and its values.
 
-Photographs become grey or RGB whatever they were (palette, CMYK, RGBA): first frame, transparency dropped, turned
-upright as EXIF says. Deeper values than 8 bits, and bands that are no colours, are read as the file stores
-them; one rule for a competition, which its npz keeps for the hidden images, makes them uint8."""
+Photographs become grey or RGB: the first frame, without transparency, upright as EXIF says. Deeper values, and bands
+that are no colours, are read as stored; one rule, which the npz keeps for hidden images, makes them uint8."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,17 +15,14 @@ import tifffile
 from PIL import ExifTags, Image, ImageOps
 
 from comp.data.arrays import Size
+from comp.data.npz import refuse_damage
 from comp.errors import Refused
 
 logging.getLogger("tifffile").disabled = True  # what is wrong with a file is told in one line
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy"}
-TIFF = {".tif", ".tiff"}
 SIDEWAYS = 5  # EXIF orientations from here on swap height and width
 MOST_BANDS = 16
-GREY = ("1", "L", "LA", "I", "F")  # Pillow's modes of one channel; "I;16" and its kin begin with an I, too
-PHOTOMETRIC, WHITE_IS_0 = 262, 0  # a TIFF's tag, and its value where Pillow turns grey values round
-
 LOOKED_AT = 64  # images, to find the bits in use or the percentiles
 PIXELS = 4096  # of each of them, for percentiles
 PERCENTILES = 0.5, 99.5
@@ -47,34 +42,27 @@ class Header(NamedTuple):
 
 def read_header(path: Path, mask: bool = False) -> Header:
     """Read a file's header; of a mask without EXIF, which may be behind the pixels. Raises Refused."""
-    with _refuse(path):
+    with refuse_damage(path, "an image", ""):
         if (stored := _open_stored(path, pixels=False)) is not None:
             height, width = stored.shape[:2]
             return Header((height, width), stored.shape[2], stored.dtype not in (np.uint8, np.bool_))
         with Image.open(path) as image:
-            deep_colour = _is_deep_colour(image)
-            deep, channels = deep_colour or image.mode[0] in "IF", 1 if _is_grey(image) and not deep_colour else 3
-            if mask:
-                return Header((image.height, image.width), channels, deep)
-            frames, orientation = getattr(image, "n_frames", 1), image.getexif().get(ExifTags.Base.Orientation, 1)
+            orientation = 1 if mask else image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if orientation >= SIDEWAYS else image.size[::-1]
-            return Header(size, channels, deep, orientation, frames)
+            channels, deep = 1 if _is_grey(image) else 3, image.mode[0] in "IF"
+            return Header(size, channels, deep, orientation, getattr(image, "n_frames", 1))
 
 
 def read_image(path: Path) -> np.ndarray:
     """An image's values (H, W, C): uint8 of a photograph, else of the dtype that the file holds. Raises Refused."""
-    with _refuse(path):
+    with refuse_damage(path, "an image", ""):
         if (stored := _open_stored(path)) is not None:
             return stored
         with Image.open(path) as image:
-            if _is_deep_colour(image):
-                return _read_deep_colour(path)
             image.getexif()  # of some formats it is behind the pixels
             seen = ImageOps.exif_transpose(image)
-            if seen.mode[0] in "IF":
-                return np.asarray(seen)[..., None]
             if _is_grey(seen):
-                return np.asarray(seen.convert("L"))[..., None]
+                return np.asarray(seen if seen.mode[0] in "IF" else seen.convert("L"))[..., None]
             if "transparency" in seen.info:
                 seen = seen.convert("RGBA")
             return np.asarray(seen.convert("RGB"))
@@ -85,19 +73,15 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
 
     A TIFF whose 0 is white is not turned round: its values are what was written. Raises Refused."""
     palette = None
-    with _refuse(path):
+    with refuse_damage(path, "an image", ""):
         if (stored := _open_stored(path)) is None:
             with Image.open(path) as image:
-                if _is_deep_colour(image):
-                    stored = _read_deep_colour(path)
-                elif image.mode == "P":
-                    stored = np.asarray(image)
-                    palette = bytes(image.getpalette() or [])
-                elif image.mode[0] in "IF":
-                    stored = np.asarray(image)
+                if image.mode == "P" or image.mode[0] in "IF":
+                    stored, palette = np.asarray(image), bytes(image.getpalette() or []) or None
                 else:
                     stored = np.asarray(image.convert("L" if _is_grey(image) else "RGB"))
-                    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_0:
+                    photometric = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation)
+                    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:  # whose values Pillow turns round
                         stored = 255 - stored
     if stored.ndim == 3:
         if stored.shape[2] == 1 or (stored == stored[..., :1]).all():
@@ -110,17 +94,12 @@ def read_mask_values(path: Path) -> tuple[np.ndarray, bytes | None]:
 def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:
     """Resize uint8 (H, W, C) bilinearly with antialiasing."""
     bands = [pixels] if pixels.shape[2] == 3 else [np.ascontiguousarray(band) for band in np.moveaxis(pixels, -1, 0)]
-    how = Image.Resampling.BILINEAR
-    return np.dstack([np.asarray(Image.fromarray(band).resize(size[::-1], how)) for band in bands])
-
-
-def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
-    """Resize labels, uint8 or uint16 (H, W), to the nearest."""
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    resized = [Image.fromarray(band).resize(size[::-1], Image.Resampling.BILINEAR) for band in bands]
+    return np.dstack([*map(np.asarray, resized)])
 
 
 def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
-    """The bands (H, W, C) of an npy file or of a TIFF that is no photograph; None of any other file.
+    """The bands (H, W, C) of an npy file, a TIFF that is no photograph, or colours of 16 bits; None of any other file.
 
     Without pixels, an array that has their shape and dtype."""
     suffix = path.suffix.lower()
@@ -130,7 +109,7 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
         # Where both ends could be bands, the last are.
         axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
-    elif suffix in TIFF:
+    elif suffix in (".tif", ".tiff"):
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             page = series.keyframe
@@ -142,7 +121,16 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and axes[-1] == "S":
                 stored = stored[..., :3]  # without the transparency
     else:
-        return None
+        with Image.open(path) as image:
+            how = str(image.tile[0][3]) if image.tile else ""
+            deep = "16" in how if image.format == "PNG" else image.format == "PPM" and "65535" in how
+            if not deep or image.mode[0] == "I":
+                return None
+            stored, axes = np.broadcast_to(np.uint16(0), (image.height, image.width, 3)), "YXS"
+        if pixels:  # of which Pillow would drop the lower bits
+            if (values := cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) is None:
+                raise Refused(f"{path}: cannot be read as an image of 16 bits")
+            stored = values[..., 2::-1] if values.ndim == 3 else values
     if stored.ndim == 2:
         stored, axes = stored[..., None], "YXS"
     if stored.ndim == 3 and 0 not in stored.shape:
@@ -166,44 +154,16 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
 
 def _is_photograph(page: tifffile.TiffPage) -> bool:
     """Whether a TIFF's page is grey, colours or a palette in 8 bits, which Pillow reads, however compressed."""
-    photometric, samples = page.photometric, page.samplesperpixel
-    bits = {page.bitspersample} if isinstance(page.bitspersample, int) else {*page.bitspersample}
-    if not bits <= {1, 8} or page.dtype is None or page.dtype.kind not in "bu":
+    photometric, samples, colours = page.photometric, page.samplesperpixel, tifffile.PHOTOMETRIC
+    if page.dtype is None or page.dtype.kind not in "bu" or not np.isin(page.bitspersample, (1, 8)).all():
         return False
-    colours = tifffile.PHOTOMETRIC
     if photometric in (colours.MINISBLACK, colours.MINISWHITE, colours.PALETTE):
         return samples == 1
     return samples == 3 or photometric == colours.SEPARATED or (samples == 4 and any(page.extrasamples))
 
 
 def _is_grey(image: Image.Image) -> bool:
-    return image.mode in GREY or image.mode.startswith("I;")
-
-
-def _is_deep_colour(image: Image.Image) -> bool:
-    """Whether these are colours of more than 8 bits, of which Pillow would drop the lower ones."""
-    tiles = getattr(image, "tile", None)  # until the pixels are read
-    how = str(tiles[0][3]) if tiles else ""
-    deep = "16" in how if image.format == "PNG" else image.format == "PPM" and "65535" in how
-    return deep and image.mode[0] != "I"
-
-
-def _read_deep_colour(path: Path) -> np.ndarray:
-    if (values := cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)) is None:
-        raise Refused(f"{path}: cannot be read as an image of 16 bits")
-    return values[..., 2::-1] if values.ndim == 3 else values[..., None]
-
-
-@contextmanager
-def _refuse(path: Path) -> Iterator[None]:
-    """Turns what libraries raise at a damaged file into one line."""
-    try:
-        yield
-    except Refused:
-        raise
-    except Exception as error:  # on damaged bytes they raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refused(f"{path}: cannot be read as an image: {reason}") from None
+    return Image.getmodebase(image.mode) == "L"
 
 
 @dataclass(frozen=True)
@@ -221,15 +181,14 @@ class Scaling:
 
     def apply(self, values: np.ndarray, band: int, path: Path, strict: bool) -> tuple[np.ndarray, str]:
         """Values (H, W, C) whose first is this band as uint8; and what was lost, in words. Strict: it is refused."""
-        lost, fits = "", f"{WHAT_FITS}, would fit; or a source.reader of your own"
         if values.dtype == np.uint8 and (self.bits or not self.ranges):
-            return values, lost
+            return values, ""
         if not self.ranges:
             raise Refused(f"{path}: holds {values.dtype}, the other images uint8; {WHAT_FITS}")
         ranges = np.array(self.ranges if len(self.ranges) == 1 else self.ranges[band : band + values.shape[2]])
+        lost = ""
         if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
             lost = f"{bad.mean():.1%} of the values are NaN or infinite"
-            fits = "a source.reader of your own could fill them, and source.skip leaves images out"
             values = np.where(bad, ranges[:, 0].astype(values.dtype), values)
         elif self.bits and values.dtype.kind == "f":
             lost = f"holds {values.dtype}, the other images whole numbers"
@@ -237,7 +196,7 @@ class Scaling:
             worst = values.min() if values.min() < 0 else values.max()
             lost = f"holds {worst}, and {LOOKED_AT} images no more than {self.bits} bits"
         if lost and strict:
-            raise Refused(f"{path}: {lost}; {fits}")
+            raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
         scaled = (values - ranges[:, 0]) * (255 / (ranges[:, 1] - ranges[:, 0]))
         return np.rint(scaled).clip(0, 255).astype(np.uint8), lost
 
@@ -247,7 +206,12 @@ def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels:
     some = images[:: -(-len(images) // LOOKED_AT) or 1]
     if not given:
         return _by_bits(some) if deep else Scaling()
-    pixels = _look(some, channels)
+    looked = []
+    for paths in some:
+        values = np.concatenate([read_image(path) for path in paths], axis=-1, dtype=np.float64)
+        values = values.reshape(-1, values.shape[-1])
+        looked.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])
+    pixels = np.concatenate(looked)  # float64 (n, channels)
     if given == "percentiles":
         low, high = np.nanpercentile(pixels, PERCENTILES, axis=0)
         return Scaling([*zip(low.tolist(), np.where(high > low, high, low + 1).tolist(), strict=True)])
@@ -270,19 +234,8 @@ def _by_bits(images: Sequence[Sequence[Path]]) -> Scaling:
     for path in (path for paths in images for path in paths):
         values = read_image(path)
         if values.dtype.kind not in "ui" or values.min() < 0:
-            finite = values[np.isfinite(values)]
-            found = f"from {finite.min():g} to {finite.max():g}" if finite.size else "that are all NaN or infinite"
-            raise Refused(f"{path}: holds {values.dtype} {found}; {WHAT_FITS}, would fit")
+            low, high = (extreme.reduce(values, axis=None) for extreme in (np.fmin, np.fmax))  # NaN aside
+            raise Refused(f"{path}: holds {values.dtype} from {low:g} to {high:g}; {WHAT_FITS}, would fit")
         largest = max(largest, int(values.max()) if values.dtype != np.uint8 else 0)
     bits = max(8, largest.bit_length())
     return Scaling(((0.0, 2.0**bits - 1),), bits)
-
-
-def _look(images: Sequence[Sequence[Path]], channels: int) -> np.ndarray:
-    """Some pixels of each image, float64 (n, channels)."""
-    pixels = []
-    for paths in images:
-        values = np.concatenate([read_image(path) for path in paths], axis=-1, dtype=np.float64)
-        values = values.reshape(-1, values.shape[-1])
-        pixels.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])
-    return np.concatenate(pixels)

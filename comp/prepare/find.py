@@ -3,28 +3,15 @@
 Such folders are read by the paths that the TOML would have. PASCAL VOC has ImageSets/Segmentation/{train,val,test}.txt,
 which name stems in JPEGImages and SegmentationClass. Where there are two readings, neither is taken."""
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
 from comp.config import Competition
 from comp.errors import Refused
 from comp.prepare import reader, table
-from comp.prepare.samples import (
-    SPLITS,
-    Finding,
-    Found,
-    Layer,
-    Sample,
-    as_seen,
-    fill,
-    find_by_patterns,
-    is_image,
-    list_files,
-)
+from comp.prepare.samples import SPLITS, Finding, Found, Layer, Sample, as_seen, fill, is_image, list_files, match_files
 
 IMAGES = "images", "train/images", "train"
 MASKS = ["masks", "labels", "trimaps", "annotations/trimaps"]
@@ -35,40 +22,37 @@ TESTS = "test_images", "test/images", "test"
 def find_samples(own: Competition, folder: Path, spool: Path, parts: tuple[str, ...] = ("train", "test")) -> Found:
     """Find the samples below `folder`, ordered by id. What a reader yields is kept in the folder `spool`.
 
-    `parts`: "test" alone is enough where only hidden images are read. Raises Refused where the first of the parts
-    has no sample, or a sample of the training part has no mask."""
+    `parts`: "test" alone where only hidden images are read. Refused: no sample, or one to train on without a mask."""
     source = own.source
     if source.reader:
         found = reader.run_reader(own, folder, spool, parts)
     elif source.images or source.test:
-        found = find_by_patterns(own, folder, parts)
+        found = match_files(own, folder, parts)
     else:
         found = _find_in_folders(own, folder, parts)
     for part in (found.train, found.test):
-        part[:] = sorted((one for one in part if one.id not in source.skip), key=attrgetter("order"))
+        part[:] = sorted((one for one in part if one.id not in source.skip), key=lambda one: one.order)
         if twice := [id for id, times in Counter(one.id for one in part).items() if times > 1]:
             raise Refused(f"{folder}: several samples have the id {twice[0]!r}; more fields in source.id would help")
-    train, odd = found.train, list(found.odd)
     if source.table and "train" in parts:
-        train, lost = _join(own, table.read_layers(own, folder), train)
-        odd += lost
+        _join(own, table.read_layers(own, folder), found)
     for kind in ("no mask", "no image", "not in the list"):
-        if some := [one.id for one in odd if one.finding == kind]:
+        if some := [one.id for one in found.odd if one.finding == kind]:
             print(f"{folder}: {kind}: {len(some):,} left out, the first {some[0]}")
-    what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
-    if not (train if "train" in parts else found.test):
+    if not (found.train if "train" in parts else found.test):
+        what = "image has a mask" if "train" in parts else "test images; source.test would say where they are"
         raise Refused(f"{folder}: no {what}")
-    if source.fold and "train" in parts and len({sample.fold for sample in train if not sample.extra}) == 1:
-        raise Refused(f"source.fold = {source.fold!r}: says {train[0].fold} of all samples, which is no split")
-    if unknown := [sample for sample in train if sample.mask is None]:
+    if source.fold and "train" in parts and len({sample.fold for sample in found.train if not sample.extra}) == 1:
+        raise Refused(f"source.fold = {source.fold!r}: says {found.train[0].fold} of all samples, which is no split")
+    if unknown := [sample for sample in found.train if sample.mask is None]:
         raise Refused(f"{unknown[0].images[0]}: has no mask; source.masks or source.table would say where it is")
-    return Found(train, found.test, odd)
+    return found
 
 
-def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[Sample], list[Finding]]:
-    """The samples with the layers that a table has of them, and the table's ids that have no image."""
+def _join(own: Competition, layers: dict, found: Found) -> None:
+    """Give the training samples the layers that a table has of them, and note its ids that have no image."""
     file = own.source.table["file"]
-    known = {sample.id for sample in samples if sample.mask is None}
+    known = {sample.id for sample in found.train if sample.mask is None}
     if not known & layers.keys():
         theirs, ours = next(iter(layers), "no rows"), next(iter(known), "no images")
         hint = 'source.id makes these, as in "{name}", the file\'s name'
@@ -79,7 +63,10 @@ def _join(own: Competition, layers: dict, samples: list[Sample]) -> tuple[list[S
         if odd or not all(layers.values()):  # then it says of an image that its mask is empty, or ids differ
             raise Refused(f"{line}, and {len(odd):,} rows' ids have no image; cut short? source.skip leaves images out")
         print(f"{line}: empty masks")
-    return [replace(one, mask=tuple(layers.get(one.id, ()))) if one.mask is None else one for one in samples], odd
+    found.odd.extend(odd)
+    for k, one in enumerate(found.train):
+        if one.mask is None:
+            found.train[k] = replace(one, mask=tuple(layers.get(one.id, ())))
 
 
 def _find_in_folders(competition: Competition, source: Path, parts: tuple[str, ...]) -> Found:
@@ -97,17 +84,16 @@ def _find_in_folders(competition: Competition, source: Path, parts: tuple[str, .
     said = _find_layout(stems, source)
     if ("images" if "train" in parts else "test") not in said:
         what = "image with a mask" if "train" in parts else "test images"
-        fits = "images/ and masks/ with equal stems, test_images/ beside them, and VOC's folders and lists"
         lines = ", ".join(_line(place, stems[place]) for place in sorted(stems)[:6])
-        say = f"say in the TOML which are source.images, source.masks and source.test: {lines or 'there is no image'}"
-        raise Refused(f"{source}: no {what}; known are {fits}; {say}")
+        fits = "images/ and masks/ would fit, or source.images, source.masks and source.test in the TOML"
+        raise Refused(f"{source}: no {what}; {fits}: {lines or 'there is no image'}")
     print(f"{source}: " + ", ".join(f'source.{key} = "{value}"' for key, value in said.items()))
     own = competition.source.model_copy(update=said)
-    found = find_by_patterns(competition.model_copy(update={"source": own}), source, parts)
-    used = {path.parent.relative_to(source).as_posix() for one in found.train + found.test for path in one.files}
-    unread = [place for place in stems if (place or ".") not in used]
-    odd = [Finding(place or ".", "folder not read", f"{len(stems[place])} images") for place in unread]
-    return Found(found.train, found.test, found.odd + odd)
+    found = match_files(competition.model_copy(update={"source": own}), source, parts)
+    read = [path for one in found.train + found.test for path in (*one.images, *dict(one.mask_files))]
+    for place in sorted(stems.keys() - {as_seen(path.parent.relative_to(source).as_posix()) for path in read}):
+        found.odd.append(Finding(place or ".", "folder not read", f"{len(stems[place])} images"))
+    return found
 
 
 def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, str]:
@@ -131,26 +117,21 @@ def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, st
             lines = ", ".join(_line(place, stems[place]) for place in sorted(twins | {one for one, *_ in pairs}))
             what = "several folders could hold the images or their masks; say in the TOML which are"
             raise Refused(f"{source}: {what} source.images and source.masks: {lines}")
-        if any(
-            images.replace("train", split) in stems
-            for split in SPLITS
-            if images.startswith("train") and split != "train"
-        ):
+        if {images.replace("train", split) for split in SPLITS} & stems.keys() != {images}:
             images, masks = (place.replace("train", "{split}") for place in (images, masks))
             said["fold"] = "{split}"
         said |= {"images": f"{images}/{{id}}.*", "masks": f"{masks}/{{id}}{end}.*"}
     return said
 
 
-def _end(stems: Iterable[str]) -> str:
+def _end(stems: Collection[str]) -> str:
     """What all stems end in, from an underscore or hyphen on: "_manual1" of 21_manual1 and 22_manual1."""
-    first, last = min(ends := [stem[::-1] for stem in stems]), max(ends)
-    end = "".join(a for k, a in enumerate(first) if first[: k + 1] == last[: k + 1])[::-1]
-    match = re.search("[_-]", end) if len(ends) > 1 else None
-    return end[match.start() :] if match else ""
+    one = next(iter(stems))
+    ends = (one[k:] for k, letter in enumerate(one) if letter in "_-" and len(stems) > 1)
+    return next((end for end in ends if all(stem.endswith(end) for stem in stems)), "")
 
 
-def _ids(stems: Iterable[str]) -> set[str]:
+def _ids(stems: Collection[str]) -> set[str]:
     end = _end(stems)
     return {stem.removesuffix(end) for stem in stems}
 
@@ -166,14 +147,14 @@ def _read_voc(competition: Competition, lists: Path) -> Found:
         {as_seen(path.stem): path for path in (lists.parents[1] / folder).glob("*") if is_image(path)}
         for folder in ("JPEGImages", "SegmentationClass")
     )
-    found: dict[str, dict[str, Sample]] = {"train": {}, "test": {}}
-    for name, fold in (("train", 1), ("val", 0), ("trainval", 1), ("test", 1)):
-        path, split = lists / f"{name}.txt", found["test" if name == "test" else "train"]
+    train, test = dict[str, Sample](), dict[str, Sample]()
+    for name, fold, part in (("train", 1, train), ("val", 0, train), ("trainval", 1, train), ("test", 1, test)):
+        path = lists / f"{name}.txt"
         text = as_seen(path.read_text("utf-8-sig", "surrogateescape")) if path.exists() else ""
         for stem in text.split():
             if stem not in images or (name != "test" and stem not in masks):
                 raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
             id = fill("source.id", competition.source.id, {"id": stem, "name": as_seen(images[stem].name)})
             mask = (Layer(masks[stem]),) if stem in masks else None
-            split.setdefault(stem, Sample(id, (images[stem],), mask, fold))
-    return Found([*found["train"].values()], [*found["test"].values()], [])
+            part.setdefault(stem, Sample(id, (images[stem],), mask, fold))
+    return Found([*train.values()], [*test.values()], [])

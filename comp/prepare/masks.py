@@ -1,13 +1,12 @@
 """A sample's mask as labels and numbered objects: what files' values or colours mean, and layers laid together.
 
 Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535; and
-PASCAL VOC's colours. `source.labels` says any other coding. Codes are read exactly: a mask that holds one without a
-meaning is refused. A mask's layers are files and run-lengths, one over the other."""
+PASCAL VOC's colours. `source.labels` says any other coding. A code without a meaning is refused."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,18 +17,17 @@ from comp.config import Competition
 from comp.data.arrays import Size
 from comp.errors import Refused, did_you_mean
 from comp.prepare import decode
-from comp.prepare.samples import Layer, Sample
+from comp.prepare.samples import Finding, Layer, Sample
 from comp.prepare.table import decode_layer
 from comp.report.tables import shorten
 from comp.submission.runlength import Order
 
 SAMPLE = 64  # masks that are looked at to find the coding; all others are held to what these say
 LARGEST = 65535  # value of a mask
-
 Kind = Literal["values", "colours"]
 LENGTHS = {"values": LARGEST + 1, "colours": 1 << 24}  # of the table of labels by code
 BORDER = "border"  # the class that `source.border` makes
-MOST_OBJECTS = 65_534  # one less than uint16 holds, so that numbers can be turned round
+MOST_OBJECTS = 65_534  # one less than uint16 holds, which stands for what is between them
 BITS = np.concatenate([[0], 1 << np.arange(8), np.zeros(247)]).astype(np.uint8)  # of a label, where classes overlap
 
 
@@ -53,15 +51,15 @@ class MaskReader:
     binary: Coding | None  # of files of one class
     order: Order
     text: str  # in words, for the log
+    odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
-    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray, str]:
-        """Labels, uint8, and objects numbered from 1, uint16, both of `size`; and what was lost, in words.
+    def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused.
 
-        Where classes overlap, bit k - 1 of a label is class k. Raises Refused for a layer that cannot be read, does
-        not fit the coding or lies over another class."""
+        Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
         competition, arrays = self.competition, self.competition.arrays
-        labels = np.zeros(sample.size, np.uint8)
-        objects = np.zeros(sample.size, np.uint16)
+        labels: np.ndarray = np.zeros(sample.size, np.uint8)
+        objects: np.ndarray = np.zeros(sample.size, np.uint16)
         shared, number, n = 0, 0, len(competition.classes)
         for layer in sample.mask or ():
             own, parts = self._decode(layer, sample)
@@ -82,17 +80,23 @@ class MaskReader:
                 shared += np.count_nonzero(there & (objects > 0))
                 np.copyto(objects, parts + number, where=(parts > 0) & (objects == 0), casting="unsafe")
                 number += int(parts.max(initial=0))
-        labels, objects = (decode.resize_labels(values, self.size) for values in (labels, objects))
+        size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
+        labels, objects = (cv2.resize(values, size, interpolation=nearest) for values in (labels, objects))
         if width := competition.source.border:
-            known = labels != (256 if arrays.ignored is None else arrays.ignored)
-            labels[_borders(objects, width) & known] = competition.classes.index(BORDER)
-        return labels, objects, f"{shared:,} pixels are of two objects; the first has them" if shared else ""
+            # Where two objects lie in the square of this many pixels around a pixel.
+            square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
+            lowest = cv2.erode(np.where(objects == 0, between, objects), square)
+            border = (lowest < cv2.dilate(objects, square)) & (labels != arrays.ignored)
+            labels[border] = competition.classes.index(BORDER)
+        if shared:
+            lost = f"{shared:,} pixels are of two objects; the first has them"
+            self.odd.add(Finding(sample.id, "objects overlap", lost))
+        return labels, objects
 
     def _decode(self, layer: Layer, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """A layer's labels, uint8 (H, W), 0 where it says nothing; and its objects, numbered from 1."""
         if isinstance(layer.content, str):
-            relative = self.competition.source.table.get("starts") == "relative"
-            own = decode_layer(layer, sample, self.order, relative).astype(np.uint8)
+            own = decode_layer(layer, sample, self.order, self.competition).astype(np.uint8)
         elif layer.label is None and self.coding is None:
             values = read_codes(layer.content, "values")
             _, parts = np.unique(np.append(0, values), return_inverse=True)  # 0 comes first, whether it occurs or not
@@ -105,16 +109,14 @@ class MaskReader:
         return own * np.uint8(layer.label or 1), (own > 0) & (own != (self.competition.arrays.ignored or 0))
 
 
-def make_reader(
-    competition: Competition, samples: Sequence[Sample], size: Size, order: Order, proof: str
-) -> MaskReader:
+def make_reader(competition: Competition, samples: Sequence[Sample], size: Size, order: Order) -> MaskReader:
     """Find what the files of all masks mean. Raises Refused."""
     own, ignore = competition.source, competition.arrays.ignore
     classes = tuple(name for name in competition.classes if not (own.border and name == BORDER))
     plain = [[path for path, label in one.mask_files if label is None] for one in samples]
     of_class = [path for one in samples for path, label in one.mask_files if label is not None]
-    coding, texts = None, [proof] if proof else []
-    if own.instances and any(plain) and max(map(len, plain)) == 1 and not own.labels:
+    coding, texts = None, []
+    if own.instances and max(map(len, plain)) == 1 and not own.labels:
         if len(classes) != 2:
             raise Refused("source.instances: a mask's values number objects of one class, and there are several")
         texts.append("mask values number the objects")
@@ -123,32 +125,24 @@ def make_reader(
         texts.append(coding.text)
     elif own.labels:
         raise Refused("source.labels: no file's values say its classes, since all masks' classes are known otherwise")
-    binary = detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None
-    texts += [binary.text] if binary else []
+    if binary := detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None:
+        texts.append(binary.text)
     return MaskReader(competition, size, coding, binary, order, "; ".join(texts))
-
-
-def _borders(objects: np.ndarray, width: int) -> np.ndarray:
-    """Where two objects lie in the square of this many pixels around a pixel, bool (H, W)."""
-    square, turned = np.ones((width, width), np.uint8), MOST_OBJECTS + 1 - objects
-    turned[objects == 0] = 0  # so that what is between objects counts nowhere
-    highest, lowest = cv2.dilate(objects, square), MOST_OBJECTS + 1 - cv2.dilate(turned, square)
-    return (highest > 0) & (lowest != highest)
 
 
 def detect_coding(
     masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]
 ) -> Coding:
-    """Find what the codes in `masks` mean, or read it from `given`: `source.labels`.
-
-    Raises Refused, listing the codes found, where they are of no known coding."""
+    """Find what the codes in `masks` mean, or read it from `given`: `source.labels`. Raises Refused of unknown ones."""
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
         kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"
         meaning = _read_given(given, kind, {name: label for label, name in names.items()})
     else:
         some = masks[:: -(-len(masks) // SAMPLE)]
-        kind = "colours" if _hold_colours(some) else "values"
+        seen = {(values.ndim, palette) for values, palette in map(decode.read_mask_values, some)}
+        several = len({palette for _, palette in seen} - {None}) > 1  # palettes, with which values mean nothing
+        kind = "colours" if several or any(ndim == 3 for ndim, _ in seen) else "values"
         counts: Counter[int] = Counter()
         for path in some:
             counts.update(dict(zip(*np.unique(read_codes(path, kind), return_counts=True), strict=True)))
@@ -157,16 +151,12 @@ def detect_coding(
         else:
             meaning = {voc_colour(label) if kind == "colours" else label: label for label in names}
         if not counts.keys() <= meaning.keys():
-            if (jpeg := masks[0]).suffix.lower() in (".jpg", ".jpeg"):
-                raise Refused(
-                    f"{jpeg}: a JPEG, whose {len(counts)} values are not exact; a source.reader could round them"
-                )
+            if masks[0].suffix.lower() in (".jpg", ".jpeg"):
+                raise Refused(f"{masks[0]}: a JPEG, of {len(counts)} inexact values; a source.reader could round them")
             shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
             void = "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""
-            raise Refused(
-                f"{masks[0].parent}: the masks hold {len(counts)} {kind} for {len(classes)} classes; say which is "
-                f'which, a class name or "ignore", in source.labels = {{{shown}}}{void}'
-            )
+            what = f"the masks hold {len(counts)} {kind} for {len(classes)} classes; say which is which"
+            raise Refused(f'{masks[0].parent}: {what}, a class or "ignore", in source.labels = {{{shown}}}{void}')
     table = np.full(LENGTHS[kind], -1, np.int16)
     table[[*meaning]] = [*meaning.values()]
     text = ", ".join(f"{_name(code, kind)} {names[label]}" for code, label in meaning.items())
@@ -202,17 +192,6 @@ def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) ->
     return meaning
 
 
-def _hold_colours(paths: Sequence[Path]) -> bool:
-    """Whether any mask is coloured, or palettes differ, so that values mean nothing."""
-    palettes = set()
-    for path in paths:
-        values, palette = decode.read_mask_values(path)
-        if values.ndim == 3:
-            return True
-        palettes |= {palette} - {None}
-    return len(palettes) > 1
-
-
 def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray:
     """Whole numbers (H, W). Refused is also another palette than the `usual` one, with which values mean others."""
     values, palette = decode.read_mask_values(path)
@@ -220,10 +199,7 @@ def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray
         raise Refused(f"{path}: has another palette than other masks; colours in source.labels would say what is what")
     if kind == "colours":
         if palette is not None:
-            colours = np.zeros((256, 3), np.uint8)
-            known = np.frombuffer(palette, np.uint8).reshape(-1, 3)
-            colours[: len(known)] = known
-            values = colours[values]
+            values = np.frombuffer(palette.ljust(768, b"\0"), np.uint8).reshape(256, 3)[values]
         elif values.dtype != np.uint8:
             raise Refused(f"{path}: holds {values.dtype}, but the other masks hold colours")
         rgb = np.broadcast_to(values if values.ndim == 3 else values[..., None], (*values.shape[:2], 3))
@@ -233,9 +209,8 @@ def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray
         raise Refused(f"{path}: is coloured, but the other masks hold grey values")
     if values.dtype in (np.uint8, np.uint16):
         return values
-    with np.errstate(invalid="ignore"):
-        if not ((values >= 0) & (values <= LARGEST) & (values == np.round(values))).all():
-            raise Refused(f"{path}: holds fractions, NaN or values beyond {LARGEST}; 0 to {LARGEST} would fit")
+    if not ((values >= 0) & (values <= LARGEST) & (values == np.round(values))).all():
+        raise Refused(f"{path}: holds fractions, NaN or values beyond {LARGEST}; 0 to {LARGEST} would fit")
     return values.astype(np.int32)
 
 

@@ -1,59 +1,35 @@
-"""A reader of one's own: a Python file beside the TOML, with one function that yields samples.
+"""A reader of one's own: a Python file beside the TOML, whose `read_samples(folder, part)` yields samples.
 
-    def read_samples(folder, part):                # a Path; "train" or "test"
-        for path in sorted((folder / part).glob("*.npy")):
-            yield path.stem, image, mask, group    # str, array (H, W) or (H, W, C), array (H, W) or None, str or None
-
-What it yields is kept in npy files, named by what they hold, which are then read as any image and mask."""
+Each is (id, image, mask, group): text, numbers (H, W) or (H, W, C), labels (H, W), layers (H, W, classes - 1) or None,
+text or None. Arrays are kept in npy files, named by what they hold, which are then read as any image and mask."""
 
 import hashlib
 import os
 import re
-import runpy
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from comp import files
 from comp.config import Competition
 from comp.errors import Refused
 from comp.prepare.decode import MOST_BANDS
 from comp.prepare.samples import Found, Layer, Sample
 
-FUNCTION = "read_samples"
-
 
 def run_reader(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...]) -> Found:
     """Everything that the reader yields of these parts. Raises Refused for what it raises, and what does not fit."""
     path = Path(competition.source.reader)
-    for there in (folder, path):
-        if not there.exists():
-            raise Refused(f"{there}: no such file or folder")
-    found = Found([], [], [])
+    if not folder.exists():
+        raise Refused(f"{folder}: no such file or folder")
+    found, read = Found([], [], []), files.load_function(str(path), "read_samples(folder, part)")
     for part in parts:
-        samples = found.train if part == "train" else found.test
-        for number, values in enumerate(_yielded(path, folder, part)):
-            samples.append(_keep(values, f"{path}: {part} sample {number}", competition, spool))
+        samples, count = found.train if part == "train" else found.test, 0
+        with files.blame(path, lambda: f", after {part} sample {count - 1}" if count else ""):  # noqa: B023
+            for count, values in enumerate(read(folder, part), 1):
+                samples.append(_keep(values, f"{path}: {part} sample {count - 1}", competition, spool))
     return found
-
-
-def _yielded(path: Path, folder: Path, part: str) -> Iterator[Any]:
-    number: int | None = None
-    try:
-        function = runpy.run_path(str(path)).get(FUNCTION)
-        if not callable(function):
-            raise Refused(f"{path}: has no function {FUNCTION}(folder, part)")
-        for number, values in enumerate(function(folder, part)):  # noqa: B007
-            yield values
-    except Refused:
-        raise
-    except (Exception, SystemExit) as error:  # the reader is the user's, and may raise anything
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = f"line {own[-1].lineno}" if own else f"line {getattr(error, 'lineno', '?')}"
-        after = "" if number is None else f", after {part} sample {number}"
-        raise Refused(f"{path}: {line}{after}: {type(error).__name__}: {error}") from None
 
 
 def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sample:
@@ -76,10 +52,9 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
     if mask is not None and mask.ndim == 2:
         layers = (Layer(_save(mask, id, spool)),)
     elif mask is not None:
-        if mask.shape[2] != len(competition.classes) - 1:
-            few = f"{len(competition.classes) - 1}, one for each class,"
-            raise Refused(f"{where}, {id!r}: mask: {mask.shape[2]} layers; {few} would fit")
-        layers = tuple(Layer(_save(mask[..., k], id, spool), k + 1) for k in range(mask.shape[2]))
+        if mask.shape[2] != (fit := len(competition.classes) - 1):
+            raise Refused(f"{where}, {id!r}: mask: {mask.shape[2]} layers; {fit}, one for each class, would fit")
+        layers = tuple(Layer(_save(mask[..., k], id, spool), k + 1) for k in range(fit))
     return Sample(id, (_save(image, id, spool),), layers, group=group or "")
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,12 @@ import pandas as pd
 
 from comp.config import Competition, Source
 from comp.data.arrays import Size
+from comp.data.npz import refuse_damage
 from comp.errors import Refused
 from comp.prepare.decode import SUFFIXES
+
+Fields = dict[str, str]
+Files = list[tuple[str, Path]]  # the name as people see it, and the path
 
 
 class Finding(NamedTuple):
@@ -57,11 +61,6 @@ class Sample:
         return [int(part) if k % 2 else part for k, part in enumerate(parts)], self.id
 
     @property
-    def files(self) -> list[Path]:
-        """All files that it is read from."""
-        return [*self.images, *(path for path, _ in self.mask_files)]
-
-    @property
     def mask_files(self) -> list[tuple[Path, int | None]]:
         """The files among the layers of its mask, with their labels."""
         return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]
@@ -76,7 +75,7 @@ class Found:
     odd: list[Finding]
 
 
-def list_files(folder: Path) -> list[tuple[str, Path]]:
+def list_files(folder: Path) -> Files:
     """Every file below a folder: its path from there as people see it (NFC, with slashes), and as it is; sorted."""
     if not folder.is_dir():
         raise Refused(f"{folder}: no such folder")
@@ -99,114 +98,90 @@ def name_labels(classes: tuple[str, ...]) -> dict[str, int]:
     return {str(label): label for label in range(len(classes))} | {name: k for k, name in enumerate(classes)}
 
 
-# What a fold is called where it has no number.
-SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}
+SPLITS = {"val": 0, "valid": 0, "validation": 0, "train": 1, "training": 1}  # folds that have no number
 OWN = {"band", "class"}  # fields that pair nothing: {band} is one of source.bands, {class} the class of a mask's file
 
-# Of each kind of samples: the keys of `source` that find images and masks, and the part that they belong to.
-KINDS = (("images", "masks", "train"), ("extra", "extra_masks", "train"), ("test", "test_masks", "test"))
 
-Fields = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """A path with fields, and the key of the TOML that says it."""
-
-    key: str
-    text: str
-    regex: re.Pattern
-    fields: tuple[str, ...]
-
-    def find(self, files: Iterable[tuple[str, Path]]) -> Iterator[tuple[Fields, Path]]:
-        """The images that it matches, with their fields. Raises Refused where there is none."""
-        files = list(files)
-        matched = [(found.groupdict(), path) for name, path in files if (found := self.regex.fullmatch(name))]
-        images = [(fields, path) for fields, path in matched if is_image(path)]
-        if not images:
-            folders = {path.parent: name for name, path in reversed(files)}
-            shown = ", ".join([*folders.values()][::-1][:5])
-            only = f"only {matched[0][1].name} and its like, which a source.reader could read" if matched else ""
-            raise Refused(f"{self.key} = {self.text!r}: matches {only or 'nothing'}; there are {shown or 'no files'}")
-        yield from images
-
-
-def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}) -> Pattern:
+def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}) -> re.Pattern:
     """Compile a pattern; the fields of `known` match one of some words. Raises Refused for one that is malformed."""
-    fields, regex = list[str](), ""
+    regex = ""
     if re.search(r"\{(?!band|class)\w+\}\{(?!band|class)\w+\}", text):
         raise Refused(f"{key}: {text!r}: nothing tells where the first of two fields ends; write what is between them")
     for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", as_seen(text).removeprefix("./")):
-        if part.startswith("{") and part.endswith("}"):
-            name = part[1:-1]
-            if not name.isidentifier():
-                raise Refused(f"{key}: {part} is no field; a name such as {{id}} would fit")
+        if (name := part[1:-1]).isidentifier() and part == f"{{{name}}}":
             words = "|".join(map(re.escape, sorted(known.get(name, ()), key=len, reverse=True)))
-            regex += f"(?P={name})" if name in fields else f"(?P<{name}>{words or '[^/]+?'})"
-            fields += [name] * (name not in fields)
+            regex += f"(?P={name})" if f"(?P<{name}>" in regex else f"(?P<{name}>{words or '[^/]+?'})"
         elif "{" in part or "}" in part:
-            raise Refused(f"{key}: {text!r}: a brace is not closed, or not opened")
+            raise Refused(f"{key}: {part} is no field; a name in braces, such as {{id}}, would fit")
         else:
             regex += {"*": "[^/]*", "**/": "(?:.*/)?"}.get(part, re.escape(part))
-    return Pattern(key, text, re.compile(regex), tuple(fields))
+    return re.compile(regex)
+
+
+def _match_images(pattern: re.Pattern, files: Files, said: str) -> list[tuple[Fields, Path]]:
+    """The images that a pattern matches, with their fields. Raises Refused where there is none."""
+    matched = [(found.groupdict(), path) for name, path in files if (found := pattern.fullmatch(name))]
+    if images := [(fields, path) for fields, path in matched if is_image(path)]:
+        return images
+    folders = {path.parent: name for name, path in reversed(files)}
+    shown = ", ".join([*folders.values()][::-1][:5])
+    only = f"only {matched[0][1].name} and its like, which a source.reader could read" if matched else ""
+    raise Refused(f"{said}: matches {only or 'nothing'}; there are {shown or 'no files'}")
 
 
 def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
     """A text such as "{case}_{n}" with its fields filled in. Raises Refused for a field that is not there."""
-
-    def value(found: re.Match) -> str:
-        if found[1] not in fields:
-            raise Refused(f"{key} = {text!r}: no field {found[0]}; there are {', '.join(fields)}")
-        return fields[found[1]]
-
-    return re.sub(r"\{(\w+)\}", value, text)
+    try:
+        return re.sub(r"\{(\w+)\}", lambda found: fields[found[1]], text)
+    except KeyError as lacking:
+        raise Refused(f"{key} = {text!r}: no field {{{lacking.args[0]}}}; there are {', '.join(fields)}") from None
 
 
-def find_by_patterns(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
+def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
     """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
     own, files = competition.source, list_files(folder)
     rows = read_list(own, folder) if own.list else None
     found = Found([], [], [])
-    for key, masks_key, part in KINDS:
-        text, masks_text = getattr(own, key), getattr(own, masks_key)
+    for key, masks_key in (("images", "masks"), ("extra", "extra_masks"), ("test", "test_masks")):
+        text, masks_text, part = getattr(own, key), getattr(own, masks_key), "test" if key == "test" else "train"
         if part not in parts or not text:
             continue
         try:
-            images, fields_of = _find_images(f"source.{key}", text, own, files)
+            images = _find_images(f"source.{key}", text, own, files)
         except Refused as refused:
             if key != "test" or not competition.code_competition or parts == ("test",):
                 raise
             print(f"{refused}; a kernel reads the hidden test images by it")
             continue
-        masks = _Masks(f"source.{masks_key}", masks_text, competition, files, text) if masks_text else None
-        for id, paths in images.items():
-            fields = fields_of[id]
-            layers = masks.of(fields, paths[0]) if masks else None
+        shared, masks = _find_masks(f"source.{masks_key}", masks_text, competition, files, text)
+        used: dict[tuple[str, ...], Path] = {}
+        for id, (fields, paths) in images.items():
+            pair = tuple(fields[name] for name in shared)
+            if shared and (twin := used.setdefault(pair, paths[0])) != paths[0]:
+                raise Refused(f"{paths[0]}: has the mask of {twin}, too; more fields in source.{masks_key} would help")
+            layers = masks.get(pair)
             if rows is not None and key == "images":  # a list may say more of its samples than is known of others
                 if id not in rows:
                     found.odd.append(Finding(id, "not in the list", own.list["file"]))
                     continue
                 fields = rows[id] | fields
-            if masks and layers is None and part == "train":
+            if shared and layers is None and part == "train":
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
             group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
             fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
-            sample = Sample(id, paths, layers, fold, group, key == "extra")
+            sample = Sample(id, paths, None if layers is None else tuple(layers), fold, group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
-        found.odd.extend(masks.left() if masks and part == "train" else [])
+        unused = [Path(layers[0].content) for pair, layers in masks.items() if layers and pair not in used]
+        found.odd.extend(Finding(path.stem, "no image", path.parent.name) for path in unused if part == "train")
     return found
 
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     """A CSV as text. Raises Refused where it cannot be read, or lacks one of the columns."""
-    try:
+    with refuse_damage(path, "a CSV", ""):
         csv.field_size_limit(1 << 30)
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python")
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file") from None
-    except (ValueError, UnicodeError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise Refused(f"{path}: cannot be read as a CSV: {str(error).splitlines()[0]}") from None
     for column in columns:
         if column not in table:
             raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
@@ -227,75 +202,61 @@ def read_list(own: Source, folder: Path) -> dict[str, Fields]:
     return dict(zip(ids, table.to_dict("records"), strict=True))
 
 
-def _find_images(
-    key: str, text: str, own: Source, files: list[tuple[str, Path]]
-) -> tuple[dict[str, tuple[Path, ...]], dict[str, Fields]]:
-    """Image files by id, a file for each of source.bands, and their fields."""
+def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tuple[Fields, tuple[Path, ...]]]:
+    """By id, the fields of images and their files, one for each of source.bands."""
     pattern = compile_pattern(key, text, {"band": own.bands})
-    if own.bands and "band" not in pattern.fields:
+    if own.bands and "band" not in pattern.groupindex:
         raise Refused(f"{key} = {text!r}: has no field {{band}}, and source.bands names {len(own.bands)}")
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
-    fields_of: dict[str, Fields] = {}
-    for fields, path in pattern.find(files):
+    found: dict[str, tuple[Fields, dict[str, Path]]] = {}
+    matched = _match_images(pattern, files, f"{key} = {text!r}")
+    if "band" in pattern.groupindex and not own.bands:
+        shown = ", ".join(f'"{name}"' for name in sorted({fields["band"] for fields, _ in matched})[:20])
+        raise Refused(f"source.bands: say which {{band}} in which order, as in source.bands = [{shown}]")
+    for fields, path in matched:
         band = fields.pop("band", "")
-        if band and not own.bands:
-            there = sorted({fields["band"] for fields, _ in pattern.find(files)})
-            shown = ", ".join(f'"{name}"' for name in there[:20])
-            raise Refused(f"source.bands: say which {{band}} in which order, as in source.bands = [{shown}]")
         if key == "source.images" and fields.get(own.fold.strip("{}"), "").lower() == "test":
             continue  # "{split}/{id}.png" finds those, too
         fields.setdefault("name", as_seen(path.name))
         id = fill("source.id", own.id, fields)
-        if (twin := found[id].setdefault(band, path)) != path:
+        paths = found.setdefault(id, (fields, {}))[1]
+        if (twin := paths.setdefault(band, path)) != path:
             raise Refused(f"{path}: has the id {id!r}, as {twin} has; more fields in source.id would tell them apart")
-        fields_of.setdefault(id, fields)
-    for id, paths in found.items():
+    for id, (_, paths) in found.items():
         if lacking := [band for band in own.bands if band not in paths]:
             raise Refused(f"{next(iter(paths.values()))}: the sample {id!r} has no file of the band {lacking[0]!r}")
-    return {id: tuple(paths[band] for band in own.bands or paths) for id, paths in found.items()}, fields_of
+    return {id: (fields, tuple(paths[band] for band in own.bands or paths)) for id, (fields, paths) in found.items()}
 
 
-class _Masks:
-    """The files that a mask pattern finds, by the fields that it shares with the images' pattern."""
-
-    def __init__(self, key: str, text: str, competition: Competition, files: list[tuple[str, Path]], images: str):
-        every, labels = compile_pattern(key, text), name_labels(competition.classes)
-        self.pattern = compile_pattern(key, text, {"class": labels})
-        known = {path for name, path in files if self.pattern.regex.fullmatch(name)}
-        if unknown := {path for _, path in every.find(files)} - known:
-            raise Refused(f"{min(unknown)}: {{class}} in {key} is none of {', '.join(competition.classes)}")
-        self.shared = sorted({*compile_pattern(key, images).fields} & {*self.pattern.fields} - OWN)
-        if not self.shared:
-            raise Refused(f"{key} = {text!r}: shares no field with {images!r}, so that nothing pairs them")
-        self.layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
-        seen: dict[Path, Path] = {}
-        for fields, path in self.pattern.find(files):
-            if (twin := seen.setdefault(path.with_suffix(""), path)) != path:
-                raise Refused(f"{path}: and {twin.name} beside it could both be the mask; {key} must say which")
-            label = labels[fields["class"]] if "class" in fields else None
-            if label == 0 and competition.overlap:
-                raise Refused(f"{path}: is of {competition.classes[0]!r}, but the first class is none of the others")
-            layers = self.layers[tuple(fields[name] for name in self.shared)]
-            layers += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
-        self.used: dict[tuple[str, ...], Path] = {}
-
-    def of(self, fields: Fields, path: Path) -> tuple[Layer, ...] | None:
-        """The layers of an image's mask, of which none may mark anything; None where it has no file."""
-        key = tuple(fields[name] for name in self.shared)
-        if (twin := self.used.setdefault(key, path)) != path:
-            raise Refused(f"{path}: has the mask of {twin}, too; more fields in {self.pattern.key} would tell which")
-        return tuple(self.layers[key]) if key in self.layers else None
-
-    def left(self) -> list[Finding]:
-        unused = (Path(layers[0].content) for key, layers in self.layers.items() if key not in self.used and layers)
-        return [Finding(path.stem, "no image", path.parent.name) for path in unused]
+def _find_masks(
+    key: str, text: str, competition: Competition, files: Files, images: str
+) -> tuple[list[str], dict[tuple[str, ...], list[Layer]]]:
+    """The fields that a mask pattern shares with the images' pattern, and by their values the layers that it finds."""
+    layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
+    if not text:
+        return [], layers
+    said, labels = f"{key} = {text!r}", name_labels(competition.classes)
+    pattern = compile_pattern(key, text, {"class": labels})
+    known = {path for name, path in files if pattern.fullmatch(name)}
+    if unknown := {path for _, path in _match_images(compile_pattern(key, text), files, said)} - known:
+        raise Refused(f"{min(unknown)}: {{class}} in {key} is none of {', '.join(competition.classes)}")
+    shared = sorted(compile_pattern(key, images).groupindex.keys() & pattern.groupindex.keys() - OWN)
+    if not shared:
+        raise Refused(f"{said}: shares no field with {images!r}, so that nothing pairs them")
+    seen: dict[Path, Path] = {}
+    for fields, path in _match_images(pattern, files, said):
+        if (twin := seen.setdefault(path.with_suffix(""), path)) != path:
+            raise Refused(f"{path}: and {twin.name} beside it could both be the mask; {key} must say which")
+        label = labels[fields["class"]] if "class" in fields else None
+        if label == 0 and competition.overlap:
+            raise Refused(f"{path}: is of {competition.classes[0]!r}, but the first class is none of the others")
+        of_mask = layers[tuple(fields[name] for name in shared)]
+        of_mask += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
+    return shared, layers
 
 
 def _read_fold(text: str, id: str) -> int:
-    if not text:
-        return 1
     if text.isdecimal() and len(text) < 4:
         return int(text)
-    if text.lower() not in SPLITS:
+    if (fold := SPLITS.get(text.lower() or "train")) is None:
         raise Refused(f"source.fold: the sample {id!r} is in {text!r}; 0 to 999 or {', '.join(SPLITS)} would fit")
-    return SPLITS[text.lower()]
+    return fold

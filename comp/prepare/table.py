@@ -23,25 +23,25 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     for key in ("file", "runs"):
         if not own.get(key):  # type: ignore[call-overload]
             raise Refused(f'source.table.{key}: missing; as in {{ file = "train.csv", id = "id", runs = "rle_mask" }}')
-    path, column = folder / own["file"], own.get("id", "id")
-    rows = read_table(path, [column, own["runs"], *([own["class"]] if "class" in own else [])])
-    names = rows[own["class"]].tolist() if "class" in own else [""] * len(rows)
+    path, column, named = folder / own["file"], own.get("id", "id"), {"class", "split"} & own.keys()
+    columns = [column, own.get("class", column), own["runs"]]
+    rows = read_table(path, columns)[columns].to_numpy()
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
         raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
-    if len(classes) - ("border" in classes) > 2 and not {"class", "split"} & own.keys():
+    if len(classes) - ("border" in classes) > 2 and not named:
         raise Refused(f"source.table.class: missing, the column that says which class of {', '.join(classes[1:])}")
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
-    for row, (id, name, runs) in enumerate(zip(rows[column], names, rows[own["runs"]], strict=True), 2):
+    for row, (id, name, runs) in enumerate(rows, 2):
         where = f"{path}: row {row}"
         if "split" in own:
-            if not (parts := split.regex.fullmatch(id)):
+            if not (parts := split.fullmatch(id)):
                 raise Refused(f"{where}: {id!r} is not {own['split']!r} with one of the classes {', '.join(classes)}")
             id, name = parts["id"], parts["class"]
         layers = found.setdefault(as_seen(id), [])
         if runs.strip() not in empty:
-            if (label := labels.get(name) if {"class", "split"} & own.keys() else 1) is None:
+            if (label := labels.get(name) if named else 1) is None:
                 raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
             if not label:
                 raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
@@ -49,8 +49,9 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     return found
 
 
-def decode_layer(layer: Layer, sample: Sample, order: Order, relative: bool) -> np.ndarray:
+def decode_layer(layer: Layer, sample: Sample, order: Order, competition: Competition) -> np.ndarray:
     """A layer of run-lengths as bool (H, W). Raises Refused, naming the row."""
+    relative = competition.source.table.get("starts") == "relative"
     try:
         return decode_runs(str(layer.content), sample.size, order, relative)
     except Refused as refused:
@@ -58,24 +59,19 @@ def decode_layer(layer: Layer, sample: Sample, order: Order, relative: bool) -> 
         raise Refused(f"{layer.row}: {sample.id}, {sample.size[0]}×{sample.size[1]}: {refused}{hint}") from None
 
 
-def find_order(
-    competition: Competition, samples: Sequence[Sample], read: Callable[[Sample], np.ndarray]
-) -> tuple[Order, str]:
+def find_order(competition: Competition, samples: Sequence[Sample], read: Callable) -> tuple[Order, str]:
     """The order in which a table's runs count pixels, and the proof in words. Raises Refused where the TOML is wrong.
 
     In the wrong order masks fall apart: more runs lie across them. In a square image it is the transposed mask, whose
-    edges are not where the image, uint8 (H, W, C) by `read`, has its own."""
+    edges are not where the image, uint8 (H, W, C) by `read` of the sample, has its own."""
     table = competition.source.table
-    some = [one for one in samples if any(isinstance(layer.content, str) for layer in one.mask or ())]
+    some = [one for one in samples if one.mask and isinstance(one.mask[0].content, str)]
     oblong = [one for one in some if one.size[0] != one.size[1]]
     some = (oblong or some)[:: -(-len(oblong or some) // LOOKED_AT) or 1]
     scores, what = np.zeros((len(some), 2)), "runs across" if oblong else "contrast of the image along edges"
     for k, sample in enumerate(some):
-        layers = [layer for layer in sample.mask or () if isinstance(layer.content, str)]
-        relative = table.get("starts") == "relative"
-        column, row = (
-            np.any([decode_layer(layer, sample, order, relative) for layer in layers], axis=0) for order in ORDERS
-        )
+        layers = [[decode_layer(layer, sample, order, competition) for layer in sample.mask or ()] for order in ORDERS]
+        column, row = np.any(layers, axis=1)
         if oblong:
             scores[k] = _count_runs(column), _count_runs(row.T)
         else:

@@ -1,7 +1,6 @@
 """Figures of a run: its curves, several runs' together, the confusion; and sheets of small images, such as its errors.
 
-A notebook's style stays as it is. A history is a frame with an epoch a row and the columns epoch, seconds, lr,
-train_loss, valid_loss, score."""
+A history has an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score. A notebook's style stays as it is."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,8 @@ from comp.report.tables import format_number, shorten
 FAINT = "#8b949e"
 TRAIN, VALID, BEST, STOP = "#7f8fa6", "#0072b2", "#d55e00", "#8b3fa0"
 WIDTH, DPI = 5.5, 200  # inches: legible on a phone, and two go side by side on a wide page
-CELL = 280  # pixels: the larger side of one image
-WIDEST = 1600  # pixels: of a sheet, whose images are smaller where they are many
-GAP = 6  # pixels between images
-LINE = 22  # pixels of a line of text
-SHEET_DPI = 100
+CELL, WIDEST = 280, 1600  # pixels: the larger side of one image; of a sheet, whose images are smaller where many
+GAP, LINE = 6, 22  # pixels between images, and of a line of text
 # A light grey for class 0, usually the background, then Okabe and Ito's colours (2008).
 FIRST = ("#c4c8ce", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -43,9 +39,7 @@ styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
 
 @styled
 def draw_curves(history: pd.DataFrame, path: str | Path, *, best_epoch: int, stopped: str | None, title: str) -> None:
-    """Draw losses, score and learning rate over epochs; mark the best epoch and an early stop.
-
-    best_epoch is counted as in `history`; stopped says why training ended early, or is None."""
+    """Draw losses, score and learning rate over epochs; mark `best_epoch`, of `history`, and why it `stopped` early."""
     epoch = history["epoch"]
     figure, (losses, scores) = _figure(title, 5.5, ("loss", ""), ("score", "epoch"))
     losses.plot(epoch, history["train_loss"], ".-", color=TRAIN, label="train")
@@ -82,7 +76,6 @@ def draw_confusion(confusion: np.ndarray, margins: np.ndarray, classes: Sequence
     """Draw the confusion in percent of each true class, with each class's IoU.
 
     confusion: int64 (C, C), [truth, prediction]; margins: int64 (4, C). A class that is never true has an empty row."""
-    ious = metrics.iou(margins)
     names = [shorten(name, 22) for name in classes]
     percent = 100 * confusion / np.maximum(margins[1][:, None], 1)  # of overlapping classes more than 100 in a row
     side = np.clip(0.36 * len(names), WIDTH - 2, 11.5)
@@ -95,7 +88,7 @@ def draw_confusion(confusion: np.ndarray, margins: np.ndarray, classes: Sequence
             colour = "white" if share > 50 else "black"
             axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=size, color=colour)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    labels = [f"{name}  {format_number(iou, 3)}" for name, iou in zip(names, ious, strict=True)]
+    labels = [f"{name}  {format_number(iou, 3)}" for name, iou in zip(names, metrics.iou(margins), strict=True)]
     axes.set_yticks(range(len(names)), labels)
     axes.set(xlabel="predicted, % of the true class's pixels", ylabel="truth, and its IoU")
     axes.spines[:].set_visible(False)
@@ -121,9 +114,7 @@ def _figure(title: str, height: float, *labels: tuple[str, str]) -> tuple[Figure
 
 
 def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[str]]:
-    """Indices and labels of the three worst, three median cases and the best, in that order, or of fewer.
-
-    A NaN, the score of an image without a class to score, is chosen only where all are."""
+    """Indices and labels of the three worst, three median and the best case, or of fewer; a NaN only where all are."""
     n = int(np.isfinite(scores).sum()) or len(scores)
     order, middle = np.argsort(scores, kind="stable"), n // 2  # NaN comes last
     places = sorted({0, 1, 2, middle - 1, middle, middle + 1, n - 1} & {*range(n)})
@@ -133,9 +124,7 @@ def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[
 
 
 def case_rows(split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = ()) -> Iterator[Row]:
-    """A row a case: image, truth and prediction over it, and where they differ in the predicted colour.
-
-    Pixels whose truth is an `unscored` label never differ; it may be a class's own."""
+    """A row a case: image, truth, prediction, and where the two differ, which they never do at an `unscored` truth."""
     for row, prediction, label, score in cases:
         image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & ~np.isin(truth, [*unscored])
@@ -202,7 +191,7 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
     across = max(1, total // (8 * max(map(len, names)) + 40))
     row_height = 2 * LINE + height + 2 * GAP
     tall = len(fitted) * row_height + LINE * (1 + -(-len(legend) // across))
-    figure = Figure(figsize=(total / SHEET_DPI, tall / SHEET_DPI), dpi=SHEET_DPI)
+    figure = Figure(figsize=(total / 100, tall / 100), dpi=100)
     for r, (caption, cells) in enumerate(fitted):
         top = tall - r * row_height  # pixels, counted from below as matplotlib does
         figure.text(GAP / total, (top - LINE / 2) / tall, shorten(caption, total // 8), va="center")

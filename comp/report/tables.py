@@ -19,11 +19,8 @@ HEADLINES = {
 }
 # Columns with a format of their own; all other floats have four digits.
 FORMATS = {"share": "{:.2%}", "epochs": "{:.0f}", "seconds": "{:.0f}", "images/s": "{:.1f}", "M parameters": "{:.2f}"}
-STYLE: dict[str, Any] = {
-    "float_format": "{:.4f}".format,
-    "formatters": {column: form.format for column, form in FORMATS.items()},
-    "na_rep": "–",
-}
+STYLE: dict[str, Any] = {"float_format": "{:.4f}".format, "na_rep": "–"}
+STYLE["formatters"] = {column: form.format for column, form in FORMATS.items()}
 
 
 def format_number(value: float, digits: int = 4) -> str:

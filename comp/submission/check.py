@@ -1,6 +1,8 @@
 """Submission files read back, and refused where Kaggle would refuse them."""
 
 import csv
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,72 +14,69 @@ from comp.config import Competition
 from comp.data import arrays
 from comp.errors import Refused
 from comp.submission import runlength, write
+from comp.submission.archive import Sizes, check_archive
 from comp.submission.write import Key
 
 
 def check_submission(
-    path: str | Path,
-    competition: Competition,
-    ids: Iterable[Any] = (),
-    sizes: np.ndarray | tuple[int, ...] | None = None,
-    sample: str | Path | None = None,
+    path: str | Path, competition: Competition, ids: Iterable[Any] = (), sizes: Sizes = None, sample: Path | None = None
 ) -> int:
     """Read a submission back and refuse what Kaggle would; return how many rows it has.
 
-    `ids` are the test ids, `sizes` their (N, 2) heights and widths or one (height, width); what is not
-    given is not checked. With `sample`, the competition's sample_submission.csv, header and ids must be
-    the sample's. The order of rows is free. Memory holds one row, and the ids. Raises Refused, naming
-    the row (the first below the header is row 1), its id and the column."""
-    keys, ids, empty = len(write.key_columns(competition)), list(ids), competition.submission.empty
-    pixels = np.broadcast_to(runlength.UNKNOWN if sizes is None else np.prod(sizes, axis=-1), len(ids)).tolist()
-    pairs = zip(ids, pixels, strict=True)
-    areas = {key: area for image_id, area in pairs for key in write.row_keys(competition, image_id)}
-    rows = _read_rows(Path(path), keys)
-    header = next(rows)
+    `ids` are the test ids, `sizes` theirs; what is not given is not checked. With `sample`, the competition's
+    sample_submission.csv, header and ids must be the sample's. The order of rows is free. Memory holds one row, and the
+    ids. Raises Refused, naming the row (the first below the header is row 1), its id and the column."""
+    layout, ids = competition.submission, list(ids)
+    empty, by_object = layout.empty, layout.rows == "instance"
+    if layout.function:  # which alone knows what it wrote
+        if not Path(path).stat().st_size:
+            raise Refused(f"{path}: empty; that is what {layout.function} wrote")
+        return len(ids)
+    if layout.format == "files":
+        return check_archive(Path(path), competition, ids, sizes)
+    shapes = [()] * len(ids) if sizes is None else np.broadcast_to(sizes, (len(ids), 2)).tolist()
+    known = {key: size for one, size in zip(ids, shapes, strict=True) for key in write.row_keys(competition, one, size)}
+    header, rows = _read_pairs(path, competition)
     if sample is None:
-        known = ids and sizes is not None
-        expected = write.make_header(competition, pixels[0] if known else len(header) - 1)
+        expected = write.make_header(competition, math.prod(shapes[0]) if any(shapes) else len(header) - 1)
         source = f"competition {competition.name}"
     else:
-        sample_rows = _read_rows(Path(sample), keys)
-        expected, source = next(sample_rows), Path(sample).name
-    order = write.find_order(competition, expected)
-
-    places = np.argsort(order).tolist()  # of the key's fields and the value; none, where they are in their order
-
-    def parts(fields: list[str]) -> tuple[Key, str]:
-        *key, value = [fields[place] for place in places] or fields
-        return tuple(key), value
-
-    if sample is not None:
-        areas = {key: areas.get(key, runlength.UNKNOWN) for key, _ in map(parts, sample_rows)}
+        (expected, asked), source = _read_pairs(sample, competition), Path(sample).name
+        known = {key: known.get(key, ()) for key, _ in asked}
     write.check_header(path, header, expected, source)
     seen: set[Key] = set()
-    for row, (key, value) in enumerate(map(parts, rows), 1):
+    taken: dict[str, list[np.ndarray]] = defaultdict(list)  # of each image its objects' starts and ends
+    for row, (key, value) in enumerate(rows, 1):
         try:
-            if key in seen:
+            if key in seen and not by_object:
                 raise Refused("a second row of this id")
-            if areas and key not in areas:
-                raise Refused(f"no such id in {source}; there they look like {', '.join(next(iter(areas)))!r:.80}")
+            if known and key not in known:
+                raise Refused(f"no such id in {source}; there they look like {', '.join(next(iter(known)))!r:.80}")
             seen.add(key)
-            if competition.submission.format == "pixels":
+            if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, len(competition.classes))
             else:
-                if "," in value:
+                if "," in value and layout.runs != "json":
                     raise Refused(f"more fields than columns, behind {value.partition(',')[0]!r:.80}")
                 if not value and empty:
                     raise Refused(f"no value; an empty mask is written {empty!r}")
                 if value != empty:
-                    runlength.parse_runs(value, areas.get(key, runlength.UNKNOWN))
+                    pixels = math.prod(known.get(key) or [runlength.UNKNOWN])
+                    starts, lengths = runlength.parse_dialect(value, layout, pixels)
+                    if by_object:
+                        taken[key[0]].append(np.stack([starts, starts + lengths]))
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({', '.join(key)!r:.80}): {problem}") from None
-    if missing := [key for key in areas if key not in seen]:
-        raise Refused(
-            f"{path}: {len(missing)} of {len(areas)} rows are missing, the first is {', '.join(missing[0])!r:.80}"
-        )
+    for image_id, objects in taken.items():
+        starts, ends = (edges := np.concatenate(objects, 1))[:, edges[0].argsort()]
+        if (starts[1:] < ends[:-1]).any():
+            raise Refused(f"{path}: {image_id!r}: a pixel is of two objects")
+    there = {key[0] for key in seen if by_object}
+    if missing := [", ".join(key) for key in known if key not in seen and key[0] not in there]:
+        raise Refused(f"{path}: {len(missing)} of {len(known)} rows are missing, the first is {missing[0]!r:.80}")
     if not seen:
         raise Refused(f"{path}: no rows below the header")
-    return len(seen)
+    return row
 
 
 def check_against_input(path: Path, competition: Competition, folder: Path) -> int:
@@ -92,6 +91,14 @@ def check_against_input(path: Path, competition: Competition, folder: Path) -> i
 def read_header(path: str | Path) -> list[str]:
     """The names of a CSV file's columns. Raises Refused."""
     return next(_read_rows(Path(path), 1))
+
+
+def _read_pairs(path: str | Path, competition: Competition) -> tuple[list[str], Iterator[tuple[Key, str]]]:
+    """A file's header, and of each row its key and its value, in whichever order the columns are."""
+    rows = _read_rows(Path(path), len(write.key_columns(competition)))
+    places = np.argsort(write.find_order(competition, header := next(rows))).tolist()
+    ordered = ([fields[place] for place in places] or fields for fields in rows)
+    return header, ((tuple(key), value) for *key, value in ordered)
 
 
 def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:

@@ -1,25 +1,22 @@
-"""Run-lengths: "start length start length …" of the pixels that are set, starts counted from 1.
+"""Run-lengths: "start length start length …" of the pixels that are set, starts counted from 1; and their dialects.
 
 Encoding works on many masks at once: it finds the edges of all, and writes all numbers three digits at a time."""
 
+import json
 import re
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
+from comp.config import Order, Submission
 from comp.errors import Refused
-
-Order = Literal["column", "row"]
 
 UNKNOWN = 1 << 60  # pixels of an image whose size is not known
 CHUNK = 1 << 20  # pixels encoded at a time: their temporary arrays stay in the cache
 
 
 def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
-    """Run-lengths of masks (N, H, W), bool or uint8 (not 0 is set): N texts "start length start length …".
-
-    Starts count from 1, ascending; the text of an empty mask is ""."""
+    """Run-lengths of masks (N, H, W), bool or uint8 (not 0 is set): N texts; of an empty mask it is ""."""
     step = max(1, CHUNK // max(1, masks[:1].size))
     return [text for first in range(0, len(masks), step) for text in _encode(masks[first : first + step], order)]
 
@@ -35,12 +32,42 @@ def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", rela
     return flat.reshape(shape) if order == "row" else flat.reshape(shape[::-1]).T
 
 
-def parse_runs(text: str, pixels: int = UNKNOWN, relative: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (from 1) and lengths, int64, of one text; `pixels` is the image's area, if it is known.
+def to_dialect(text: str, layout: Submission, pixels: int) -> str:
+    """A text of `encode_runs`, not an empty one, as a competition writes it for images of so many pixels."""
+    if layout.runs == "absolute" and layout.base == 1:
+        return text
+    starts, lengths = parse_runs(text)
+    starts = starts - 1 + layout.base
+    if layout.runs in ("relative", "alternating"):
+        starts = np.diff(starts - layout.base - np.cumsum(lengths) + lengths, prepend=0)
+    values = np.stack([starts, lengths], axis=1).ravel().tolist()
+    if layout.runs == "alternating":
+        values.append(pixels - sum(values))
+    return json.dumps(values) if layout.runs == "json" else " ".join(map(str, values))
+
+
+def parse_dialect(text: str, layout: Submission, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
+    """What `parse_runs` gives, of a text of `to_dialect`. Raises Refused."""
+    if layout.runs == "json":
+        try:
+            text = " ".join(map(str, json.loads(text)))
+        except (ValueError, TypeError, RecursionError):
+            raise Refused(f"{text[:40]!r} is no list of numbers in JSON") from None
+    if layout.runs == "alternating":
+        words = text.split()
+        if pixels < UNKNOWN and (total := sum(int(word) for word in words if word.isdecimal())) != pixels:
+            raise Refused(f"the lengths are {total} pixels together; the image has {pixels}")
+        text = " ".join(words[:-1])
+    return parse_runs(text, pixels, layout.runs in ("relative", "alternating"), layout.base)
+
+
+def parse_runs(
+    text: str, pixels: int = UNKNOWN, relative: bool = False, base: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts, from 1, and lengths, int64, of one text that calls the first of the image's `pixels` `base`.
 
     Relative starts count the pixels since the end of the run before. Raises Refused for what is not a whole number, an
-    odd number of values, a start or length below 1, a run that starts before the end of the one before it, and one
-    that ends outside the image."""
+    odd number of values, a start or length below 1, and runs that overlap or end outside the image."""
     words = text.split()
     try:
         values = np.array(words, np.int64)
@@ -49,10 +76,10 @@ def parse_runs(text: str, pixels: int = UNKNOWN, relative: bool = False) -> tupl
         raise Refused(f"{wrong[:40]!r} is not a pixel's number or a length") from None
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
-    starts, lengths = values[::2], values[1::2]
+    starts, lengths = values[::2] + (0 if relative else 1 - base), values[1::2]
     if relative:
-        if (values < 0).any() or (values > pixels).any():
-            raise Refused(f"{values[(values < 0) | (values > pixels)][0]} is no number of the image's {pixels} pixels")
+        if (odd := values[(values < 0) | (values > pixels)]).size:
+            raise Refused(f"{odd[0]} is no number of the image's {pixels} pixels")
         starts = 1 + np.cumsum(starts) + np.cumsum(lengths) - lengths
     for broken, problem in (
         (starts < 1, "starts before pixel 1, the first"),
@@ -68,9 +95,8 @@ def parse_runs(text: str, pixels: int = UNKNOWN, relative: bool = False) -> tupl
 
 def _encode(masks: np.ndarray, order: Order) -> list[str]:
     """`encode_runs` of few enough masks (N, H, W) to be encoded at once."""
-    masks = masks.astype(bool, copy=False)
     count, height, width = (len(masks), masks[0].size, 1) if order == "row" else masks.shape  # rows: one long column
-    masks = masks.reshape(count, height, width)
+    masks = masks.astype(bool, copy=False).reshape(count, height, width)
     # A pixel is an edge if it differs from the one before it, which for the top of a column is the bottom of the
     # column to its left. One more row holds the edge behind the last pixel. Comparing in place and sorting the few
     # edges by column takes half the time of transposing the masks.
@@ -80,7 +106,11 @@ def _encode(masks: np.ndarray, order: Order) -> list[str]:
     np.not_equal(masks[:, 1:], masks[:, :-1], out=edge[:, 1:-1])
     np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edge[:, 0, 1:])
     edge[:, 0, 0], edge[:, -1, -1] = masks[:, 0, 0], masks[:, -1, -1]
-    found = _nonzero(edges)
+    # Where the edges are: few, so first the words of eight that hold any, then the places in those alone.
+    words = edges.view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[some].view(bool))
+    found = some[within >> 3] * 8 + (within & 7)
     if size <= np.iinfo(np.uint32).max:
         found = found.astype(np.uint32)  # half the memory to move, and quicker to divide
     line, column = _divmod(found, width)
@@ -95,16 +125,8 @@ def _encode(masks: np.ndarray, order: Order) -> list[str]:
     # The space behind a mask's last run becomes a line break, and masks without a run get an empty line.
     runs = np.bincount(number[::2], minlength=count)
     digits.view(np.uint8)[np.cumsum(runs)[runs > 0] - 1, -1] = ord("\n")
-    lines = iter(digits.tobytes().translate(None, b"\0").decode("ascii").split("\n"))
+    lines = iter(digits.tobytes().translate(None, b"\0").decode().split("\n"))
     return [next(lines) if any_run else "" for any_run in runs]
-
-
-def _nonzero(edges: np.ndarray) -> np.ndarray:
-    """np.flatnonzero of bool (n,), n a multiple of 8, of which few are set: first by words, then in those alone."""
-    words = edges.view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    within = np.flatnonzero(words[some].view(bool))
-    return some[within >> 3] * 8 + (within & 7)
 
 
 def _divmod(values: np.ndarray, divisor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,9 +148,5 @@ def _digits(values: np.ndarray, end: str = " ") -> list[np.ndarray]:
 @cache
 def _three_digits(end: str) -> np.ndarray:
     """uint32 (2000,): 0 to 999 without leading zeros (0 itself is nothing), then with them."""
-    texts = [
-        "\0\0\0\0",
-        *(f"{value:\0>3}{end}" for value in range(1, 1000)),
-        *(f"{value:03}{end}" for value in range(1000)),
-    ]
-    return np.frombuffer("".join(texts).encode(), np.uint32)
+    plain, padded = (f"{k:\0>3}{end}" for k in range(1, 1000)), (f"{k:03}{end}" for k in range(1000))
+    return np.frombuffer("".join(["\0\0\0\0", *plain, *padded]).encode(), np.uint32)

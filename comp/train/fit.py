@@ -1,15 +1,15 @@
 """The training loop, whole: one fold from arrays to weights."""
 
-import contextlib
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ from comp.train.step import Batch, Step
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses
 CHECKPOINT_SHARE = 0.02  # of the time is spent on them at most, so large models lose more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Watch = Callable[[int, Segmenter], None]  # called with the number of an epoch that has ended, from 1, and its model
+# Called when an epoch has ended, with its model, and with margins and values of its validation, if there was one.
+Watch = Callable[..., None]
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
 
@@ -60,17 +61,17 @@ class State:
     best_sound: bool = False  # whether the validation loss of the best epoch was finite
     history: list[dict[str, float]] = field(default_factory=list)
     ended: str = ""  # why training ended, once it has
+    weights: str = ""  # where the encoder's are from
 
 
 def fit(
     data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Watch | None = None
 ) -> tuple[Segmenter, State]:
-    """Train a fold and choose its best epoch; return that epoch's model. Without validation it is the last epoch's.
+    """Train a fold and choose its best epoch, without validation the last; return its model, and how training went.
 
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call goes
     on. The schedule is fitted into what is left until the machine's deadline, with time to spare for what comes after
-    training. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, its state on disk, and Refused when training diverges.
-    """
+    training. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, its state on disk, and Refused where it diverges."""
     from timm.utils import ModelEmaV3  # five seconds, which refusals need not wait for
 
     started, config, split, index = time.monotonic(), data.config, data.split, data.index
@@ -79,6 +80,8 @@ def fit(
     torch.manual_seed(config.seed)
     mean_and_deviation = segmenter.measure_normalisation(split.inputs, train)
     model, note = segmenter.build_segmenter(config.model, split.inputs.shape[3], len(classes), *mean_and_deviation)
+    if config.model.start:
+        note = runs.load_start(model, Path(config.model.start), folder.name, split.ids[valid])
     print(f"{config.model.architecture}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {note}")
     model.place(machine.device)
     averaging = ModelEmaV3(model) if config.ema else None
@@ -90,7 +93,7 @@ def fit(
     times = batches.draws_per_image(index.counts[train], config.oversample, classes)
     loader = batches.TrainBatches(split, train, times, config, machine.workers, pin=device.type == "cuda")
 
-    state, modules = State(), {"model": model} | ({"averaged": averaged} if config.ema else {})
+    state, modules = State(weights=note), {"model": model} | ({"averaged": averaged} if config.ema else {})
     if restored := runs.load_checkpoint(folder / runs.CHECKPOINT, modules, step.optimizer):
         scaling = restored.pop("scaler", {})
         if scaling and machine.device.dtype == torch.float16:  # it is empty from a CPU, and always 1 in bf16
@@ -126,31 +129,37 @@ def fit(
     def wait_for_batches() -> list[Batch]:
         """The batches of the next step. Nothing is half done meanwhile, so what ends the waiting costs nothing."""
         try:
-            with stop.heard_at_once():
-                return list(islice(loaded, config.optimizer.accumulate))
+            stop.waits = distributed.world_size() == 1  # ranks stop together, later
+            if stop.waits and stop.asked:
+                raise KeyboardInterrupt
+            group = list(islice(loaded, config.optimizer.accumulate))
+            stop.waits = False
+            return group
         except BaseException:
+            stop.waits = False
             settle()
             if state.trained:
                 save()
             raise
 
-    with contextlib.closing(loader), _stop_requests() as stop:
+    with closing(loader), _stop_requests() as stop:
         while not state.ended:
+            model.freeze(state.epoch < config.model.frozen_epochs)
             model.train()
             steps = loader.steps(state.epoch)
             average_every = min(EMA_EVERY, math.ceil(steps / config.optimizer.accumulate))  # once an epoch at least
             clock = time.monotonic()
-            bar = tqdm(
-                total=steps, initial=state.batch, desc=f"epoch {state.epoch + 1}/{config.epochs}",
-                leave=False, disable=True if distributed.rank() else None, unit="batch",
-            )  # fmt: skip
+            desc, hidden = f"epoch {state.epoch + 1}/{config.epochs}", True if distributed.rank() else None
+            bar = tqdm(total=steps, initial=state.batch, desc=desc, leave=False, disable=hidden, unit="batch")
             loaded = loader.epoch(state.epoch, skip=state.batch)
             while group := wait_for_batches():
                 state.lr = config.optimizer.lr * state.rate * schedule.learning_rate(config.schedule, state.progress)
                 loss = step(group, state.lr, [config.seed, state.epoch, state.batch])
                 state.updates += 1
                 if averaging and state.updates % average_every == 0:
-                    _average(averaging, model, config.ema**average_every, state.updates)
+                    # A young average forgets faster, or a short run would keep its random start.
+                    decay = min(config.ema**average_every, (1 + state.updates) / (10 + state.updates))
+                    averaging.apply_update_(model, decay)
 
                 samples, finite = sum(size for size, *_ in group), loss.isfinite()
                 sums += torch.stack([torch.where(finite, loss * samples, 0.0), finite * samples, ~finite])
@@ -172,19 +181,19 @@ def fit(
             bar.close()
             settle()
             if averaging and state.updates < average_every:
-                _average(averaging, model, 0.0, state.updates)
-            valid_loss = score = math.nan
+                averaging.apply_update_(model, 0.0)
+            valid_loss, score, counted = math.nan, math.nan, list[np.ndarray]()
             if len(valid):
                 looked = time.monotonic()
-                valid_loss, margins = evaluate(averaged, split, valid, loss_of, config.predict, config.competition)
+                valid_loss, *counted = evaluate(averaged, split, valid, loss_of, config.predict, config.competition)
                 # The first also pays for starting up; unless it is long, that would be most of what it shows.
                 if state.epoch or time.monotonic() - looked > 5.0:
                     timer.forward = (time.monotonic() - looked) / len(valid)
-                score = metrics.score(margins, metric)
-            if watch:
-                watch(state.epoch + 1, averaged)
+                score = metrics.score(counted[0], metric, counted[1])
             state.seconds = time.monotonic() - began
             _end_epoch(state, averaged, valid_loss, score, step.scaler.get_scale(), config, folder)
+            if watch:
+                watch(state, averaged, *counted)
         save()
         if distributed.agree(0.0, stop.asked)[1]:
             raise KeyboardInterrupt
@@ -196,18 +205,11 @@ def _end_epoch(
 ) -> None:
     """Enter an epoch into the history, keep its model if it is the best, settle how training goes on.
 
-    A `score` of NaN: nothing was validated, and the last epoch is the best. An epoch whose validation loss is not
-    finite is never better than one whose loss is. Raises Refused where the loss of most of its steps was not finite."""
-    row = {
-        "epoch": state.epoch + 1,
-        "seconds": round(state.seconds, 2),
-        "lr": state.lr,
-        "train_loss": state.loss / state.samples if state.samples else math.nan,
-        "valid_loss": valid_loss,
-        "score": score,
-        "scale": scale,
-    }
-    state.history.append(row)
+    Without validation `score` is NaN, and the last epoch the best. An epoch whose validation loss is not finite is
+    never better than one whose loss is. Raises Refused where the loss of most of its steps was not finite."""
+    seconds, train_loss = round(state.seconds, 2), state.loss / state.samples if state.samples else math.nan
+    row = {"epoch": state.epoch + 1, "seconds": seconds, "lr": state.lr, "train_loss": train_loss}
+    state.history.append(row | {"valid_loss": valid_loss, "score": score, "scale": scale})
     diverged = state.bad > math.ceil(state.batch / config.optimizer.accumulate) / 2
     sound = math.isnan(score) or math.isfinite(valid_loss)
     better = not diverged and (math.isnan(score) or (sound, score) > (state.best_sound, state.best_score))
@@ -215,14 +217,12 @@ def _end_epoch(
         state.best_sound, state.best_score, state.best_epoch = sound, score, state.epoch
         if not distributed.rank():
             segmenter.save_model(model, folder / runs.MODEL, config)
-    star = " *" if better else ""
-    validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{star}"
+    validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' * better}"
     scaled = f"  scale {scale:.0e}" if scale != 1.0 else ""
-    rates = f"{row['seconds']:7.1f} s  lr {state.lr:.1e}{scaled}  loss {row['train_loss']:.4f}"
-    print(f"epoch {row['epoch']:>3}/{config.epochs}  {rates}{validated}", flush=True)
+    rates = f"{seconds:7.1f} s  lr {state.lr:.1e}{scaled}  loss {train_loss:.4f}"
+    print(f"epoch {state.epoch + 1:>3}/{config.epochs}  {rates}{validated}", flush=True)
     if not distributed.rank():
-        history = pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n")
-        files.write_text(folder / runs.HISTORY, history)
+        files.write_text(folder / runs.HISTORY, pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n"))
     if diverged:
         fits = "try a lower optimizer.lr or optimizer.clip = 1.0"
         raise Refused(f"training diverged in epoch {state.epoch + 1}: most losses are NaN or infinite; {fits}")
@@ -231,70 +231,42 @@ def _end_epoch(
         state.rate = max(state.rate * config.schedule.factor, config.schedule.final)
     state.skipped += state.bad
     state.epoch, state.batch, state.loss, state.samples, state.bad = state.epoch + 1, 0, 0.0, 0, 0
-    if not state.ended:
-        if state.epoch >= config.epochs:
-            state.ended = "all epochs"
-        elif config.patience and waited >= config.patience:
-            state.ended = "early stop"
-        elif state.progress >= 1.0:
-            state.ended = "time budget"
+    early = config.patience and waited >= config.patience
+    ends = {"all epochs": state.epoch >= config.epochs, "early stop": early, "time budget": state.progress >= 1.0}
+    state.ended = state.ended or next((why for why, now in ends.items() if now), "")
 
 
 @torch.inference_mode()
 def evaluate(
     model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Loss, settings: Predict, competition: Competition
-) -> tuple[float, np.ndarray]:
-    """Mean loss, and margins int64 (n, 4, C) as `metrics` has them, over rows, without test-time augmentation."""
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean loss, margins int64 (n, 4, C) and values (n,) as `metrics` has them, without test-time augmentation."""
     model.eval()
 
-    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[Tensor, Tensor]:
+    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[Tensor, Tensor, Tensor]:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
         masks = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(logits.device)
         labels = predict.to_labels(logits, competition.overlap)
-        return loss_of(logits, masks).double() * len(batch), metrics.count_margins(masks, labels, competition)
+        true = None if split.instances is None else split.instances[batch]
+        values = torch.from_numpy(metrics.score_images(masks, labels, true, competition))
+        return loss_of(logits, masks).double() * len(batch), metrics.count_margins(masks, labels, competition), values
 
     # Each rank looks at its share, and the sum over ranks holds all.
     mine = np.arange(len(rows))[distributed.own_share()]
-    total, counted = torch.zeros((), dtype=torch.float64, device=model.device.device), []
-    for _, (loss, some) in predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device):
-        total += loss
-        counted.append(some)
+    total, by_image = torch.zeros((), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     margins = torch.zeros(len(rows), 4, len(competition.classes), dtype=torch.int64)
-    if counted:  # there may be fewer images than ranks
-        margins[mine] = torch.cat(counted).cpu()
-    return distributed.all_reduce(total.cpu()).item() / len(rows), distributed.all_reduce(margins).numpy()
-
-
-@torch.no_grad()
-def _average(averaging: Any, model: Segmenter, decay: float, updates: int) -> None:
-    # A young average forgets faster, or a short run would keep its random start.
-    averaging.apply_update_(model, min(decay, (1 + updates) / (10 + updates)))
-
-
-class _Stop:
-    """Whether Ctrl-C, SIGTERM or a lost terminal has asked training to stop, which the loop does at a safe place."""
-
-    asked = waits = False
-
-    @contextmanager
-    def heard_at_once(self) -> Iterator[None]:
-        """Around a wait at a safe place: raise KeyboardInterrupt in the midst of it. Ranks stop together, later."""
-        self.waits = distributed.world_size() == 1
-        try:
-            if self.waits and self.asked:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self.waits = False
+    looked = predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device)
+    if seen := [one for _, one in looked]:  # there may be fewer images than ranks
+        sums, counted, scored = zip(*seen, strict=True)
+        total, margins[mine], by_image[mine] = sum(sums, total), torch.cat(counted).cpu(), torch.cat(scored)
+    mean, *others = map(distributed.all_reduce, (total.cpu() / len(rows), margins, by_image))
+    return mean.item(), others[0].numpy(), others[1].numpy()
 
 
 @contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+def _stop_requests() -> Iterator[SimpleNamespace]:
+    """Turn the first Ctrl-C, SIGTERM or lost terminal into `asked`, and while the loop `waits` end the waiting."""
+    stop = SimpleNamespace(asked=False, waits=False)
 
     def ask(number: int, frame: Any) -> None:
         stop.asked = True
@@ -303,8 +275,9 @@ def _stop_requests() -> Iterator[_Stop]:
             stop.waits = False
             raise KeyboardInterrupt
 
-    wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in wanted}
+    main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in heard if main}
     try:
         yield stop
     finally:

@@ -1,11 +1,10 @@
 """The pages of a run and of a comparison: their tables and the figures that they left, nothing from outside."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from comp import files
-from comp.config import Config
+from comp.config import Competition, Config
 from comp.model import metrics
 from comp.report import figures, tables
 from comp.train.runs import Fold, find_folds, read_config
@@ -28,24 +27,24 @@ FIGURES = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A heading and what stands below it, in this order."""
 
     heading: str
     table: pd.DataFrame | None = None
     text: str = ""  # preformatted
     wrap: bool = True  # whether long lines of the text are wrapped; a table's are not
-    figures: list[dict[str, Any]] = field(default_factory=list)  # as `read_figures` gives them
+    figures: Sequence[dict[str, Any]] = ()  # as `read_figures` gives them
     folded: bool = False  # whether the figures open on a click
-    details: Mapping[str, str] = field(default_factory=dict)  # summaries and texts that open on a click
+    details: Mapping[str, str] = {}  # summaries and texts that open on a click
 
 
-def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section]) -> Path:
-    """Write a page of its sections, atomically."""
+def write_page(path: Path, title: str, subtitle: str, sections: Iterable[Section], live: bool = False) -> Path:
+    """Write a page of its sections, atomically; a live one loads itself anew."""
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Template(source, autoescape=True, trim_blocks=True)
-    files.write_text(path, template.render(title=title, subtitle=subtitle, sections=sections, to_html=tables.to_html))
+    about = {"title": title, "subtitle": subtitle, "sections": sections, "to_html": tables.to_html, "live": live}
+    files.write_text(path, template.render(about))
     return path
 
 
@@ -61,34 +60,18 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_run_page(run_folder: Path) -> Path:
+def write_run_page(run_folder: Path, live: Fold | None = None) -> Path:
     """Write runs/<competition>/<run>/report.html from what its folder and the audit beside it hold. Raises Refused.
 
-    Where there are several folds, curves.png and confusion.png of all of them are drawn beside it."""
+    `live` is a fold in training, whose metrics say under "left" how far it is; the page then loads itself anew."""
     config = read_config(run_folder)
-    folds = find_folds(run_folder)
-    competition, model, facts = config.competition, config.model, folds[0].metrics
-    every = {fold.number: fold.metrics for fold in folds}
-    confusion = np.sum([one["confusion"] for one in every.values()], axis=0)
-    margins = np.sum([one["margins"] for one in every.values()], axis=0)
-    by_class = tables.class_frame(metrics.scores(margins[None], competition.classes, competition.metric))
-    by_fold = tables.folds_frame(every)
-    for number, one in every.items():
-        by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
-        by_fold.loc[number, "ended by"] = one["ended"]
-        by_fold.loc[number, "time"] = str(timedelta(seconds=round(one["seconds"])))
-        by_fold.loc[number, "images/s"] = one["images_per_second"]
-    sections = [Section("Result", table=by_fold), Section("Classes, all folds as one", table=by_class)]
-    if len(folds) > 1:
-        ious = pd.concat([tables.class_frame(one)["IoU"] for one in every.values()], axis=1)
-        by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
-        histories = {f"fold {fold.number}": fold.history() for fold in folds}
-        figures.compare_curves(histories, run_folder / "curves.png", f"{competition.name}, all folds")
-        figures.draw_confusion(confusion, margins, competition.classes, run_folder / "confusion.png")
-        sections.append(Section("All folds", figures=read_figures(run_folder)))
-    for fold in folds:
-        if drawn := read_figures(fold.folder):
-            sections.append(Section(f"Fold {fold.number}", figures=drawn, folded=fold is not folds[0]))
+    folds = find_folds(run_folder, needed=not live)
+    competition, model, sections = config.competition, config.model, list[Section]()
+    if live:
+        heading = f"Fold {live.number}, in training: epoch {live.metrics['epochs']}, {live.metrics['left']}"
+        sections.append(Section(heading, figures=read_figures(live.folder)))
+    if folds:
+        sections += _describe_folds(run_folder, folds, competition)
     beside = {"What is decided after the blend": run_folder / "decisions"}
     for heading, place in (beside | {"What is odd in the data": run_folder.parent / "audit"}).items():
         if (said := place / f"{place.name}.txt").exists():
@@ -98,11 +81,39 @@ def write_run_page(run_folder: Path) -> Path:
     ran = command.read_text(encoding="utf-8") if command.exists() else ""
     values = {"every value of the configuration": config.model_dump_json(indent=2)}
     sections.append(Section("Command and configuration", text=ran, details=values))
+    facts = [*([live] if live else []), *folds][0].metrics
     title = f"{competition.title or competition.name}: {run_folder.name}"
-    network = f"{model.architecture} on {model.encoder}, weights {Path(model.encoder_weights).name}"
-    subtitle = f"recipe {config.recipe}, {network}; {len(folds)} of {config.folds.count} folds on {facts['device']}"
-    subtitle += f"; out-of-fold {facts['metric']}, test-time augmentation: {config.predict.tta} (none in the curves)"
-    return write_page(run_folder / "report.html", title, subtitle, sections)
+    subtitle = f"recipe {config.recipe}, {model.architecture}; {facts.get('weights') or model.encoder}; "
+    subtitle += f"{len(folds)} of {config.folds.count} folds on {facts['device']}; "
+    subtitle += f"out-of-fold {metrics.describe_metric(competition.metric)}, "
+    subtitle += f"test-time augmentation: {config.predict.tta} (none in the curves)"
+    return write_page(run_folder / "report.html", title, subtitle, sections, live is not None)
+
+
+def _describe_folds(run_folder: Path, folds: list[Fold], competition: Competition) -> Iterator[Section]:
+    """What finished folds scored, and their figures; those of all together are drawn in the run's folder."""
+    every = {fold.number: fold.metrics for fold in folds}
+    confusion, margins = (np.sum([one[key] for one in every.values()], axis=0) for key in ("confusion", "margins"))
+    by_class = tables.class_frame(metrics.scores(margins[None], competition.classes, competition.metric))
+    by_fold = tables.folds_frame(every)
+    for number, one in every.items():
+        by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
+        by_fold.loc[number, "ended by"] = one["ended"]
+        by_fold.loc[number, "time"] = str(timedelta(seconds=round(one["seconds"])))
+        by_fold.loc[number, "images/s"] = one["images_per_second"]
+    yield Section("Result", table=by_fold)
+    if len(folds) > 1:
+        ious = pd.concat([tables.class_frame(one)["IoU"] for one in every.values()], axis=1)
+        by_class["worst fold's IoU"], by_class["best"] = ious.min(axis=1), ious.max(axis=1)
+    yield Section("Classes, all folds as one", table=by_class)
+    if len(folds) > 1:
+        histories = {f"fold {fold.number}": fold.history() for fold in folds}
+        figures.compare_curves(histories, run_folder / "curves.png", f"{competition.name}, all folds")
+        figures.draw_confusion(confusion, margins, competition.classes, run_folder / "confusion.png")
+        yield Section("All folds", figures=read_figures(run_folder))
+    for fold in folds:
+        if drawn := read_figures(fold.folder):
+            yield Section(f"Fold {fold.number}", figures=drawn, folded=fold is not folds[0])
 
 
 def write_comparison(
@@ -110,8 +121,7 @@ def write_comparison(
 ) -> str:
     """Leave table.csv, curves.png and report.html of the runs that are done in a folder; return the table as text.
 
-    variants: the configuration of each run, by its name; done: its finished folds. "spread" is the sample standard
-    deviation of their scores."""
+    By the name of each run: its configuration; its finished folds, whose scores' sample deviation is "spread"."""
     competition = next(iter(variants.values())).competition
     numbers = sorted({fold.number for folds in done.values() for fold in folds})
     metric = f"{metrics.describe_metric(competition.metric)}, fold {', '.join(map(str, numbers))}"

@@ -1,13 +1,10 @@
-"""A run on disk: runs/<competition>/<run>/fold-<k>/, what a fold leaves there, and how it is found again.
-
-Weights and checkpoints are safetensors: nothing is ever pickled."""
+"""A run on disk, runs/<competition>/<run>/fold-<k>/: what a fold leaves there, never pickled, and how it is found."""
 
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,32 +21,29 @@ from comp.model import metrics
 from comp.report import tables
 
 MODEL, OOF, METRICS, HISTORY = "model.safetensors", "oof.npz", "metrics.json", "history.csv"
-CONFIG = "config.json"  # beside the folds
-CHECKPOINT = "checkpoint.safetensors"  # of an unfinished fold
-COLUMNS = ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
+CONFIG, CHECKPOINT = "config.json", "checkpoint.safetensors"  # beside the folds; of an unfinished one
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """A finished fold: its folder, number and metrics."""
 
     folder: Path
     number: int
     metrics: dict[str, Any]
 
-    def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """ids str (n,), planes uint8 (n, C - 1, H, W) of `predict.to_planes` mapped, margins int64 (n, 4, C)."""
-        names = ("ids", "planes", "margins")
+    def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """ids str (n,), planes uint8 (n, C - 1, H, W) mapped, margins int64 (n, 4, C) and values float64 (n,)."""
+        names = ("ids", "planes", "margins", "values")
         if lacking := {*names} - {*npz.list_keys(path := self.folder / OOF)}:
             raise Refused(f"{path}: of another version, without {min(lacking)}; delete its folder and train it again")
-        ids, planes, margins = (npz.read_member(path, key) for key in names)
-        return npz.read_array(ids), npz.map_member(planes), npz.map_member(margins)
+        ids, *others = (npz.read_member(path, key) for key in names)
+        return npz.read_array(ids), *map(npz.map_member, others)  # type: ignore[return-value]
 
     def history(self) -> pd.DataFrame:
         """Its epochs, a row each, as `report.figures` takes them. Raises Refused."""
-        path = self.folder / HISTORY
+        path, columns = self.folder / HISTORY, ("epoch", "seconds", "lr", "train_loss", "valid_loss", "score")
         try:
-            return pd.read_csv(path, usecols=COLUMNS, dtype=float)
+            return pd.read_csv(path, usecols=columns, dtype=float)
         except (OSError, ValueError) as error:
             raise Refused(f"{path}: not a training history ({error})") from None
 
@@ -82,9 +76,8 @@ def check_configuration(run_folder: Path, config: Config, number: int = 0) -> No
     if number == FULL and config.schedule.name == "plateau":
         fits = "train it as another --run with --set schedule.name=cosine, and epochs as the folds had"
         raise Refused(f"schedule.name: no validation shows a plateau to a model of all images; {fits}")
-    if not has_begun(run_folder) or not (run_folder / CONFIG).exists():
-        return
-    if difference := configs.first_difference(read_config(run_folder), config):
+    begun = has_begun(run_folder) and (run_folder / CONFIG).exists()
+    if begun and (difference := configs.first_difference(read_config(run_folder), config)):
         raise Refused(f"{run_folder} has another configuration ({difference}); name another --run, or delete it")
 
 
@@ -100,8 +93,8 @@ def read_config(run_folder: Path) -> Config:
 
 def summarize_folds(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
-    margins = np.concatenate([fold.oof()[2] for fold in done])
-    pooled = metrics.scores(margins, config.competition.classes, config.competition.metric)
+    margins, values = map(np.concatenate, zip(*(fold.oof()[2:] for fold in done), strict=True))
+    pooled = metrics.scores(margins, config.competition.classes, config.competition.metric, values)
     return tables.folds_table({fold.number: fold.metrics for fold in done}, pooled)
 
 
@@ -114,45 +107,68 @@ def read_fold(folder: Path) -> Fold:
         raise Refused(f"{folder / METRICS}: missing, damaged or old; delete {folder} and train it again") from None
 
 
-def find_folds(run_folder: Path, pattern: str = "fold-*") -> list[Fold]:
-    """The finished folds of a run, or "full", here or among a kernel's inputs, by number. Raises Refused for none."""
+def find_folds(run_folder: Path, pattern: str = "fold-*", needed: bool = True) -> list[Fold]:
+    """A run's finished folds, or "full", here or in a kernel's inputs, by number. Refused for none that is `needed`."""
     inputs = Path("runs", *run_folder.parts[-2:], pattern, METRICS)
     there = [path for path in files.find_below_input(METRICS) if path.match(str(inputs))]
-    found: dict[int, Fold] = {}
-    for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]:
-        fold = read_fold(path.parent)
-        found.setdefault(fold.number, fold)
-    if not found:
+    read = [read_fold(path.parent) for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]]
+    found = {fold.number: fold for fold in reversed(read)}  # of those with the same number the first
+    if needed and not found:
         raise Refused(f"{run_folder / pattern}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
+
+
+def load_start(model: nn.Module, run_folder: Path, fold: str, valid: np.ndarray) -> str:
+    """Give a model the weights that fit it of another run's fold, by the fold's folder; tell what fitted.
+
+    Raises Refused where that run may have trained on an image that this one validates on: `valid` are their ids."""
+    start = find_folds(run_folder, fold)[0]
+    if len(valid) and (known := {*valid.tolist()} - {*start.oof()[0].tolist()}):
+        fits = "the same folds.count, folds.seed and groups would fit"
+        raise Refused(f"model.start: {start.folder} may have trained on {min(known)!r}, which validates here; {fits}")
+    given, wanted = files.read_tensors(start.folder / MODEL)[0], model.state_dict()
+    fitting = {key: value for key, value in given.items() if key in wanted and value.shape == wanted[key].shape}
+    model.load_state_dict(fitting, strict=False)
+    lacking = [key for key in wanted if key not in fitting]
+    note = f"{start.folder}: {len(fitting)} of {len(wanted)} tensors fitted"
+    return note + f"; from scratch: {', '.join(lacking[:3])}{', …' * (len(lacking) > 3)}" * bool(lacking)
 
 
 def save_checkpoint(
     path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
 ) -> None:
     """Write modules, optimizer state and JSON-able facts, whole or not at all."""
-    tensors: dict[str, Tensor] = {}
-    for name, module in parts.items():
-        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{number}/{key}": value for key, value in state.items() if value is not None}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    states = {name: module.state_dict() for name, module in parts.items()}
+    states |= {f"optimizer/{number}": state for number, state in optimizer.state_dict()["state"].items()}
+    found = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in found.items() if value is not None}
     text = json.dumps(facts)
     files.write_tensors(path, tensors, {"facts": text, "checksum": _checksum(tensors, text)})
 
 
+@torch.no_grad()
 def load_checkpoint(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore what `save_checkpoint` wrote; return its facts, or None where there is no checkpoint.
-
-    Raises Refused for one that is damaged, or of another network or optimizer."""
+    """Restore what `save_checkpoint` wrote; its facts, None without it. Raises Refused for a damaged or other one."""
     if not path.exists():
         return None
     tensors, metadata = files.read_tensors(path)
     text = metadata.get("facts", "")
     if metadata.get("checksum") != _checksum(tensors, text):
         raise Refused(f"{path}: damaged, its checksum differs; delete it, and the same command starts anew")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
     try:
-        _restore(tensors, parts, optimizer)
+        for name, module in parts.items():
+            module.load_state_dict({k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}/")})
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, number, name = key.split("/")
+                parameter = parameters[int(number)]
+                if value.shape == parameter.shape:
+                    # Fused optimizers walk memory as it lies: a moment must lie as its parameter does (channels_last).
+                    value = torch.empty_like(parameter).copy_(value)
+                moments.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     except (RuntimeError, IndexError, ValueError):
         raise Refused(f"{path}: of another network or optimizer; name another --run, or delete it") from None
     return json.loads(text)
@@ -165,21 +181,3 @@ def _checksum(tensors: dict[str, Tensor], text: str) -> str:
         crc = zlib.crc32(f"{key} {value.dtype} {tuple(value.shape)}".encode(), crc)
         crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
-
-
-@torch.no_grad()
-def _restore(tensors: dict[str, Tensor], parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    for name, module in parts.items():
-        prefix = f"{name}/"
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, number, name = key.split("/")
-            parameter = parameters[int(number)]
-            if value.shape == parameter.shape:
-                # Fused optimizers walk memory as it lies, so a moment must lie as its parameter does (channels_last).
-                value = torch.empty_like(parameter).copy_(value)
-            state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

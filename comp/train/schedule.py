@@ -7,10 +7,7 @@ from comp.config import Schedule
 
 
 def learning_rate(schedule: Schedule, progress: float) -> float:
-    """The factor on `optimizer.lr` after `progress` (0..1) of the run.
-
-    one_cycle rises and falls along cosines (Smith and Topin 2018, arXiv:1708.07120); cosine rises
-    linearly; plateau and constant rise linearly and stay."""
+    """The factor on `optimizer.lr` after `progress`, 0..1; one_cycle is Smith and Topin's (2018, arXiv:1708.07120)."""
     warmup, final = schedule.warmup, schedule.final
     if progress < warmup:
         rise = progress / warmup
@@ -29,26 +26,21 @@ class Timer:
 
     def __init__(self, deadline: float, before: float, forwards: int):
         self.deadline, self.before, self.forwards = deadline, before, forwards
-        self.forward = 0.0
+        self.forward, self.last = 0.0, before
         self.started, self.first, self.samples, self.steps = time.monotonic(), 0.0, 0, 0
-        self.last = before
 
     def progress(self, epochs: float, samples: int) -> float:
-        """The share of the schedule that is done after a step of so many samples.
-
-        It is the larger one of `epochs`, the share of the epochs, and the share of the time. Prints a line where the
-        time cuts the schedule short."""
+        """The share of the schedule after a step of so many samples: `epochs`, that of the epochs, or the time's."""
         now = time.monotonic()
         if not self.first:
-            self.first = now  # the first step also pays for starting, so it says nothing about the next
-            self.last = max(epochs, self.before)
+            # The first step also pays for starting, so it says nothing about the next.
+            self.first, self.last = now, max(epochs, self.before)
             return self.last
         self.samples, self.steps = self.samples + samples, self.steps + 1
         # After the last step come a validation and out-of-fold predictions, all forward passes, and figures.
-        finishing = 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
-        if self.steps < 8:  # a slow start must not end the run
-            finishing = 0.0
-        left = self.deadline - finishing - self.started
+        left = self.deadline - self.started
+        if self.steps >= 8:  # a slow start must not end the run
+            left -= 4.0 + self.forwards * (self.forward or 0.5 * (now - self.first) / self.samples)
         spent = self.before + (1 - self.before) * min(1.0, (now - self.started) / max(left, 1e-9))
         if self.last < 0.8 and epochs < 1.0 <= spent:
             print(f"the time budget is too short: it ends the schedule at {self.last:.0%} of it")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm, parameters_to_vector
 
 from comp import distributed
 from comp.config import Config, Optimizer
@@ -18,13 +19,21 @@ from comp.model.segmenter import Segmenter
 Batch = tuple[int, Tensor, Tensor]
 
 
-def make_optimizer(optimizer: Optimizer, model: torch.nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(optimizer: Optimizer, model: Segmenter) -> torch.optim.Optimizer:
     """AdamW, Adam or SGD (Nesterov's) over what is trained; biases and norms are not decayed."""
     from timm.optim import create_optimizer_v2  # five seconds, which refusals need not wait for
 
     plain = optimizer.name == "sgd" and not optimizer.momentum  # timm's "sgd" is Nesterov's, which needs a momentum
     settings = optimizer.model_dump(include={"lr", "weight_decay", "momentum"})
     made = create_optimizer_v2(model, "momentum" if plain else optimizer.name, fused=True, **settings)
+    if optimizer.encoder_lr != 1:
+        if not (encoder := getattr(model.net, "encoder", None)):
+            raise Refused("optimizer.encoder_lr: this architecture has no encoder")
+        inside = {*encoder.parameters()}
+        for group in [*made.param_groups]:
+            own = [parameter for parameter in group["params"] if parameter in inside]
+            group["params"] = [parameter for parameter in group["params"] if parameter not in inside]
+            made.add_param_group(group | {"params": own, "lr_scale": optimizer.encoder_lr})
     if optimizer.name == "sgd" and not plain:
         for parameter in (parameter for group in made.param_groups for parameter in group["params"]):
             # Made by torch, it would stay uninitialised where the scaler leaves out the first step.
@@ -44,7 +53,6 @@ class Step:
         scale, kind = 2.0**16 if self.device.dtype == torch.float16 else 1.0, self.device.device.type
         self.scaler = torch.amp.GradScaler(kind, init_scale=scale, enabled=kind == "cuda")
         self.parts = 1
-        self._one = torch.ones((), device=self.device.device)
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
     def __call__(self, group: list[Batch], lr: float, seed: list[int]) -> Tensor:
@@ -53,16 +61,16 @@ class Step:
         Where the loss or a gradient is not finite, the weights stay as they are; so do the batch statistics where
         the loss is not. `seed` decides what is mixed and dropped. Raises Refused where memory does not suffice."""
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
-        before = _flatten(self._statistics)
+            parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
+        before = parameters_to_vector(self._statistics)
         loss = self._gradients(group, seed, before)
-        self._restore_statistics(torch.where(loss.isfinite(), _flatten(self._statistics), before))
+        self._restore_statistics(torch.where(loss.isfinite(), parameters_to_vector(self._statistics), before))
         norm = loss
         if self.clip:
             self.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            norm = clip_grad_norm_(self.model.parameters(), self.clip)
         elif not self.scaler.is_enabled():
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         # On a CPU the numbers are looked at; on a GPU, where that would stall, the scaler looks.
         if self.scaler.is_enabled() or (loss.isfinite() and norm.isfinite()):
             self.scaler.step(self.optimizer)
@@ -71,14 +79,12 @@ class Step:
         self.scaler.update(None if self.device.dtype == torch.float16 else 1.0)
         if self.device.dtype == torch.float16:
             # Halved by every step that is left out, it would become 0, and the next good step would write NaN.
-            self.scaler.update(self.scaler.scale(self._one).clamp(min=1.0))
+            self.scaler.update(self.scaler.scale(torch.ones_like(loss)).clamp(min=1.0))
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def _gradients(self, group: list[Batch], seed: list[int], before: Tensor) -> Tensor:
-        """Add up the gradients of a step, in more parts where memory is short; return its mean loss.
-
-        `before` are the batch statistics to begin from each time."""
+        """Add up a step's gradients, in parts where memory is short, from statistics `before`; return the mean loss."""
         while True:
             try:
                 return self._backward(group, seed)
@@ -86,9 +92,8 @@ class Step:
                 if not is_out_of_memory(error):
                     raise
                 if distributed.world_size() > 1:  # the others wait for this one's gradients
-                    raise Refused(
-                        f"rank {distributed.rank()}: out of memory; halve batch_size and double optimizer.accumulate"
-                    ) from None
+                    fits = "halve batch_size and double optimizer.accumulate"
+                    raise Refused(f"rank {distributed.rank()}: out of memory; {fits}") from None
                 if self.parts >= max(len(images) for _, images, _ in group):
                     raise Refused("out of memory with a single image; use a smaller model or crops") from None
             self.parts *= 2
@@ -97,8 +102,7 @@ class Step:
             print(f"out of memory: batches are now computed in {self.parts} parts")
 
     def _backward(self, group: list[Batch], seed: list[int]) -> Tensor:
-        # A function of its own: where memory runs out, what it held is let go before the next try, which
-        # mixes and drops the same as this one.
+        # A function of its own: where memory runs out, what it held is let go before the next try, which draws alike.
         generator = np.random.default_rng([*seed, distributed.rank()])
         torch.manual_seed(int(generator.integers(2**62)))  # dropout's, so that a resumed run draws the same masks
         samples = sum(size for size, *_ in group)
@@ -126,7 +130,3 @@ class Step:
         parts = flat.split([statistic.numel() for statistic in self._statistics])
         views = [part.view_as(statistic) for part, statistic in zip(parts, self._statistics, strict=True)]
         torch._foreach_copy_(self._statistics, views)
-
-
-def _flatten(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])

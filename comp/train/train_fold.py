@@ -3,8 +3,9 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,16 @@ from comp.errors import Refused, spare_what_is_trained
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
 from comp.report import figures, tables
-from comp.train import runs
-from comp.train.fit import fit
+from comp.train import pages, runs
+from comp.train.fit import State, fit
 from comp.train.runs import Fold
+
+SHARE = 0.02  # of the time that drawing the page of a fold in training may take
 
 
 def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) -> None:
-    """Refuse what would stop these folds, and be it after hours.
-
-    That is another configuration in the run's folder, a fold that cannot be trained, and a disk without the room for
-    what will be predicted out of fold. Raises Refused."""
+    """Refuse what would stop these folds, and be it after hours: another configuration in the run's folder, a fold
+    that cannot be trained, a disk without the room for what will be predicted out of fold."""
     images, classes = 0, data.config.competition.classes
     for number in numbers:
         runs.check_configuration(run_folder, data.config, number)
@@ -45,9 +46,8 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
 def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machine) -> Fold:
     """Train one fold to its end and leave all its files; what is there already is not done again.
 
-    `FULL` trains on all images that are not excluded and keeps the last weights, since no validation can choose
-    better ones. It leaves model.safetensors, history.csv and metrics.json without a score.
-    Raises Refused where the folder has another configuration, and KeyboardInterrupt."""
+    `FULL` trains on all images that are not excluded and keeps the last weights, since no validation can choose better
+    ones; its metrics have no score. Raises Refused as `check_folds` does, and KeyboardInterrupt."""
     folder = runs.fold_folder(run_folder, number)
     check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
@@ -75,60 +75,79 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
 def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> None:
     config, classes = data.config, data.config.competition.classes
     train, valid = data.rows(number)
-    fold = "" if number == FULL else f"fold {number}: "
-    print(f"{fold}{len(train)} images to train on, {len(valid) or 'none'} to validate on")
+    which = "" if number == FULL else f"fold {number}: "
+    print(f"{which}{len(train)} images to train on, {len(valid) or 'none'} to validate on")
     # The three with the most classes are watched, for the filmstrip.
     watched = np.argsort(-(data.index.counts[valid] > 0).sum(1), kind="stable")[:3]
 
-    def watch(epoch: int, model: Segmenter) -> None:
-        # At 1, 2, 4, 8 …: most changes early, and the last epoch is not known yet.
-        if len(watched) and epoch & (epoch - 1) == 0 and not distributed.rank():
-            looked = predict.predict_rows(model, data.split.inputs, valid[watched], config.predict)
-            with files.atomic_write(folder / f"frame-{epoch:05}.npy") as beside:
-                np.save(beside, torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy())
+    seen_at = 0.0  # when the page may be drawn again
+
+    def watch(state: State, model: Segmenter, *counted: np.ndarray) -> None:
+        nonlocal seen_at
+        if not counted or distributed.rank():
+            return
+
+        def look(at: np.ndarray | list[int]) -> np.ndarray:
+            looked = predict.predict_rows(model, data.split.inputs, valid[at], config.predict)
+            return torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
+
+        if state.epoch & (state.epoch - 1) == 0:  # 1, 2, 4, 8 …: most changes early, and the last is not known yet
+            with files.atomic_write(folder / f"frame-{state.epoch:05}.npy") as beside:
+                np.save(beside, look(watched))
+        began = time.monotonic()
+        if began > seen_at and not state.ended:
+            left = timedelta(seconds=round(state.seconds * (1 / max(state.progress, 1e-3) - 1)))
+            facts = {"best_epoch": state.best_epoch + 1, "epochs": state.epoch, "ended": ""}
+            facts |= {"device": str(machine.device), "left": f"{state.progress:.0%} done, about {left} left"}
+            live = Fold(folder, number, facts)
+            with spare_what_is_trained("report.html"):
+                _draw(live, data, watched, look, *counted)
+                pages.write_run_page(folder.parent, live)
+            seen_at = time.monotonic() + (time.monotonic() - began) / SHARE
 
     model, state = fit(data, number, folder, machine, watch)
     if distributed.rank():
         return
     trained = time.monotonic()
     facts: dict[str, Any] = {"fold": number, "folds": config.folds.count}
+    fold = Fold(folder, number, facts)
     if len(valid):
-        margins, confusion = _out_of_fold(folder / runs.OOF, model, data, valid)
-        facts |= metrics.scores(margins, classes, config.competition.metric)
-    facts |= {
-        "tta": config.predict.tta,
-        "best_epoch": state.best_epoch + 1,
-        "epochs": len(state.history),
-        "ended": state.ended,
-        "train_images": len(train),
-        "valid_images": len(valid),
-        "seconds": round(state.seconds + time.monotonic() - trained, 1),
-        "images_per_second": round(state.trained / max(state.training, 1e-9), 1),
-        "skipped_steps": state.skipped,
-        "device": str(machine.device),
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+        confusion = _out_of_fold(folder / runs.OOF, model, data, valid)
+        _, _, margins, values = fold.oof()
+        facts |= metrics.scores(margins, classes, config.competition.metric, values)
+    facts |= {"tta": config.predict.tta, "best_epoch": state.best_epoch + 1, "epochs": len(state.history)}
+    facts |= {"ended": state.ended, "train_images": len(train), "valid_images": len(valid)}
+    facts["seconds"] = round(state.seconds + time.monotonic() - trained, 1)
+    facts["images_per_second"] = round(state.trained / max(state.training, 1e-9), 1)
+    facts |= {"skipped_steps": state.skipped, "device": str(machine.device), "weights": state.weights}
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
     if len(valid):
         facts |= {"confusion": confusion.tolist(), "margins": margins.sum(0).tolist()}
         with spare_what_is_trained("figures"):
-            _draw(Fold(folder, number, facts), data, train, valid, watched, margins)
+            planes = fold.oof()[1]
+
+            def look(at: np.ndarray | list[int]) -> np.ndarray:
+                some = predict.from_planes(torch.from_numpy(planes[at]), model.overlap)
+                return predict.to_labels(some, model.overlap).numpy()
+
+            _draw(fold, data, watched, look, margins, values)
     files.write_json(folder / runs.METRICS, facts)  # last: it says that the fold is finished
 
 
-def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predict `rows`; write ids, the probabilities' planes as they come, and margins int64 (n, 4, C).
-
-    Returns the margins and the confusion of all rows, int64 (C, C)."""
+def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
+    """Predict `rows` and write what `Fold.oof` reads; return the confusion of all of them, int64 (C, C)."""
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
     confusion, ignored = torch.zeros(classes, classes, dtype=torch.int64), config.competition.arrays.ignored
-    margins: list[np.ndarray] = []
+    margins, values = list[np.ndarray](), list[np.ndarray]()
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels = predict.to_labels(probabilities, overlap)
             margins.append(metrics.count_margins(truth, labels, config.competition).cpu().numpy())
+            true = None if split.instances is None else split.instances[batch]
+            values.append(metrics.score_images(truth, labels, true, config.competition))
             if overlap:  # how much of each class was taken for each: together more than all of it
                 kept = truth if ignored is None else truth.masked_fill(truth == ignored, 0)
                 true, seen = metrics.split_classes(kept, classes), metrics.split_classes(labels, classes)
@@ -142,52 +161,48 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         ("ids", (n,), split.ids.dtype, [split.ids[rows]]),
         ("planes", (n, classes - 1, *size), np.uint8, blocks()),
         ("margins", (n, 4, classes), np.int64, margins),  # there once the planes are written
+        ("values", (n,), np.float64, values),
     ]
     npz.write_npz(path, members)
-    return np.concatenate(margins), confusion.numpy()
+    return confusion.numpy()
 
 
 def _draw(
-    fold: Fold, data: TrainingData, train: np.ndarray, valid: np.ndarray, watched: np.ndarray, margins: np.ndarray
+    fold: Fold, data: TrainingData, watched: np.ndarray, look: Callable, margins: np.ndarray, values: np.ndarray
 ) -> None:
-    config, split, own = data.config, data.split, data.config.competition
-    metric, classes, overlap = own.metric, own.classes, own.overlap
-    folder, best, ended = fold.folder, fold.metrics["best_epoch"], fold.metrics["ended"]
+    """Draw a fold that is finished, or in training; `look` gives the labels of some of the images that validate."""
+    config, split, own, folder = data.config, data.split, data.config.competition, fold.folder
+    metric, classes, overlap, best = own.metric, own.classes, own.overlap, fold.metrics["best_epoch"]
+    train, valid = data.rows(fold.number)
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
     unscored = {k for k in (own.arrays.ignored, 0 if metric.background == "drop_truth" else None) if k is not None}
-    planes = fold.oof()[1]
     if overlap:
         split = replace(split, masks=figures.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
 
     def predicted(at: np.ndarray | list[int]) -> np.ndarray:
-        labels = predict.to_labels(predict.from_planes(torch.from_numpy(planes[at]), overlap), overlap).numpy()
-        return figures.LastClasses(labels, unscored)[:] if overlap else labels
+        return figures.LastClasses(look(at), unscored)[:] if overlap else look(at)
 
-    stopped = None if ended == "all epochs" else ended
-    title = f"{config.competition.name} {config.recipe}, {folder.name}"
+    ended = fold.metrics["ended"]
+    stopped = None if ended in ("", "all epochs") else ended
+    title = f"{own.name} {config.recipe}, {folder.name}"
     figures.draw_curves(fold.history(), folder / "curves.png", best_epoch=best, stopped=stopped, title=title)
-    figures.draw_confusion(np.array(fold.metrics["confusion"]), margins.sum(0), classes, folder / "confusion.png")
+    if ended:
+        figures.draw_confusion(np.array(fold.metrics["confusion"]), margins.sum(0), classes, folder / "confusion.png")
 
     by_image = metric.model_copy(update={"average": "per_image", "empty": "left_out"})
-    scores = metrics.contribute(margins, metric if metric.average == "per_image" else by_image)
+    scores = metrics.contribute(margins, metric if metric.average == "per_image" else by_image, values)
     at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
     figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames = {k: figures.LastClasses(one, unscored)[:] if overlap else one for k, one in frames.items()}
-    frames[best] = predicted(watched)
-    film = {
-        f"epoch {epoch}" + ", kept" * (epoch == best): [(None, labels) for labels in frames[epoch]]
-        for epoch in sorted(frames)[-8:]
-    }
+    frames[best if ended else fold.metrics["epochs"]] = predicted(watched)
+    names = {epoch: f"epoch {epoch}" + ", kept" * bool(epoch == best and ended) for epoch in sorted(frames)[-8:]}
+    film = {name: [(None, labels) for labels in frames[epoch]] for epoch, name in names.items()}
     figures.draw_sheet(figures.series_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
 
     if transform := augment.build_transforms(config.augment.transforms):
-        draws = {
-            f"augmented {draw + 1}": [
-                transform(split.inputs[row], split.masks[row], 4 * place + draw) for place, row in enumerate(train[:3])
-            ]
-            for draw in range(4)
-        }
+        pairs = [(split.inputs[row], split.masks[row]) for row in train[:3]]
+        draws = {f"augmented {k + 1}": [transform(*one, 4 * i + k) for i, one in enumerate(pairs)] for k in range(4)}
         figures.draw_sheet(figures.series_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)

@@ -27,7 +27,7 @@ PARTS = {
     "loss": ("losses.py", "compute"),
     "backward": ("_tensor.py", "backward"),
     "optimizer": ("grad_scaler.py", "step"),
-    "averaged weights": ("fit.py", "_average"),
+    "averaged weights": ("model_ema.py", "apply_update_"),
     "validation": ("fit.py", "evaluate"),
     "checkpoints": ("runs.py", "save_checkpoint"),
     "weights written": ("segmenter.py", "save_model"),

@@ -1,0 +1,59 @@
+"""Objects, numbered from 1 in an array of the image's size, 0 is none: found in labels, matched with the true ones."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from comp.config import Competition, Metric
+
+
+def find_objects(labels: np.ndarray, competition: Competition, necks: Sequence[float] = ()) -> np.ndarray:
+    """The objects, int32 (H, W), that labels, uint8 (H, W), show: parts of one class that touch are one object.
+
+    They grow back over the class "border", which lies between objects. Of a class with a neck, a share of the image's
+    side, touching parts are two objects where each has a middle of its own: a watershed from the maxima of the distance
+    to the rim, which is smoothed over a neck, so that maxima are two necks apart at least."""
+    from skimage.feature import peak_local_max  # two seconds, which few need to wait for
+    from skimage.measure import label
+    from skimage.segmentation import watershed
+
+    found = np.zeros(labels.shape, np.int32)
+    for k in competition.written:
+        body, neck = labels == k, necks[k] * labels.size**0.5 if necks else 0.0
+        area = body | (labels == len(competition.classes) - 1) if competition.source.border else body
+        seeds = parts = label(body, connectivity=2)
+        if neck or competition.source.border:
+            depth = cv2.distanceTransform(body.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            if neck:
+                depth = cv2.GaussianBlur(depth, (0, 0), neck)
+                places = peak_local_max(depth, max(1, round(2 * neck)), labels=parts, exclude_border=False)
+                middles = np.zeros_like(body)
+                middles[tuple(places.T)] = True
+                seeds = label(body & (middles | ~np.isin(parts, parts[middles])), connectivity=2)  # each part has one
+            parts = watershed(-depth, seeds, mask=area)
+        np.copyto(found, parts + found.max(), where=(parts > 0) & (found == 0), casting="unsafe")
+    return found
+
+
+def match_objects(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """IoUs of the pairs that true and found objects make, each with one other at most; how many of both there are."""
+    t, f = (np.unique(np.append(0, one), return_inverse=True)[1][1:] for one in (true, found))  # numbers without gaps
+    rows, columns = t.max(initial=0) + 1, f.max(initial=0) + 1
+    shared = np.bincount(t * columns + f, minlength=rows * columns).reshape(rows, columns)
+    both = shared[1:, 1:]
+    ious = both / np.maximum(shared[1:].sum(1)[:, None] + shared[:, 1:].sum(0) - both, 1)
+    return ious[linear_sum_assignment(ious, maximize=True)], rows - 1, columns - 1
+
+
+def score_objects(true: np.ndarray, found: np.ndarray, metric: Metric) -> float:
+    """The mean over the metric's IoU thresholds of precision, hits / (hits + false + missed), or of F-beta."""
+    ious, t, f = match_objects(true, found)
+    if not t + f:  # no object, neither true nor found
+        return np.nan if metric.empty == "left_out" else float(1 if metric.empty is None else metric.empty)
+    hits = (ious[:, None] > np.array(metric.thresholds or (0.5,))).sum(0)
+    if metric.name == "object_precision":
+        return float((hits / (t + f - hits)).mean())
+    recall = metric.beta**2
+    return float(((1 + recall) * hits / (recall * t + f)).mean())
