@@ -319,8 +319,12 @@ def _check_together(config: Config) -> None:
         refuse(value == ignore, f"arrays.ignore: {ignore} is the class {name!r}; {fits}")
     refuse(near and 0 not in near, "arrays.neighbours: 0, the image itself, must be one of them")
     refuse(weights and not any(weights[metric.background != "keep" :]), "metric.weights: 0 for every scored class")
-    mixed = metric.average == "global" and (metric.empty is not None or metric.thresholds or metric.function or objects)
-    refuse(mixed, 'metric: average = "per_image" would fit beside empty, thresholds, objects or a function')
+    mixed = metric.average == "global" and (metric.empty is not None or metric.thresholds) and not objects
+    refuse(mixed, 'metric: average = "per_image" would fit beside empty and thresholds')
+    alone = metric == Metric(function=metric.function, average=metric.average)
+    refuse(metric.function and not alone, "metric.function: stands for the whole metric; no other key would fit")
+    dialect = layout.format != "rle" and (layout.runs, layout.base) != ("absolute", 1)
+    refuse(dialect, f"submission.runs, base: of run-lengths alone, not of {layout.format!r}")
     rows = {"pixels": ["image", "pixel"], "rle": ["image", "image_class", "instance"], "files": ["image"]}
     fits = f"with format {layout.format!r} {' or '.join(rows[layout.format])} would fit"
     refuse(layout.rows not in rows[layout.format], f"submission.rows: {layout.rows!r}; {fits}")
@@ -427,16 +431,19 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _one_line(error: ValidationError) -> str:
     first, *others = sorted(error.errors(), key=lambda one: -len(one["loc"]))  # of what is wrong the innermost
     # Behind a union's or a dict's location stands which alternative failed; the user has no such key.
-    key = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part))) or "configuration"
+    kind = re.compile(r"[\[(]|^(bool|int|str)$")
+    key = ".".join(str(part) for part in first["loc"] if not kind.search(str(part))) or "configuration"
     if first["type"] == "extra_forbidden":
         section: Any = Config
         for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
+        if key.partition(".")[0] in Competition.model_fields:
+            return f"{key}: no such key; competition.{key} would fit"
         return f"{key}: no such key{did_you_mean(str(first['loc'][-1]), [*section.model_fields])}"
     if first["type"] == "missing":
         return f"{key}: missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    if "[" in str(first["loc"][-1:]):  # of a union's alternatives the first; those at the same place fit as well
+    if kind.search(str((first["loc"] or ("",))[-1])):  # of a union; its alternatives at the same place fit as well
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
     return f"{key}: {message.replace('an object', 'a table')}, not {first['input']!r:.100}"

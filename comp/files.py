@@ -117,12 +117,13 @@ def blame(path: Path, after: Callable[[], str] = str) -> Iterator[None]:
     """Turn whatever code of the user's raises into one line, which names the file's line, and where it was."""
     try:
         yield
-    except Refused:
-        raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, Refused) or getattr(error, "code", 0) in (129, 143):  # SIGHUP, SIGTERM
+            raise
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = f"line {own[-1].lineno}" if own else f"line {getattr(error, 'lineno', '?')}"
-        raise Refused(f"{path}: {line}{after()}: {type(error).__name__}: {error}") from None
+        line = own[-1].lineno if own else getattr(error, "lineno", None)
+        where = f"line {line}{after()}: " * (line is not None)
+        raise Refused(f"{path}: {where}{type(error).__name__}: {error}") from None
 
 
 def find_below_input(name: str) -> Iterator[Path]:

@@ -33,6 +33,10 @@ def main(args: argparse.Namespace) -> int:
     config = cli.config(args)
     competition = config.competition
     names = cli.run_names(args, config)
+    if args.pseudo is not None and (competition.overlap or competition.arrays.ignored is None):
+        raise cli.Refused("--pseudo: needs --set competition.arrays.ignore=255 for unsure pixels, and no overlap")
+    if not 0 < (args.pseudo or 0.5) < 1:
+        raise cli.Refused(f"--pseudo {args.pseudo:g}: a probability between 0 and 1 would fit")
 
     from comp import distributed, files
     from comp.data import arrays
@@ -75,7 +79,8 @@ def main(args: argparse.Namespace) -> int:
         path = args.input / f"{competition.name}-pseudo.npz"
         blended = predict_blend(chosen, decisions.run, test, args.tta, config.predict.batch_size, device)
         write_pseudo_labels(path, blended, decisions, test, competition, args.pseudo)
-        print(f"train with it by --run pseudo --set competition.arrays.extra={path.name}")
+        settings = f"--set competition.arrays.ignore={competition.arrays.ignore}" if args.overrides else ""
+        print(f"train with it by --run pseudo --set competition.arrays.extra={path.name} {settings}")
         return 0
     made_of = identify(competition, chosen, decisions, tta, test, arrays.build_index(test, competition))
     # In a kernel it is what a code competition collects.

@@ -101,8 +101,8 @@ def test_the_first_difference_names_its_key():
         ),
         ("competition.arrays.labels=[0, 255]", "competition.arrays.labels: 2 values; 5, one for each class"),
         ("competition.metric.weights=[0.0,0.0,0.0,0.0,0.0]", "metric.weights: 0 for every scored class"),
-        ("competition.metric.empty=1", 'metric: average = "per_image" would fit beside empty, thresholds, objects'),
-        ("competition.metric.thresholds=[0.5]", 'metric: average = "per_image" would fit beside empty, thresholds'),
+        ("competition.metric.empty=1", 'metric: average = "per_image" would fit beside empty and thresholds'),
+        ("competition.metric.thresholds=[0.5]", 'metric: average = "per_image" would fit beside empty and thresholds'),
         ("competition.source.border=500", "competition.source.border: input should be less than or equal to 31"),
         (
             "loss.class_weights={sand=-1.0}",

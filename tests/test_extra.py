@@ -68,4 +68,6 @@ def test_a_blend_labels_the_test_set_and_a_run_trains_on_it(trained, monkeypatch
     told = inside(monkeypatch, capsys, "train_fold.py", *words, cwd=here)
     assert "fold 0 is finished" in told
     without = inside(monkeypatch, capsys, "ensemble.py", *TINY, "--pseudo", "0.5", cwd=here, status=2)
-    assert "arrays.ignore: 255 would say which pixels are unsure" in without
+    assert "needs --set competition.arrays.ignore=255" in without
+    wrong = inside(monkeypatch, capsys, "ensemble.py", *words[:-2], "--pseudo", "90", cwd=here, status=2)
+    assert "--pseudo 90: a probability between 0 and 1 would fit" in wrong

@@ -149,8 +149,9 @@ def test_a_function_of_ones_own_is_the_score(tmp_path):
     ("text", "problem"),
     [
         ("", r"own\.py: has no function score_image\(truth, prediction\)"),
-        ("def score_image(a, b):\n    return 'good'", "gives 'good'; a number or None would fit"),
+        ("def score_image(a, b):\n    return 'good'", "gives str 'good'; a number or None would fit"),
         ("def score_image(a, b):\n    return 1 / 0", "line 2: ZeroDivisionError"),
+        ("def score_image(a):\n    return 1", r"own\.py: TypeError: score_image\(\) takes 1"),
     ],
 )
 def test_functions_that_do_not_fit_are_refused(tmp_path, text, problem):
@@ -159,6 +160,12 @@ def test_functions_that_do_not_fit_are_refused(tmp_path, text, problem):
     one = torch.zeros(1, 4, 4, dtype=torch.uint8)
     with pytest.raises(Refused, match=problem):
         metrics.score_images(one, one, None, own)
+
+
+def test_a_function_that_leaves_out_every_image_is_refused(tmp_path):
+    metric = Metric(function=str(tmp_path / "own.py"))
+    with pytest.raises(Refused, match=r"own\.py: score_image leaves out every image"):
+        metrics.score(np.zeros((2, 4, 2), np.int64), metric, np.full(2, np.nan))
 
 
 def test_arrays_without_objects_are_refused_where_they_are_scored(tmp_path):
@@ -178,7 +185,6 @@ def test_arrays_without_objects_are_refused_where_they_are_scored(tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["competition.metric.average=global"],
         ["competition.overlap=true"],
     ],
 )

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 CPU = device.Device(torch.device("cpu"), torch.float32, "a test")
 SHAPES = {"mars": (64, 128, 1), "pets": (256, 256, 3), "voc": (256, 256, 3), "hurricane": (128, 128, 3)}
-COMPETITIONS = {"mars": "mars", "pets": "pets", "voc": "voc2007"}
+SHAPES |= {"nuclei": (256, 256, 3), "salt": (101, 101, 3)}
+COMPETITIONS = {"mars": "mars", "pets": "pets", "voc": "voc2007", "nuclei": "dsb2018", "salt": "tgs-salt"}
 
 
 @pytest.mark.parametrize("recipe", config.shipped_names("recipes"))

@@ -503,5 +503,5 @@ def test_a_function_of_ones_own_writes_the_file(tmp_path):
     assert [line.split(" ", 1)[1].rpartition(" ")[0] for line in lines] == ["(6, 9)", "(12, 18)", "(3, 5)"]
     (tmp_path / "other.py").write_text("def write_submission(path, predictions):\n    path.write_text('')\n")
     own = layout_of(function=str(tmp_path / "other.py"), suffix=".txt", classes=("none", "a"))
-    with pytest.raises(Refused, match="empty"):
+    with pytest.raises(Refused, match="left nothing at the path"):
         write_submission(tmp_path / "t.txt", iter(()), Decisions.neutral(1, 2), test, own, None)

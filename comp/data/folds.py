@@ -56,7 +56,7 @@ def _append_extra(data: TrainingData, input_folder: Path) -> TrainingData:
     split, index, own = data.split, data.index, data.config.competition
     only = {"arrays": Arrays(file=own.arrays.extra, ignore=own.arrays.ignored), "metric": Metric()}
     more = arrays.load_train(own.model_copy(update=only), input_folder)
-    found = arrays.build_index(more, own)
+    found = arrays.build_index(more, own.model_copy(update=only))
     if len(twins := np.flatnonzero(np.isin(found.image_hash, index.image_hash[data.folds >= 0]))):
         copies = f"{len(twins):,} images also validate, such as {str(more.ids[twins[0]])!r}"
         raise Refused(f"{own.arrays.extra}: {copies}; leave them out")

@@ -106,6 +106,8 @@ def write_submission(
         write_own = files.load_function(layout.function, "write_submission(path, predictions)")
         with files.atomic_write(path) as beside:
             write_own(beside, ((str(id), image) for batch in label() for id, image in zip(*batch, strict=True)))
+            if not (beside.is_file() and beside.stat().st_size):
+                raise Refused(f"{layout.function}: write_submission left nothing at the path that it was given")
     else:
         with open_writer(path, competition, read_header(sample) if sample else (), decisions.neck) as write:
             for ids, images in label():
@@ -122,15 +124,14 @@ def write_pseudo_labels(
 ) -> None:
     """Write the test images as an npz for `arrays.extra`, labelled as a blend sees them, pixel by pixel.
 
-    A pixel whose largest probability is below `least` is ignored. Raises Refused where no value means that."""
-    if competition.arrays.ignored is None or competition.overlap:
-        raise Refused(
-            "competition.arrays.ignore: 255 would say which pixels are unsure, of classes that do not overlap"
-        )
+    A pixel whose largest probability is below `least` is ignored. Raises Refused where that is every one."""
+    ignored = competition.arrays.ignored or 0  # kernels/ensemble.py has seen that there is one
     masks = np.empty(test.images.shape[:3], np.uint8)
     for rows, seen in blended:
         unsure = seen.amax(1) < least
-        masks[rows] = label_images(seen, decisions).masked_fill(unsure, competition.arrays.ignored).cpu().numpy()
+        masks[rows] = label_images(seen, decisions).masked_fill(unsure, ignored).cpu().numpy()
+    if (masks == ignored).all():
+        raise Refused(f"no pixel of the test images has a probability of {least:g}; a lower --pseudo would fit")
     members = {"train_images": test.images, "train_masks": masks, "train_ids": test.ids}
     npz.write_npz(path, [(key, array.shape, array.dtype, (array,)) for key, array in members.items()])
-    print(f"{path}: {len(masks):,} images, {(masks == competition.arrays.ignored).mean():.0%} of their pixels ignored")
+    print(f"{path}: {len(masks):,} images, {(masks == ignored).mean():.0%} of their pixels ignored")

@@ -66,7 +66,7 @@ def find_repository(model: Model) -> Repository | None:
         if wanted == "imagenet":  # stands for the default tag
             wanted = tag or getattr(timm.get_pretrained_cfg(name), "tag", wanted)
     else:
-        known = smp.encoders.encoders[model.encoder].get("pretrained_settings") or {}
+        known = smp.encoders.encoders.get(model.encoder, {}).get("pretrained_settings") or {}
     if not (about := known.get(wanted)):
         hint = did_you_mean(wanted, [*known, "none"])
         raise Refused(f"model.encoder_weights: {model.encoder} has no {wanted!r}{hint}")

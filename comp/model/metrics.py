@@ -117,7 +117,8 @@ def score_images(
             return objects.score_objects(there, objects.find_objects(predicted, competition, necks), metric)
         scored = own(labels, predicted)
         if scored is not None and not (isinstance(scored, int | float | np.number) and np.isfinite(scored)):
-            raise Refused(f"{metric.function}: score_image gives {scored!r:.60}; a number or None would fit")
+            found = f"{type(scored).__name__} {scored!r:.20}"
+            raise Refused(f"{metric.function}: score_image gives {found}; a number or None would fit")
         return np.nan if scored is None else float(scored)
 
     numbered = repeat(None) if true is None else true
@@ -133,6 +134,8 @@ def score(margins: np.ndarray, metric: config.Metric, values: np.ndarray | None 
     0, so that whatever is predicted there is free. A 0 predicted elsewhere counts against the class it should have
     been, and only there, where Keras' MeanIoU(ignore_class=0) gives class 0 a term of 0 as soon as one such pixel
     exists. Pixel accuracy has no mean over classes: "drop_class" changes nothing."""
+    if metric.function and values is not None and np.isnan(values).all():
+        raise Refused(f"{metric.function}: score_image leaves out every image that is scored")
     return float(combine(contribute(margins, metric, values), metric))
 
 
@@ -145,7 +148,7 @@ def contribute(margins: np.ndarray, metric: config.Metric, values: np.ndarray | 
 
 def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
     """The scores (…) of what images contributed, batches of them concatenated along the images' axis."""
-    if metric.average == "global":
+    if metric.average == "global" and not needs_images(metric):
         contributed = _values(contributed.sum(-3, keepdims=True), metric)
     return np.nan_to_num(_mean(contributed))
 

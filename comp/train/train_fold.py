@@ -102,7 +102,9 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
             live = Fold(folder, number, facts)
             with spare_what_is_trained("report.html"):
                 _draw(live, data, watched, look, *counted)
-                pages.write_run_page(folder.parent, live)
+                page = pages.write_run_page(folder.parent, live)
+                if not seen_at:
+                    print(f"{page} shows how it goes")
             seen_at = time.monotonic() + (time.monotonic() - began) / SHARE
 
     model, state = fit(data, number, folder, machine, watch)
