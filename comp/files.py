@@ -98,18 +98,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 @cache
-def load_function(file: str, call: str) -> Callable:
-    """A function of a Python file of the user's, which is called as `call`, "name(arguments)".
+def load_functions(file: str) -> dict[str, Callable]:
+    """The functions of a Python file of the user's, by name. Raises Refused where it cannot be run.
 
-    Raises Refused where there is none; what the function raises becomes Refused, too, and names the file's line."""
+    What they raise becomes Refused, too, and names the file's line."""
     path = Path(file)
     if not path.exists():
         raise Refused(f"{path}: no such file or folder")
     with blame(path):
-        function = runpy.run_path(file).get(call.partition("(")[0])
-    if not callable(function):
-        raise Refused(f"{path}: has no function {call}")
-    return blame(path)(function)
+        return {name: blame(path)(own) for name, own in runpy.run_path(file).items() if callable(own)}
+
+
+def load_function(file: str, *calls: str) -> Callable:
+    """The first function of a file that is there, of those which are called as "name(arguments)". Raises Refused."""
+    functions = load_functions(file)
+    for call in calls:
+        if own := functions.get(call.partition("(")[0]):
+            return own
+    raise Refused(f"{file}: has no function {' or '.join(calls)}")
 
 
 @contextmanager

@@ -241,9 +241,10 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         rows = check_submission(path, own, test.ids, test.shapes)
         assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
         truth = torch.from_numpy(train.masks.copy())
-        values = metrics.score_images(truth, truth, None, own)
-        margins = metrics.count_margins(truth, truth, own).numpy()
-        assert metrics.score(margins, own.metric, values) == 1
+        rows = np.arange(len(truth))
+        tally = metrics.Tally(rows, train.groups, own)
+        tally.add(rows, truth, truth)
+        assert metrics.score(tally.margins, own.metric, tally.counts) == pytest.approx(1)
 
 
 def test_every_competition_that_ships_is_drawn_here_or_elsewhere():

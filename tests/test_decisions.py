@@ -50,7 +50,7 @@ def write_fold(folder, number, ids, probabilities, masks):
         ("ids", ids.shape, ids.dtype, [ids]),
         ("planes", planes.shape, np.uint8, [planes]),
         ("margins", (len(ids), 4, classes), np.int64, [margins]),
-        ("values", (len(ids),), np.float64, [np.full(len(ids), np.nan)]),
+        ("counts", (len(ids), 2), np.float64, [np.full((len(ids), 2), np.nan)]),
     ]
     npz.write_npz(folder / runs.OOF, members)
     (folder / runs.METRICS).write_text(json.dumps({"fold": number, "train_images": 1, "valid_images": len(ids)}))
@@ -218,7 +218,7 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
         name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average=average), overlap=overlap,
         arrays=config.Arrays(ignore=255 if ignored else None),
     )  # fmt: skip
-    part = search._Part([planes], np.arange(3), np.arange(3), masks, None, CPU.device, overlap)
+    part = search._Part([planes], np.arange(3), np.arange(3), None, masks, None, CPU.device, overlap)
     plain = Decisions.neutral(1, classes)
     chain = replace(plain, factor=(1.0, *2.0 ** rng.uniform(-1, 1, classes - 1))) if kind != FACTOR else plain
     if kind in (AREA, TOTAL):

@@ -129,43 +129,78 @@ def test_a_pixel_of_two_objects_and_a_missing_image_are_refused(tmp_path):
         check_submission(path, NUCLEI, ["x", "y"], SIZE)
 
 
+def write_own(folder, text, **update):
+    (folder / "own.py").write_text(text)
+    metric = Metric(function=str(folder / "own.py"), average="per_image")
+    return NUCLEI.model_copy(update={"metric": metric} | update)
+
+
+def tally(own, truth, prediction, groups=None, batches=1):
+    rows = np.arange(len(truth))
+    found = metrics.Tally(rows, groups, own)
+    for some in np.array_split(rows, batches):
+        found.add(some, truth[some], prediction[some])
+    return found
+
+
 def test_a_function_of_ones_own_is_the_score(tmp_path):
-    own_file = tmp_path / "own.py"
-    own_file.write_text(
-        "def score_image(truth, prediction):\n    return None if not truth.any() else prediction.mean()\n"
-    )
-    metric = Metric(function=str(own_file), average="per_image")
-    own = NUCLEI.model_copy(update={"metric": metric})
+    text = "def score_image(truth, prediction):\n    return None if not truth.any() else prediction.mean()\n"
+    own = write_own(tmp_path, text)
     truth, prediction = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8)
     truth[:2, 0], prediction[0, :2] = 1, 1
-    values = metrics.score_images(truth, prediction, None, own)
-    assert values.tolist() == pytest.approx([0.5, 0, np.nan], nan_ok=True)
-    margins = metrics.count_margins(truth, prediction, own).numpy()
-    facts = metrics.scores(margins, own.classes, metric, values)
-    assert (facts["score"], facts["metric"]) == (0.25, "score_image of own.py per image")
+    found = tally(own, truth, prediction)
+    np.testing.assert_equal(found.counts, [[0.5, 1], [0, 1], [np.nan, np.nan]])
+    facts = metrics.scores(found.margins, own.classes, own.metric, found.counts)
+    assert (facts["score"], facts["metric"]) == (0.25, "score_image of own.py")
+
+
+GROUPED = """
+def score_group(truth, prediction):
+    return [(truth * prediction).sum(), truth.sum() + prediction.sum(), len(truth)]
+
+def combine_counts(counts):
+    return 2 * counts[0] / counts[1]
+"""
+
+
+@pytest.mark.parametrize("batches", [1, 2, 7])
+def test_a_group_is_scored_whole_and_counts_are_added_up(tmp_path, batches):
+    own = write_own(tmp_path, GROUPED)
+    random = np.random.default_rng(batches)
+    truth, prediction = (torch.from_numpy(random.integers(0, 2, (7, 4, 4), np.uint8)) for _ in range(2))
+    groups = np.array(["a", "b", "a", "", "b", "a", ""])  # without a group, an image is scored alone
+    found = tally(own, truth, prediction, groups, batches)
+    assert found.counts[[3, 4, 5, 6], 2].tolist() == [1, 2, 3, 1] and np.isnan(found.counts[:3]).all()
+    dice = 2 * (truth * prediction).sum() / (truth.sum() + prediction.sum())
+    assert metrics.score(found.margins, own.metric, found.counts) == pytest.approx(float(dice))
+    assert len(metrics.score_each(found.margins, own.metric, found.counts)) == 7
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", r"own\.py: has no function score_image\(truth, prediction\)"),
+        ("", r"own\.py: has no function score_image\(truth, prediction\) or score_group\(truth, prediction\)"),
         ("def score_image(a, b):\n    return 'good'", "gives str 'good'; a number or None would fit"),
+        ("def score_image(a, b):\n    return [1, 2]", r"gives list \[1, 2\]; a number or None would fit"),
         ("def score_image(a, b):\n    return 1 / 0", "line 2: ZeroDivisionError"),
         ("def score_image(a):\n    return 1", r"own\.py: TypeError: score_image\(\) takes 1"),
+        ("def score_group(a, b):\n    return 1", "score_group needs groups"),
+        ("combine_counts = score_image = lambda *a: 1", "gives int 1; several numbers, for combine_counts, always as"),
+        ("combine_counts = score_image = lambda *a: [1, 2]", r"combine_counts gives .*; a number would fit"),
     ],
 )
 def test_functions_that_do_not_fit_are_refused(tmp_path, text, problem):
-    (tmp_path / "own.py").write_text(text)
-    own = NUCLEI.model_copy(update={"metric": Metric(function=str(tmp_path / "own.py"), average="per_image")})
+    own = write_own(tmp_path, text)
     one = torch.zeros(1, 4, 4, dtype=torch.uint8)
     with pytest.raises(Refused, match=problem):
-        metrics.score_images(one, one, None, own)
+        found = tally(own, one, one)
+        metrics.score(found.margins, own.metric, found.counts)
 
 
 def test_a_function_that_leaves_out_every_image_is_refused(tmp_path):
     metric = Metric(function=str(tmp_path / "own.py"))
-    with pytest.raises(Refused, match=r"own\.py: score_image leaves out every image"):
-        metrics.score(np.zeros((2, 4, 2), np.int64), metric, np.full(2, np.nan))
+    with pytest.raises(Refused, match=r"own\.py: leaves out every image"):
+        metrics.score(np.zeros((2, 4, 2), np.int64), metric, np.full((2, 2), np.nan))
 
 
 def test_arrays_without_objects_are_refused_where_they_are_scored(tmp_path):

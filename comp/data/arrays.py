@@ -39,8 +39,7 @@ class Neighbours:
 
     def __init__(self, images: np.ndarray, groups: np.ndarray, offsets: Sequence[int]):
         self._images = images
-        numbers = np.unique(groups, return_inverse=True)[1]
-        numbers = np.where(groups == "", len(groups) + np.arange(len(groups)), numbers)
+        numbers = number_groups(groups)
         order = np.argsort(numbers, kind="stable")
         first, end = (np.searchsorted(numbers, numbers[order], side, order)[:, None] for side in ("left", "right"))
         near = np.clip(np.arange(len(order))[:, None] + np.array(offsets), first, end - 1)
@@ -105,6 +104,12 @@ class Index:
 def pick_class(labels: Any, k: int, overlap: bool) -> Any:
     """Where labels are of class `k`, bool of their shape; where classes overlap, bit k - 1 says so, and 0 is none."""
     return (labels & (1 << k - 1)) > 0 if overlap and k else labels == k
+
+
+def number_groups(groups: np.ndarray) -> np.ndarray:
+    """A number for each sample, the same for those of one group; without a group, "", one of its own."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    return np.where(groups == "", len(groups) + np.arange(len(groups)), numbers)
 
 
 def find_npz(file: str, folder: Path) -> Path:

@@ -83,7 +83,8 @@ def write_submission(
 
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse."""
-    counted, values, layout = list[np.ndarray](), list[np.ndarray](), competition.submission
+    layout = competition.submission
+    tally = metrics.Tally(np.arange(len(test.ids)), test.groups, competition, decisions.neck)
 
     def label() -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """The ids of a batch, and its labels at the images' own sizes."""
@@ -92,8 +93,7 @@ def write_submission(
                 labels = label_images(probabilities, decisions, competition.overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
-                counted.append(metrics.count_margins(truth, labels, competition).cpu().numpy())
-                values.append(metrics.score_images(truth, labels, None, competition, decisions.neck))
+                tally.add(rows, truth, labels)
             if test.sizes is None:
                 yield test.ids[rows], labels.cpu().numpy()
             else:
@@ -113,10 +113,9 @@ def write_submission(
             for ids, images in label():
                 write(ids, images)
     count = check_submission(path, competition, test.ids, test.shapes, sample)
-    if not counted:
+    if test.masks is None:
         return count, None
-    margins = np.concatenate(counted)
-    return count, metrics.scores(margins, competition.classes, competition.metric, np.concatenate(values))
+    return count, metrics.scores(tally.margins, competition.classes, competition.metric, tally.counts)
 
 
 def write_pseudo_labels(

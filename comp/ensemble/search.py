@@ -59,21 +59,22 @@ class _Part(NamedTuple):
 
     stored: Sequence[np.ndarray]  # of each run: uint8 (m, C - 1, H, W)
     places: np.ndarray  # in them
-    rows: np.ndarray  # of the split
+    rows: np.ndarray  # of the split, or of what is thinned
+    groups: np.ndarray | None
     masks: np.ndarray
     instances: np.ndarray | None
     device: torch.device
     overlap: bool
 
-    def blocks(self) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray | None]]:
-        """The probabilities (n, C, H, W) of each run, the truth uint8 (n, H, W), its objects; with flat memory."""
+    def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor, np.ndarray | None]]:
+        """Rows, probabilities (n, C, H, W) of each run, truth uint8 (n, H, W) and its objects; with flat memory."""
         step = max(1, BLOCK // self.stored[0][:1].size)
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
             truth = torch.from_numpy(self.masks[self.rows[some]]).to(self.device)
             true = None if self.instances is None else self.instances[self.rows[some]]
-            yield [predict.from_planes(one, self.overlap) for one in planes], truth, true
+            yield self.rows[some], [predict.from_planes(one, self.overlap) for one in planes], truth, true
         for array in (*self.stored, self.masks):
             release_pages(array)
 
@@ -165,24 +166,29 @@ def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], com
     counted: list[list[np.ndarray]] = [[] for _ in targets]
     groups, overlap = _candidates(kind, competition), competition.overlap
     classes, ignored = len(competition.classes), competition.arrays.ignored
-    each = kind in ("", RUN) or metrics.needs_images(competition.metric)  # value by value, which is slow
-    for runs, truth, true in part.blocks():
-        blended, values = _blend(runs, chain), None
-        seen = _look(blended, chain) if not each and not overlap else None
+    if kind in ("", RUN) or metrics.needs_images(competition.metric):  # value by value, which is slow
+        tried = [
+            [_decide(chain, kind, target, value) if kind else chain for group in groups for value in group]
+            for target in targets
+        ]
+        tallies = {one: metrics.Tally(part.rows, part.groups, competition, one.neck) for some in tried for one in some}
+        for rows, runs, truth, true in part.blocks():
+            for one, tally in tallies.items():
+                tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
+        stacked = [[(tallies[one].margins, tallies[one].counts) for one in some] for some in tried]
+        pairs = [map(np.stack, zip(*some, strict=True)) for some in stacked]
+        return [metrics.contribute(margins, competition.metric, counts) for margins, counts in pairs]
+    for _, runs, truth, _ in part.blocks():
+        blended = _blend(runs, chain)
+        seen = None if overlap else _look(blended, chain)
         known = truth if ignored is None else truth.masked_fill(truth == ignored, classes)
         for contributed, target in zip(counted, targets, strict=True):
-            if each:
-                tried = [_decide(chain, kind, target, value) if kind else chain for group in groups for value in group]
-                labels = [deciding.label_images(_blend(runs, one), one, overlap) for one in tried]
-                block = torch.stack([metrics.count_margins(truth, one, competition) for one in labels])
-                pairs = zip(labels, tried, strict=True)
-                values = np.stack([metrics.score_images(truth, a, true, competition, one.neck) for a, one in pairs])
-            elif seen is None:
+            if seen is None:
                 block = _tally_alone(truth, blended, chain, kind, target, groups, competition)
             else:
                 levels = [(*_levels(seen, kind, target, group), len(group)) for group in groups]
                 block = torch.cat([_tally(known, *one, target, classes) for one in levels])
-            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric, values))
+            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric))
     return [np.concatenate(contributed, 1) for contributed in counted]
 
 
@@ -284,8 +290,9 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
         for part in np.unique(dealt):
             at = np.flatnonzero(dealt == part)
             stored, places, masks, own = planes, at, split.masks, rows[at]
+            groups_of = None if split.groups is None else split.groups[own]
             if step > 1:  # few enough to stay in memory, so that no pass reads the files again
                 stored, masks = [one[at, :, ::step, ::step] for one in planes], split.masks[own, ::step, ::step]
                 places = own = np.arange(len(at))
-            parts.append(_Part(stored, places, own, masks, split.instances, device, competition.overlap))
+            parts.append(_Part(stored, places, own, groups_of, masks, split.instances, device, competition.overlap))
     return parts

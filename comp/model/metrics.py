@@ -4,6 +4,8 @@ They are, in this order: pixels that are right; that truly are of the class; tha
 predicted as it where the truth is not class 0. A class that neither truth nor prediction holds has no score and is
 left out of means; a mean over nothing is 0, as in Keras."""
 
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from comp import config, files
-from comp.data.arrays import pick_class
+from comp.data.arrays import number_groups, pick_class
 from comp.errors import Refused
 from comp.model import objects
 
@@ -99,58 +101,127 @@ def needs_images(metric: config.Metric) -> bool:
     return bool(metric.function) or metric.name.startswith("object_")
 
 
-def score_images(
-    truth: Tensor, prediction: Tensor, true: np.ndarray | None, competition: config.Competition, necks: tuple = ()
-) -> np.ndarray:
-    """Each image's value, float64 (n,), of a metric that looks at images; NaN where it is left out, and of others.
-
-    Truth and prediction are labels uint8 (n, H, W), `true` the numbered objects of the truth (n, H, W), which else are
-    found in it; `necks` are what `find_objects` takes. Raises Refused for what a function of the user's raises."""
-    metric = competition.metric
-    if not needs_images(metric):
-        return np.full(len(truth), np.nan)
-    own = files.load_function(metric.function, "score_image(truth, prediction)") if metric.function else None
-
-    def value(labels: np.ndarray, predicted: np.ndarray, there: np.ndarray | None) -> float:
-        if not own:
-            there = objects.find_objects(labels, competition) if there is None else there
-            return objects.score_objects(there, objects.find_objects(predicted, competition, necks), metric)
-        scored = own(labels, predicted)
-        if scored is not None and not (isinstance(scored, int | float | np.number) and np.isfinite(scored)):
-            found = f"{type(scored).__name__} {scored!r:.20}"
-            raise Refused(f"{metric.function}: score_image gives {found}; a number or None would fit")
-        return np.nan if scored is None else float(scored)
-
-    numbered = repeat(None) if true is None else true
-    with ThreadPoolExecutor() as pool:
-        return np.array([*pool.map(value, truth.cpu().numpy(), prediction.cpu().numpy(), numbered)], np.float64)
+def load_own(metric: config.Metric) -> Callable:
+    """The function of the user's that scores an image, or all images of a group. Raises Refused."""
+    return files.load_function(metric.function, "score_image(truth, prediction)", "score_group(truth, prediction)")
 
 
-def score(margins: np.ndarray, metric: config.Metric, values: np.ndarray | None = None) -> float:
-    """The competition's score of margins (N, 4, C), from 0 to 1; where it looks at images, of their values (N,).
+class Tally:
+    """What a score is made of, counted batch by batch of images.
+
+    `margins` are int64 (n, 4, C). `counts`, float64 (n, K), are of metrics that look at images: numbers which are added
+    up, of most a value and 1; NaN of an image that adds none, as all of a group but its last."""
+
+    def __init__(self, rows: np.ndarray, groups: np.ndarray | None, competition: config.Competition, necks: tuple = ()):
+        """`rows` are of all images that will come, in ascending order, `groups` theirs, str (n,). Raises Refused."""
+        metric = competition.metric
+        self._rows, self._competition, self._necks, self._own = rows, competition, necks, None
+        self.margins = np.zeros((len(rows), 4, len(competition.classes)), np.int64)
+        self.counts, self._known = np.full((len(rows), 2), np.nan), False
+        self.units = np.arange(len(rows))  # a number for each image, the same for those that are scored together
+        if metric.function:
+            self._own = load_own(metric)
+            self._several = "combine_counts" in files.load_functions(metric.function)
+            if self._own.__name__ == "score_group":
+                if groups is None:
+                    raise Refused(f"{metric.function}: score_group needs groups, as source.group makes them")
+                self.units = number_groups(groups)
+        self._sizes = Counter(self.units.tolist())
+        self._waiting: dict[int, dict[int, list]] = defaultdict(dict)
+
+    def add(self, rows: np.ndarray, truth: Tensor, prediction: Tensor, true: np.ndarray | None = None) -> None:
+        """Count some images: labels uint8 (n, H, W), `true` their objects, which else are found in the truth.
+
+        Raises Refused for what a function of the user's raises, and for what it gives that is no number."""
+        places = np.searchsorted(self._rows, rows)
+        self.margins[places] = count_margins(truth, prediction, self._competition).cpu().numpy()
+        if not needs_images(self._competition.metric):
+            return
+        whole = []
+        for place, *image in zip(places.tolist(), truth.cpu().numpy(), prediction.cpu().numpy(), strict=True):
+            waiting = self._waiting[unit := int(self.units[place])]
+            waiting[place] = image
+            if len(waiting) == self._sizes[unit]:
+                whole.append(self._waiting.pop(unit))
+        found = repeat(None) if true is None else true  # of single images alone
+
+        def count(images: dict[int, list], numbered: np.ndarray | None) -> np.ndarray:
+            truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
+            return self._score(truth, prediction, numbered)
+
+        with ThreadPoolExecutor() as pool:
+            for images, counts in zip(whole, pool.map(count, whole, found), strict=True):
+                if not self._known:  # how many there are
+                    self.counts, self._known = np.full((len(self._rows), len(counts)), np.nan), True
+                self.counts[max(images)] = counts
+
+    def _score(self, truth: np.ndarray, prediction: np.ndarray, true: np.ndarray | None) -> np.ndarray:
+        """Counts of one unit's images, labels (k, H, W)."""
+        competition = self._competition
+        if not self._own:
+            there = objects.find_objects(truth[0], competition) if true is None else true
+            found = objects.find_objects(prediction[0], competition, self._necks)
+            value: Any = objects.score_objects(there, found, competition.metric)
+            return np.array([value, 0 * value + 1])
+        value = self._own(*((truth, prediction) if self._own.__name__ == "score_group" else (truth[0], prediction[0])))
+        if value is None and not self._several:
+            return np.full(2, np.nan)
+        width = self.counts.shape[1] if self._known else np.size(value)
+        if not _are_numbers(value) or np.shape(value) != ((width,) if self._several else ()):
+            fits = "several numbers, for combine_counts, always as many" if self._several else "a number or None"
+            what = f"{self._own.__name__} gives {type(value).__name__} {value!r:.40}"
+            raise Refused(f"{competition.metric.function}: {what}; {fits} would fit")
+        return np.array(value if self._several else [value, 1], np.float64)
+
+
+def score(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None = None) -> float:
+    """The competition's score of margins (N, 4, C), from 0 to 1; where it looks at images, of their counts (N, K).
 
     "global" counts all samples as one image; "per_image" scores each and takes the mean. "drop_class" leaves class 0
     out of the mean; what is taken for it still costs the others. "drop_truth" also leaves out the pixels that are truly
     0, so that whatever is predicted there is free. A 0 predicted elsewhere counts against the class it should have
     been, and only there, where Keras' MeanIoU(ignore_class=0) gives class 0 a term of 0 as soon as one such pixel
     exists. Pixel accuracy has no mean over classes: "drop_class" changes nothing."""
-    if metric.function and values is not None and np.isnan(values).all():
-        raise Refused(f"{metric.function}: score_image leaves out every image that is scored")
-    return float(combine(contribute(margins, metric, values), metric))
+    if metric.function and counts is not None and np.isnan(counts).all():
+        raise Refused(f"{metric.function}: leaves out every image that is scored")
+    return float(combine(contribute(margins, metric, counts), metric))
 
 
-def contribute(margins: np.ndarray, metric: config.Metric, values: np.ndarray | None = None) -> np.ndarray:
-    """What images add to a score, of margins (…, N, 4, C): their values (…, N), or of a global one their sum, N = 1."""
+def contribute(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None = None) -> np.ndarray:
+    """What images add to a score, of margins (…, N, 4, C): counts (…, N, K), values (…, N), or of a global one a sum.
+
+    The sum is margins (…, 1, 4, C)."""
     if needs_images(metric):
-        return np.full(margins.shape[:-2], np.nan) if values is None else values
+        return np.full((*margins.shape[:-2], 2), np.nan) if counts is None else counts
     return margins.sum(-3, keepdims=True) if metric.average == "global" else _values(margins, metric)
 
 
 def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
     """The scores (…) of what images contributed, batches of them concatenated along the images' axis."""
-    if metric.average == "global" and not needs_images(metric):
+    if needs_images(metric):
+        sums = np.nansum(contributed, -2)
+        own = files.load_functions(metric.function).get("combine_counts") if metric.function else None
+        scores = np.apply_along_axis(own, -1, sums) if own else np.nan_to_num(_ratio(sums[..., 0], sums[..., 1]))
+        if not _are_numbers(scores) or scores.shape != sums.shape[:-1]:
+            raise Refused(f"{metric.function}: combine_counts gives {scores!r:.40}; a number would fit")
+        return scores
+    if metric.average == "global":
         contributed = _values(contributed.sum(-3, keepdims=True), metric)
     return np.nan_to_num(_mean(contributed))
+
+
+def score_each(margins: np.ndarray, metric: config.Metric, counts: np.ndarray) -> np.ndarray:
+    """A score for each image, float64 (N,), by which cases are chosen; where groups have one, Dice."""
+    if needs_images(metric):
+        if not metric.function or load_own(metric).__name__ == "score_image":
+            return np.array([np.nan if np.isnan(one).any() else combine(one[None], metric) for one in counts])
+        metric = config.Metric(name="dice", background="drop_class")
+    return _values(margins, metric.model_copy(update={"average": "per_image", "empty": "left_out"}))
+
+
+def _are_numbers(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind in "buif" and bool(np.isfinite(array).all())
 
 
 def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
@@ -173,9 +244,9 @@ def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
 
 
 def scores(
-    margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric, values: np.ndarray | None = None
+    margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric, counts: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own, of `values` where it has them.
+    """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own, of `counts` where it has them.
 
     Under "classes", by name: iou, dice, precision and recall, None where undefined; share, its part of all pixels."""
     pooled = margins.sum(0)
@@ -192,14 +263,14 @@ def scores(
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
     }
-    own = {"score": score(margins, metric, values), "metric": describe_metric(metric)}
+    own = {"score": score(margins, metric, counts), "metric": describe_metric(metric)}
     return own | readings | {"classes": by_class}
 
 
 def describe_metric(metric: config.Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
     if metric.function:
-        return f"score_image of {Path(metric.function).name} per image"
+        return f"{load_own(metric).__name__} of {Path(metric.function).name}"
     average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
     name = NAMES[metric.name].format(beta=metric.beta)

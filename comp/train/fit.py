@@ -34,7 +34,7 @@ from comp.train.step import Batch, Step
 CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses
 CHECKPOINT_SHARE = 0.02  # of the time is spent on them at most, so large models lose more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Called when an epoch has ended, with its model, and with margins and values of its validation, if there was one.
+# Called when an epoch has ended, with its model, and with margins and counts of its validation, if there was one.
 Watch = Callable[..., None]
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
@@ -240,27 +240,29 @@ def _end_epoch(
 def evaluate(
     model: Segmenter, split: TrainSplit, rows: np.ndarray, loss_of: Loss, settings: Predict, competition: Competition
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean loss, margins int64 (n, 4, C) and values (n,) as `metrics` has them, without test-time augmentation."""
+    """Mean loss, margins int64 (n, 4, C) and counts (n, K) as `metrics` has them, without test-time augmentation."""
     model.eval()
+    tally = metrics.Tally(rows, None if split.groups is None else split.groups[rows], competition)
 
-    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> tuple[Tensor, Tensor, Tensor]:
+    def look(images: Tensor, batch: np.ndarray, settings: Predict) -> Tensor:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
         masks = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(logits.device)
-        labels = predict.to_labels(logits, competition.overlap)
         true = None if split.instances is None else split.instances[batch]
-        values = torch.from_numpy(metrics.score_images(masks, labels, true, competition))
-        return loss_of(logits, masks).double() * len(batch), metrics.count_margins(masks, labels, competition), values
+        tally.add(batch, masks, predict.to_labels(logits, competition.overlap), true)
+        return loss_of(logits, masks).double() * len(batch)
 
     # Each rank looks at its share, and the sum over ranks holds all.
-    mine = np.arange(len(rows))[distributed.own_share()]
-    total, by_image = torch.zeros((), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    margins = torch.zeros(len(rows), 4, len(competition.classes), dtype=torch.int64)
+    mine = tally.units % distributed.world_size() == distributed.rank()
     looked = predict.for_each_batch(look, split.inputs, rows[mine], settings, model.device)
-    if seen := [one for _, one in looked]:  # there may be fewer images than ranks
-        sums, counted, scored = zip(*seen, strict=True)
-        total, margins[mine], by_image[mine] = sum(sums, total), torch.cat(counted).cpu(), torch.cat(scored)
-    mean, *others = map(distributed.all_reduce, (total.cpu() / len(rows), margins, by_image))
-    return mean.item(), others[0].numpy(), others[1].numpy()
+    total = sum((loss for _, loss in looked), torch.zeros((), dtype=torch.float64))
+    # There may be fewer images than ranks, and a rank without one does not know how many counts there are.
+    width, seen = tally.counts.shape[1], int(mine.any())
+    told = distributed.all_reduce(torch.tensor([width * seen, seen]))
+    counts = torch.zeros(len(rows), int(told[0] / told[1]), dtype=torch.float64)
+    counts[mine, :width] = torch.from_numpy(tally.counts[mine])
+    sums = (total.cpu() / len(rows), torch.from_numpy(tally.margins), counts)
+    mean, margins, counts = map(distributed.all_reduce, sums)
+    return mean.item(), margins.numpy(), counts.numpy()
 
 
 @contextmanager

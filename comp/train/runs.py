@@ -32,8 +32,8 @@ class Fold(NamedTuple):
     metrics: dict[str, Any]
 
     def oof(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """ids str (n,), planes uint8 (n, C - 1, H, W) mapped, margins int64 (n, 4, C) and values float64 (n,)."""
-        names = ("ids", "planes", "margins", "values")
+        """ids str (n,), planes uint8 (n, C - 1, H, W) mapped, margins int64 (n, 4, C), counts float64 (n, K)."""
+        names = ("ids", "planes", "margins", "counts")
         if lacking := {*names} - {*npz.list_keys(path := self.folder / OOF)}:
             raise Refused(f"{path}: of another version, without {min(lacking)}; delete its folder and train it again")
         ids, *others = (npz.read_member(path, key) for key in names)
@@ -93,8 +93,8 @@ def read_config(run_folder: Path) -> Config:
 
 def summarize_folds(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
-    margins, values = map(np.concatenate, zip(*(fold.oof()[2:] for fold in done), strict=True))
-    pooled = metrics.scores(margins, config.competition.classes, config.competition.metric, values)
+    margins, counts = map(np.concatenate, zip(*(fold.oof()[2:] for fold in done), strict=True))
+    pooled = metrics.scores(margins, config.competition.classes, config.competition.metric, counts)
     return tables.folds_table({fold.number: fold.metrics for fold in done}, pooled)
 
 

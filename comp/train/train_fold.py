@@ -115,8 +115,8 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     fold = Fold(folder, number, facts)
     if len(valid):
         confusion = _out_of_fold(folder / runs.OOF, model, data, valid)
-        _, _, margins, values = fold.oof()
-        facts |= metrics.scores(margins, classes, config.competition.metric, values)
+        _, _, margins, counts = fold.oof()
+        facts |= metrics.scores(margins, classes, config.competition.metric, counts)
     facts |= {"tta": config.predict.tta, "best_epoch": state.best_epoch + 1, "epochs": len(state.history)}
     facts |= {"ended": state.ended, "train_images": len(train), "valid_images": len(valid)}
     facts["seconds"] = round(state.seconds + time.monotonic() - trained, 1)
@@ -132,7 +132,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
                 some = predict.from_planes(torch.from_numpy(planes[at]), model.overlap)
                 return predict.to_labels(some, model.overlap).numpy()
 
-            _draw(fold, data, watched, look, margins, values)
+            _draw(fold, data, watched, look, margins, counts)
     files.write_json(folder / runs.METRICS, facts)  # last: it says that the fold is finished
 
 
@@ -141,15 +141,13 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
     confusion, ignored = torch.zeros(classes, classes, dtype=torch.int64), config.competition.arrays.ignored
-    margins, values = list[np.ndarray](), list[np.ndarray]()
+    tally = metrics.Tally(rows, None if split.groups is None else split.groups[rows], config.competition)
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels = predict.to_labels(probabilities, overlap)
-            margins.append(metrics.count_margins(truth, labels, config.competition).cpu().numpy())
-            true = None if split.instances is None else split.instances[batch]
-            values.append(metrics.score_images(truth, labels, true, config.competition))
+            tally.add(batch, truth, labels, None if split.instances is None else split.instances[batch])
             if overlap:  # how much of each class was taken for each: together more than all of it
                 kept = truth if ignored is None else truth.masked_fill(truth == ignored, 0)
                 true, seen = metrics.split_classes(kept, classes), metrics.split_classes(labels, classes)
@@ -159,18 +157,18 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
                 confusion.add_(metrics.count_confusion(truth, labels, classes, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
-    members = [
-        ("ids", (n,), split.ids.dtype, [split.ids[rows]]),
-        ("planes", (n, classes - 1, *size), np.uint8, blocks()),
-        ("margins", (n, 4, classes), np.int64, margins),  # there once the planes are written
-        ("values", (n,), np.float64, values),
-    ]
-    npz.write_npz(path, members)
+    def members() -> Iterator[tuple]:
+        yield "ids", (n,), split.ids.dtype, [split.ids[rows]]
+        yield "planes", (n, classes - 1, *size), np.uint8, blocks()
+        yield "margins", tally.margins.shape, np.int64, [tally.margins]  # there once the planes are written
+        yield "counts", tally.counts.shape, np.float64, [tally.counts]
+
+    npz.write_npz(path, members())
     return confusion.numpy()
 
 
 def _draw(
-    fold: Fold, data: TrainingData, watched: np.ndarray, look: Callable, margins: np.ndarray, values: np.ndarray
+    fold: Fold, data: TrainingData, watched: np.ndarray, look: Callable, margins: np.ndarray, counts: np.ndarray
 ) -> None:
     """Draw a fold that is finished, or in training; `look` gives the labels of some of the images that validate."""
     config, split, own, folder = data.config, data.split, data.config.competition, fold.folder
@@ -191,8 +189,7 @@ def _draw(
     if ended:
         figures.draw_confusion(np.array(fold.metrics["confusion"]), margins.sum(0), classes, folder / "confusion.png")
 
-    by_image = metric.model_copy(update={"average": "per_image", "empty": "left_out"})
-    scores = metrics.contribute(margins, metric if metric.average == "per_image" else by_image, values)
+    scores = metrics.score_each(margins, metric, counts)
     at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
     figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
