@@ -54,6 +54,7 @@ class Arrays(Section):
     test_ids: str = "test_ids"
     test_groups: str = "test_groups"
     test_sizes: str = "test_sizes"  # (N, 2) original height and width of images that were resized
+    test_places: str = "test_places"  # (N, 4) of windows, whose ids end in @…: top, left, the image's height and width
     scale: Annotated[float, Field(gt=0)] = 1.0  # images are multiplied by this before they become uint8
     labels: tuple[Annotated[int, Field(ge=0, le=255)], ...] = ()  # mask values of the classes; empty: 0, 1, 2, …
     ignore: Annotated[int, Field(ge=0, le=255)] | None = None  # the masks' value that is neither trained on nor scored
@@ -97,6 +98,9 @@ class Source(Section):
     labels: dict[str, str] = {}
     # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
     range: Literal["percentiles"] | tuple[float, float] | tuple[tuple[float, float], ...] = ()
+    # height, width of windows into which large images are cut; each becomes a row of `size`, and predictions are
+    # stitched together again
+    cut: tuple[Positive, Positive] | tuple[()] = ()
     size: tuple[Positive, Positive] = (256, 256)  # height, width of the arrays
 
 

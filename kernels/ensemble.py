@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     sample = arrays.find_sample_submission(competition, args.input)
     if path.exists() and path.with_suffix(".json").exists():
         print(f"{path} is there already, made of the same models with the same settings")
-        check_submission(path, competition, test.ids, test.shapes, sample)
+        check_submission(path, competition, *test.asked, sample)
         return 0
 
     print(f"{len(test.ids)} images; models: {len(made_of['models'])}; test-time augmentation: {tta}; on {device}")

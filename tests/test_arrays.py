@@ -458,8 +458,11 @@ def test_hashes_are_of_content_alone(folder):
     assert again.counts.sum() == 0 and again.constant.all()
     # As on every other machine: blake2b of the bytes.
     assert index.image_hash.dtype == np.uint64
-    zero = arrays.Split(np.zeros((1, 2, 4, 1), np.uint8), None, ids[:1], None, None)
-    assert arrays.build_index(zero, competition()).image_hash.tolist() == [0x18CC49CA5BEA08CA]
+    some = arrays.Split(np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1), None, ids[:1], None, None)
+    assert arrays.build_index(some, competition()).image_hash.tolist() == [0x757E83821C951DDF]
+    # Blank images are no copies of one another.
+    zeros = arrays.Split(np.zeros((3, 2, 4, 1), np.uint8), None, ids[:3], None, None)
+    assert len({*arrays.build_index(zeros, competition()).image_hash.tolist()}) == 3
 
 
 @pytest.mark.parametrize("ignore", [None, 255])

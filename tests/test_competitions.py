@@ -238,7 +238,7 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         path, labels = tmp_path / f"submission{own.submission.ending}", train.masks[:1]
         with open_writer(path, own) as write:
             write(test.ids, labels)
-        rows = check_submission(path, own, test.ids, test.shapes)
+        rows = check_submission(path, own, *test.asked)
         assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
         truth = torch.from_numpy(train.masks.copy())
         rows = np.arange(len(truth))

@@ -23,7 +23,7 @@ from comp.files import atomic_write, find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 LARGEST_SIDE = 65_535  # pixels of an original image
-INDEX_VERSION = 2  # raised when `build_index` changes, so that older caches are not used
+INDEX_VERSION = 3  # raised when `build_index` changes, so that older caches are not used
 BINCOUNT = 32  # labels from which on one count of all is faster than one for each
 INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
@@ -69,6 +69,7 @@ class Split:
     extra: np.ndarray | None = None  # bool (N,): which train in every fold and validate in none
     instances: np.ndarray | None = None  # integers (N, H, W): objects of each image, numbered from 1
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
+    places: np.ndarray | None = None  # int32 (N, 4) of windows: top, left, and height and width of their image
 
     @cached_property
     def inputs(self) -> np.ndarray | Neighbours:
@@ -79,9 +80,12 @@ class Split:
         return Neighbours(self.images, self.groups, self.neighbours)
 
     @property
-    def shapes(self) -> np.ndarray | tuple[int, ...]:
-        """Height and width that a submission must have: (N, 2), or one pair for all images."""
-        return self.images.shape[1:3] if self.sizes is None else self.sizes
+    def asked(self) -> tuple[np.ndarray, np.ndarray | tuple[int, ...]]:
+        """What a submission must have: ids str (n,); heights and widths, int32 (n, 2), or one pair for all images."""
+        if self.places is None:
+            return self.ids, self.images.shape[1:3] if self.sizes is None else self.sizes
+        names, first = np.unique([id.rpartition("@")[0] for id in self.ids.tolist()], return_index=True)
+        return names, self.places[first, 2:]
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,9 @@ def _scan(split: Split, competition: Competition) -> Index:
 
     def scan(first: int) -> None:
         for row in range(first, min(first + step, samples)):
-            image_hash[row] = _hash(split.images[row])
+            image = split.images[row]
+            # Blank images, as between the windows of a slide, are no copies of one another.
+            image_hash[row] = _hash(image if image.min() < image.max() else np.array(split.ids[row]))
             if split.masks is not None:
                 mask = split.masks[row]
                 mask_hash[row] = _hash(mask)
@@ -253,7 +259,8 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     cache = npz.cache_folder(folder)
     prefix = cache / f"{npz.file_state(path)}.{npz.digest([images.key, masks.key if masks else ''])}"
     loaded = images.load(ids, cache), masks.load(ids, cache) if masks else None
-    return Split(*loaded, ids, groups, sizes, folds, prefix, extra, instances, arrays.neighbours)
+    places = _read_optional(path, arrays, f"{part}_places", np.int32, (count, 4))
+    return Split(*loaded, ids, groups, sizes, folds, prefix, extra, instances, arrays.neighbours, places)
 
 
 def _check_neighbours(path: Path, arrays: Arrays, part: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from comp import files
 from comp.config import Competition, Predict
 from comp.data import npz
-from comp.data.arrays import Index, Split
+from comp.data.arrays import Index, Size, Split
 from comp.device import Device
 from comp.ensemble.decisions import Decisions, describe, label_images
 from comp.errors import Refused
@@ -30,7 +32,7 @@ from comp.train.runs import MODEL, Runs
 
 def identify(competition: Competition, runs: Runs, decisions: Decisions, tta: str, test: Split, index: Index) -> dict:
     """What a submission is made of, and its file's name, so that other models or settings never overwrite it."""
-    names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.shapes)
+    names, shapes = [folds[0].folder.parent.name for folds in runs], np.asarray(test.asked[1])
     made_of = {
         "competition": competition.name,
         "runs": names,
@@ -88,6 +90,12 @@ def write_submission(
 
     def label() -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """The ids of a batch, and its labels at the images' own sizes."""
+        if test.places is not None:
+            for name, whole, size in stitch_windows(blended, test):
+                labels = label_images(whole[None], decisions, competition.overlap)
+                # Decided before they are enlarged, since a slide of gigapixels has no room as probabilities.
+                yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
+            return
         for rows, probabilities in blended:
             if test.masks is not None or test.sizes is None:
                 labels = label_images(probabilities, decisions, competition.overlap)
@@ -112,10 +120,32 @@ def write_submission(
         with open_writer(path, competition, read_header(sample) if sample else (), decisions.neck) as write:
             for ids, images in label():
                 write(ids, images)
-    count = check_submission(path, competition, test.ids, test.shapes, sample)
-    if test.masks is None:
+    count = check_submission(path, competition, *test.asked, sample)
+    if test.masks is None or test.places is not None:
         return count, None
     return count, metrics.scores(tally.margins, competition.classes, competition.metric, tally.counts)
+
+
+def stitch_windows(blended: Predictions, test: Split) -> Iterator[tuple[str, Tensor, Size]]:
+    """Put windows together: ids of images, probabilities (C, h, w) in the windows' scale, and the images' own sizes.
+
+    Windows fade into one another. Memory holds an image until its last window has come."""
+    assert test.places is not None and test.sizes is not None
+    names = [id.rpartition("@")[0] for id in test.ids.tolist()]
+    left, canvases, fade = Counter(names), dict[str, Tensor](), predict.make_fade(test.images.shape[1:3])
+    for rows, probabilities in blended:
+        for row, seen in zip(rows.tolist(), probabilities.cpu(), strict=True):
+            name, scale = names[row], np.array(seen.shape[1:]) / test.sizes[row]
+            top, start, height, width = np.rint(test.places[row] * np.tile(scale, 2)).astype(int).tolist()
+            if name not in canvases:
+                canvases[name] = torch.zeros(len(seen) + 1, height, width)
+            top, start = min(top, height - len(fade)), min(start, width - fade.shape[1])
+            window = canvases[name][:, top : top + len(fade), start : start + fade.shape[1]]
+            window += torch.cat([seen * fade, fade[None]])
+            left[name] -= 1
+            if not left[name]:
+                whole = canvases.pop(name)
+                yield name, whole[:-1] / whole[-1], (int(test.places[row, 2]), int(test.places[row, 3]))
 
 
 def write_pseudo_labels(

@@ -96,9 +96,7 @@ def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings:
     places = _tiles(size, settings.tile)
     if len(places) == 1:
         return look_at(images)
-    # Hann's window, taken at the pixels' centres, is 0 nowhere: an image's own rim lies in one tile alone.
-    windows = (torch.hann_window(2 * (p.stop - p.start) + 1, periodic=False)[1::2] for p in places[0])
-    fade = torch.outer(*windows).to(images.device)
+    fade = make_fade([place.stop - place.start for place in places[0]]).to(images.device)
     cover = total = torch.zeros(size, device=images.device)
     step = max(1, settings.batch_size // len(images))
     for start in range(0, len(places), step):
@@ -110,6 +108,13 @@ def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings:
             total[:, :, y, x] += part * fade
             cover[y, x] += fade
     return total.div_(cover)
+
+
+def make_fade(size: Sequence[int]) -> Tensor:
+    """Weights of a tile's pixels, float32 (H, W), which fade towards its rim.
+
+    Hann's window, taken at the pixels' centres, is 0 nowhere: an image's own rim lies in one tile alone."""
+    return torch.outer(*(torch.hann_window(2 * side + 1, periodic=False)[1::2] for side in size))
 
 
 def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:

@@ -17,15 +17,16 @@ import numpy as np
 from tqdm import trange
 
 from comp import files
-from comp.config import Competition
+from comp.config import Competition, Source
 from comp.data import arrays, npz
 from comp.errors import Refused
 from comp.prepare import decode, masks
 from comp.prepare.find import find_samples
-from comp.prepare.samples import Finding, Sample
+from comp.prepare.samples import Finding, Sample, cut_windows, keep_latest
 from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
+WHOLE, OVERLAP = 0.0, 0.25  # of a window that is in the next one: to train on, and to predict
 VERSION = 5  # raised when the same files would give other rows
 
 
@@ -40,19 +41,22 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         if competition.arrays.neighbours and len({*groups}) == len(groups):
             raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
-        train, test = samples[: len(found.train)], samples[len(found.train) :]
+        images = samples[: len(found.train)]
+        train, test = _cut(images, own, WHOLE), _cut(samples[len(found.train) :], own, OVERLAP)
         if turned := sum(one.finding == "EXIF orientation" for one in odd):
             print(f"{source}: {turned:,} images are turned upright, as EXIF says; audit.png shows if masks fit")
-        if (needed := len(samples) * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
-            what = f"{len(samples):,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
+        count = len(train) + len(test)
+        if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
+            what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
-        scaling = decode.find_scaling(own.range, [one.images for one in train], channels, deep)
+        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
         rows = _Rows(size, channels, scaling, strict=True)
-        order, proof = find_order(competition, train, rows.original) if own.table else ("column", "")
+        order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
-        texts = "; ".join(filter(None, [str(scaling), proof, reader.text]))
+        cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
+        texts = "; ".join(filter(None, [cut, str(scaling), proof, reader.text]))
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
-        told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border]
+        told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
         digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
         if path.exists():
@@ -86,7 +90,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples, *_ = _inspect(found.test, rows.channels)
+        samples = _cut(_inspect(found.test, rows.channels)[0], competition.source, OVERLAP)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
         print(f"{id}: {finding}: {detail}")
@@ -121,6 +125,11 @@ def _state(sample: Sample) -> list:
     """What a sample is made of: another list once a file of it changes."""
     layers = [[npz.file_state(part) if isinstance(part, Path) else part, label] for part, label, _ in sample.mask or ()]
     return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
+
+
+def _cut(samples: Sequence[Sample], source: Source, overlap: float) -> list[Sample]:
+    """The samples, or their windows where `source.cut` says how large these are."""
+    return [part for one in samples for part in (cut_windows(one, source.cut, overlap) if source.cut else [one])]
 
 
 def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
@@ -183,8 +192,12 @@ class _Rows:
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
 
+        latest = keep_latest(self.original)
+
         def read_image(k: int) -> np.ndarray:
-            image = decode.resize_image(self.original(samples[k]), self.size)
+            (top, left), (height, width), whole = samples[k].place, samples[k].size, samples[k].whole
+            image = latest(whole) if whole else self.original(samples[k])
+            image = decode.resize_image(image[top : top + height, left : left + width], self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 
@@ -196,6 +209,9 @@ class _Rows:
         ids = np.array([sample.id for sample in samples])
         yield _member(f"{part}_ids", ids)
         yield _member(f"{part}_sizes", np.array([sample.size for sample in samples], np.int32))
+        if part == "test" and samples[0].whole:
+            places = [one.place + one.whole.size for one in samples if one.whole]
+            yield _member("test_places", np.array(places, np.int32))
         groups = np.array([sample.group for sample in samples])
         if part == "train" and not (groups != "").any():
             groups = audit.near_groups(thumbs, ids)

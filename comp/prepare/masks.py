@@ -5,8 +5,9 @@ PASCAL VOC's colours. `source.labels` says any other coding. A code without a me
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from comp.config import Competition
 from comp.data.arrays import Size
 from comp.errors import Refused, did_you_mean
 from comp.prepare import decode
-from comp.prepare.samples import Finding, Layer, Sample
+from comp.prepare.samples import Finding, Layer, Sample, keep_latest
 from comp.prepare.table import decode_layer
 from comp.report.tables import shorten
 from comp.submission.runlength import Order
@@ -54,7 +55,29 @@ class MaskReader:
     odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused.
+        """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused."""
+        competition, ignored = self.competition, self.competition.arrays.ignored
+        if sample.whole:
+            (top, left), (height, width) = sample.place, sample.size
+            labels, objects = (one[top : top + height, left : left + width] for one in self.latest(sample.whole))
+        else:
+            labels, objects = self.lay(sample)
+        size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
+        labels, objects = (cv2.resize(values, size, interpolation=nearest) for values in (labels, objects))
+        if width := competition.source.border:
+            # Where two objects lie in the square of this many pixels around a pixel.
+            square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
+            lowest = cv2.erode(np.where(objects == 0, between, objects), square)
+            border = (lowest < cv2.dilate(objects, square)) & (labels != ignored)
+            labels[border] = competition.classes.index(BORDER)
+        return labels, objects
+
+    @cached_property
+    def latest(self) -> Callable[[Sample], tuple[np.ndarray, np.ndarray]]:
+        return keep_latest(self.lay)
+
+    def lay(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """The layers laid together: labels and objects of the image's own size.
 
         Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
         competition, arrays = self.competition, self.competition.arrays
@@ -80,14 +103,6 @@ class MaskReader:
                 shared += np.count_nonzero(there & (objects > 0))
                 np.copyto(objects, parts + number, where=(parts > 0) & (objects == 0), casting="unsafe")
                 number += int(parts.max(initial=0))
-        size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
-        labels, objects = (cv2.resize(values, size, interpolation=nearest) for values in (labels, objects))
-        if width := competition.source.border:
-            # Where two objects lie in the square of this many pixels around a pixel.
-            square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
-            lowest = cv2.erode(np.where(objects == 0, between, objects), square)
-            border = (lowest < cv2.dilate(objects, square)) & (labels != arrays.ignored)
-            labels[border] = competition.classes.index(BORDER)
         if shared:
             lost = f"{shared:,} pixels are of two objects; the first has them"
             self.odd.add(Finding(sample.id, "objects overlap", lost))

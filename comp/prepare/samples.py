@@ -4,15 +4,20 @@
 a mask belong together where the fields that both patterns have are equal."""
 
 import csv
+import math
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from comp.config import Competition, Source
@@ -53,6 +58,8 @@ class Sample:
     group: str = ""
     extra: bool = False  # it trains in every fold, and never validates
     size: Size = (0, 0)  # of the image as it is read; `build` finds it
+    whole: "Sample | None" = None  # of a window, what it is cut from
+    place: Size = (0, 0)  # its top and left there
 
     @property
     def order(self) -> tuple:
@@ -64,6 +71,32 @@ class Sample:
     def mask_files(self) -> list[tuple[Path, int | None]]:
         """The files among the layers of its mask, with their labels."""
         return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]
+
+
+def cut_windows(sample: Sample, cut: Size, overlap: float) -> list[Sample]:
+    """Windows of `cut`, or of a whole side, that cover an image; the share `overlap` of one is in the next at least."""
+
+    def starts(side: int, length: int) -> list[int]:
+        spare = max(0, side - length)
+        return np.linspace(0, spare, 1 + math.ceil(spare / (length * (1 - overlap)))).round().astype(int).tolist()
+
+    places = [*product(*map(starts, sample.size, cut))]
+    size, group = (min(sample.size[0], cut[0]), min(sample.size[1], cut[1])), sample.group or sample.id
+    return [
+        replace(sample, id=f"{sample.id}@{y},{x}", group=group, size=size, whole=sample, place=(y, x))
+        for y, x in places
+    ]
+
+
+def keep_latest(function: Callable[[Sample], Any]) -> Callable[[Sample], Any]:
+    """The same function, which keeps its latest value for the windows of one image, and runs once at a time."""
+    kept, lock = lru_cache(maxsize=1)(function), Lock()
+
+    def call(sample: Sample) -> Any:
+        with lock:
+            return kept(sample)
+
+    return call
 
 
 @dataclass(frozen=True)

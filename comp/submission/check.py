@@ -83,7 +83,7 @@ def check_against_input(path: Path, competition: Competition, folder: Path) -> i
     if competition.datasets and not (folder / competition.file).exists():
         return check_submission(path, competition, sample=sample)
     test = arrays.load_test(competition, folder)
-    return check_submission(path, competition, test.ids, test.shapes, sample)
+    return check_submission(path, competition, *test.asked, sample)
 
 
 def read_header(path: str | Path) -> list[str]:
