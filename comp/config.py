@@ -107,9 +107,15 @@ class Source(Section):
 class Metric(Section):
     """The score that the competition counts; all others are printed beside it."""
 
-    # Of objects, matched by their IoU: precision is hits / (hits + false + missed), and thresholds are of the IoU.
-    name: Literal["mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta"] = "mean_iou"
-    function: str = ""  # instead, a .py file beside the TOML with score_image(truth, prediction): a number, or None
+    # Of objects, matched by their IoU: precision is hits / (hits + false + missed), and thresholds are of the IoU; dice
+    # is the sum of the pairs' Dice over the larger number of objects.
+    name: Literal[
+        "mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta", "object_dice"
+    ] = "mean_iou"
+    # Instead, a .py file beside the TOML with score_image(truth, prediction), labels uint8 (H, W), or of whole groups
+    # score_group(truth, prediction, ids), (N, H, W): a number, or None; or numbers that are added up, of which
+    # combine_counts(counts) makes the score.
+    function: str = ""
     average: Literal["global", "per_image"] = "global"
     beta: Annotated[float, Field(gt=0)] = 1.0  # f_beta: how many times as much as precision recall counts
     # per_image: what a class counts where neither truth nor prediction has it; by default 1, for mean_iou "left_out"
@@ -125,7 +131,7 @@ class Submission(Section):
 
     format: Literal["pixels", "rle", "files"] = "pixels"
     function: str = ""  # instead, a .py file beside the TOML with write_submission(path, predictions)
-    order: Order = "column"  # in which run-lengths count pixels
+    order: Order = "column"  # in which run-lengths count pixels; whose number comes first where each pixel has a row
     # start and length of each run, alone or as a list in JSON; relative: starts count from the end of the run before;
     # alternating: lengths of what is not set and what is, in turn
     runs: Literal["absolute", "relative", "alternating", "json"] = "absolute"

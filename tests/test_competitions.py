@@ -1,21 +1,27 @@
 """The competitions that ship: drawn downloads under their own file names become arrays, and hidden images, too."""
 
 import csv
+import io
+import json
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from drawn import image, save
+from PIL import Image
 
 from comp import config, files
 from comp.data import arrays
 from comp.model import metrics
 from comp.prepare import build
 from comp.submission.check import check_submission
-from comp.submission.runlength import encode_runs
+from comp.submission.runlength import decode_runs, encode_runs
 from comp.submission.write import open_writer
 
 SIZE = (24, 32)
+NASA = "nasa_rwanda_field_boundary_competition"
+PLANET = [f"2021_{month}/B0{band}" for month in ("03", "04", "08", "11") for band in range(1, 5)]
 # Of each competition: the names of images' files (a list where there are several bands), the ids that the submission
 # has, the groups where they matter, and a hidden image with its id.
 LAYOUTS = {
@@ -81,6 +87,38 @@ LAYOUTS = {
         {"AA498489": "train_satellite/AA498489_satellite.tif", "AG629689": "train_satellite/AG629689_satellite.tif"},
         ("AI624241", "test_satellite/AI624241_satellite.tif"),
     ),
+    "skin": (
+        {f"{k}_segmentation": f"Train/Train/Image/{k}.jpg" for k in ("ISIC_0000000", "ISIC_0000001")},
+        ("ISIC_0012169_segmentation", "Test/Test/Image/ISIC_0012169.jpg"),
+    ),
+    "nasa-harvest": (
+        {f"Tile{k}": [f"x/{NASA}_source_train/{NASA}_source_train_{k}_{b}.tif" for b in PLANET] for k in ("00", "07")},
+        ("Tile11", [f"x/{NASA}_source_test/{NASA}_source_test_11_{b}.tif" for b in PLANET]),
+    ),
+    "siim": (
+        {k: f"dicom-images-train/{k}.1/{k}.2/{k}.dcm" for k in ("1.2.276.8323329.1000", "1.2.276.8323329.10001")},
+        ("1.2.276.8323329.580", "dicom-images-test/1.1/1.2/1.2.276.8323329.580.dcm"),
+    ),
+    "landslide4sense": (
+        {k: f"TrainData/img/image_{k}.h5" for k in ("1", "10")},
+        ("1", "TestData/img/image_1.h5"),
+    ),
+    "hubmap-kidney": (
+        {"0486052bb@0,0": "train/0486052bb.tiff", "26dc41664@0,0": "train/26dc41664.tiff"},
+        ("b9a3865fc", "test/b9a3865fc.tiff"),
+    ),
+    "vesuvius-ink": (
+        {f"{k}@0,0": [f"train/{k}/surface_volume/{n:02}.tif" for n in range(65)] for k in "12"},
+        ("a", [f"test/a/surface_volume/{n:02}.tif" for n in range(65)]),
+    ),
+    "xview2": (
+        {k: [f"train/images/{k}_{when}_disaster.png" for when in ("pre", "post")] for k in ("nepal_01", "x_00000002")},
+        ("00000", [f"test/images/test_{when}_00000.png" for when in ("pre", "post")]),
+    ),
+    "recodai": (
+        {"10138-forged": "train_images/forged/10138.png", "10147-forged": "train_images/forged/10147.png"},
+        ("45", "test_images/45.png"),
+    ),
     "dfc2025": (
         {k: f"train/sar_images/{k}.tif" for k in ("TrainArea_0001", "TrainArea_0002")},
         ("ValArea_001", "val/sar_images/ValArea_001.tif"),
@@ -91,9 +129,14 @@ GROUPS = {
     "on-cloud-n": ["Chifunfu", "Lagos"],
     "uw-madison": ["case123"] * 2,
     "sennet": ["kidney_1_dense", "kidney_2"],
+    "hubmap-kidney": ["26dc41664", "0486052bb"],  # by number
+    "vesuvius-ink": ["1", "2"],
+    "recodai": ["10138", "10147"],
 }
-CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1}
-ROWS = {"image": 1, "instance": 1}  # of one image; the halves of an object are two where there is a border
+CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1, "xview2": 6}
+CHANNELS |= {"nasa-harvest": 16, "siim": 1, "landslide4sense": 14, "vesuvius-ink": 16}
+# Rows of one image; the halves of an object are two where there is a border.
+ROWS = {"image": 1, "instance": 1, "pixel": SIZE[0] * SIZE[1]}
 
 
 def draw(name, number, bright):
@@ -101,8 +144,14 @@ def draw(name, number, bright):
     base = np.where(bright, 200, 40) + image(number, SIZE, 0) // 8
     if name == "contrails":
         return np.repeat(243 + base[..., None] / np.float32(5), 8, axis=-1)
-    if name in ("on-cloud-n", "uw-madison", "sennet"):
+    if name in ("on-cloud-n", "uw-madison", "sennet", "nasa-harvest", "vesuvius-ink"):
         return base.astype(np.uint16) * 100
+    if name == "siim":
+        return base.astype(np.uint8)
+    if name == "landslide4sense":
+        return np.repeat(base[..., None] / np.float32(100), 14, axis=-1)
+    if name == "xview2":
+        return np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
     if name == "kelp":
         return np.repeat(base[..., None], 7, axis=-1).astype(np.int16) * 40 - 500
     return base.astype(np.uint8) if name in CHANNELS else np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
@@ -112,9 +161,29 @@ def save_images(folder, name, paths, number, bright):
     for path in [paths] if isinstance(paths, str) else paths:
         options = {"planarconfig": "contig"} if name == "kelp" else {}
         target = folder / path
+        if target.suffix in (".dcm", ".h5"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (save_dicom if target.suffix == ".dcm" else save_h5)(target, draw(name, number, bright))
+            continue
         save(target if target.suffix != ".tiff" else target.with_suffix(".tif"), draw(name, number, bright), **options)
         if target.suffix == ".tiff":
             target.with_suffix(".tif").rename(target)
+
+
+def save_dicom(path, pixels):
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.SOPClassUID, file.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, path.stem
+    file.set_pixel_data(pixels, "MONOCHROME2", 8)
+    file.save_as(path, enforce_file_format=True)
+
+
+def save_h5(path, values, key="img"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pytest.importorskip("h5py").File(path, "w") as file:
+        file[key] = values
 
 
 def table(folder, file, *rows):
@@ -182,6 +251,32 @@ def save_masks(folder, name, ids, masks):
             for id, mask in zip(ids, any_class, strict=True):
                 kidney, _, n = id.rpartition("_")
                 save(folder / f"train/{kidney}/labels/{n}.tif", mask * np.uint8(255))
+        case "skin":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"Train/Train/Mask/{id}.png", mask * np.uint8(255))
+        case "nasa-harvest":
+            for id, mask in zip(ids, any_class, strict=True):
+                place = folder / f"x/{NASA}_labels_train/{NASA}_labels_train_{id[4:]}"
+                save(place / "raster_labels.tif", mask.astype(np.float32))
+        case "siim":
+            rows = [(id, f" {to_relative(text[0])}") for id, text in zip(ids, texts, strict=True)]
+            table(folder, "train-rle.csv", ("ImageId", " EncodedPixels"), *rows)
+        case "landslide4sense":
+            for id, mask in zip(ids, any_class, strict=True):
+                save_h5(folder / f"TrainData/mask/mask_{id}.h5", mask.astype(np.uint8), "mask")
+        case "hubmap-kidney":
+            rows = [(id.partition("@")[0], text[0]) for id, text in zip(ids, texts, strict=True)]
+            table(folder, "train.csv", ("id", "encoding"), *rows)
+        case "vesuvius-ink":
+            for id, mask in zip(ids, any_class, strict=True):
+                save(folder / f"train/{id[0]}/inklabels.png", mask * np.uint8(255))
+        case "xview2":
+            for id, labels in zip(ids, exclusive(masks), strict=True):
+                save(folder / f"train/targets/{id}_post_disaster_target.png", labels.astype(np.uint8))
+        case "recodai":
+            for id, mask in zip(ids, any_class, strict=True):
+                halves = [mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k) for k in range(2)]
+                save(folder / f"train_masks/{id.partition('-')[0]}.npy", np.array(halves, np.uint8))
         case "kelp":
             for id, mask in zip(ids, any_class, strict=True):
                 save(folder / f"train_kelp/{id}_kelp.tif", mask.astype(np.uint8))
@@ -189,6 +284,15 @@ def save_masks(folder, name, ids, masks):
             for id, labels in zip(ids, exclusive(masks), strict=True):
                 save(folder / f"train/labels/{id}.tif", (labels + 1).astype(np.uint8))
                 save(folder / f"train/rgb_images/{id}.tif", image(1, SIZE))
+
+
+def to_relative(text):
+    """Run-lengths whose starts count from the end of the run before, from 0."""
+    values, end, said = [*map(int, text.split())], 1, []
+    for start, length in zip(values[::2], values[1::2], strict=True):
+        said += [start - end, length]
+        end = start + length
+    return " ".join(map(str, said))
 
 
 def exclusive(masks):
@@ -233,18 +337,40 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
     if hidden:
         test = arrays.load_test(own, tmp_path / "place")
         anew = arrays.load_test(own, build.prepare_hidden_test(own, tmp_path / "place"))
-        assert test.ids.tolist() == anew.ids.tolist() == [hidden[0]] and (test.images == anew.images).all()
+        assert test.asked[0].tolist() == anew.asked[0].tolist() == [hidden[0]] and (test.images == anew.images).all()
         # The truth of two training images, as if it were predicted for that test image: an accepted file, a full score.
         path, labels = tmp_path / f"submission{own.submission.ending}", train.masks[:1]
-        with open_writer(path, own) as write:
-            write(test.ids, labels)
+        if own.submission.function:
+            own_files = files.load_function(own.submission.function, "write_submission(path, predictions)")
+            own_files(path, zip(test.asked[0].tolist(), labels, strict=True))
+            check_own_files(name, path, labels[0])
+        else:
+            with open_writer(path, own) as write:
+                write(test.asked[0], labels)
         rows = check_submission(path, own, *test.asked)
         assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
         truth = torch.from_numpy(train.masks.copy())
         rows = np.arange(len(truth))
-        tally = metrics.Tally(rows, train.groups, own)
+        tally = metrics.Tally(train, rows, own)
         tally.add(rows, truth, truth)
         assert metrics.score(tally.margins, own.metric, tally.counts) == pytest.approx(1)
+
+
+def check_own_files(name, path, labels):
+    if name == "recodai":
+        rows = [*csv.reader(path.read_text().splitlines())]
+        assert rows[0] == ["case_id", "annotation"] and rows[1][0] == "45"
+        masks = [decode_runs(" ".join(map(str, json.loads(text))), SIZE) for text in rows[1][1].split(";")]
+        assert (np.any(masks, axis=0) == labels).all()
+        return
+    with zipfile.ZipFile(path) as archive:
+        there = {member: io.BytesIO(archive.read(member)) for member in archive.namelist()}
+    if name == "landslide4sense":
+        with pytest.importorskip("h5py").File(there["mask_1.h5"]) as file:
+            assert (file["mask"][:] == labels).all() and file["mask"].dtype == np.uint8
+    else:
+        found = {member[5:-21]: np.asarray(Image.open(data)) for member, data in there.items()}
+        assert (found["damage"] == labels).all() and (found["localization"] == (labels > 0)).all()
 
 
 def test_every_competition_that_ships_is_drawn_here_or_elsewhere():

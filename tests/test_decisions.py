@@ -218,7 +218,7 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
         name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average=average), overlap=overlap,
         arrays=config.Arrays(ignore=255 if ignored else None),
     )  # fmt: skip
-    part = search._Part([planes], np.arange(3), np.arange(3), None, masks, None, CPU.device, overlap)
+    part = search._Part([planes], np.arange(3), split, np.arange(3), CPU.device, overlap)
     plain = Decisions.neutral(1, classes)
     chain = replace(plain, factor=(1.0, *2.0 ** rng.uniform(-1, 1, classes - 1))) if kind != FACTOR else plain
     if kind in (AREA, TOTAL):

@@ -137,7 +137,8 @@ def write_own(folder, text, **update):
 
 def tally(own, truth, prediction, groups=None, batches=1):
     rows = np.arange(len(truth))
-    found = metrics.Tally(rows, groups, own)
+    split = arrays.Split(truth.numpy()[..., None], None, rows.astype(str), groups, None)
+    found = metrics.Tally(split, rows, own)
     for some in np.array_split(rows, batches):
         found.add(some, truth[some], prediction[some])
     return found
@@ -155,7 +156,8 @@ def test_a_function_of_ones_own_is_the_score(tmp_path):
 
 
 GROUPED = """
-def score_group(truth, prediction):
+def score_group(truth, prediction, ids):
+    assert len(ids) == len(truth)
     return [(truth * prediction).sum(), truth.sum() + prediction.sum(), len(truth)]
 
 def combine_counts(counts):
@@ -179,12 +181,12 @@ def test_a_group_is_scored_whole_and_counts_are_added_up(tmp_path, batches):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", r"own\.py: has no function score_image\(truth, prediction\) or score_group\(truth, prediction\)"),
+        ("", r"own\.py: has no function score_image\(truth, prediction\) or score_group\(truth, prediction, ids\)"),
         ("def score_image(a, b):\n    return 'good'", "gives str 'good'; a number or None would fit"),
         ("def score_image(a, b):\n    return [1, 2]", r"gives list \[1, 2\]; a number or None would fit"),
         ("def score_image(a, b):\n    return 1 / 0", "line 2: ZeroDivisionError"),
         ("def score_image(a):\n    return 1", r"own\.py: TypeError: score_image\(\) takes 1"),
-        ("def score_group(a, b):\n    return 1", "score_group needs groups"),
+        ("def score_group(a, b, c):\n    return 1", "score_group needs groups"),
         ("combine_counts = score_image = lambda *a: 1", "gives int 1; several numbers, for combine_counts, always as"),
         ("combine_counts = score_image = lambda *a: [1, 2]", r"combine_counts gives .*; a number would fit"),
     ],

@@ -86,7 +86,7 @@ def write_submission(
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse."""
     layout = competition.submission
-    tally = metrics.Tally(np.arange(len(test.ids)), test.groups, competition, decisions.neck)
+    tally = metrics.Tally(test, np.arange(len(test.ids)), competition, decisions.neck)
 
     def label() -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
         """The ids of a batch, and its labels at the images' own sizes."""

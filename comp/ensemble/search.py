@@ -59,23 +59,21 @@ class _Part(NamedTuple):
 
     stored: Sequence[np.ndarray]  # of each run: uint8 (m, C - 1, H, W)
     places: np.ndarray  # in them
-    rows: np.ndarray  # of the split, or of what is thinned
-    groups: np.ndarray | None
-    masks: np.ndarray
-    instances: np.ndarray | None
+    split: TrainSplit  # or its images of this part, thinned
+    rows: np.ndarray  # of it
     device: torch.device
     overlap: bool
 
     def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor, np.ndarray | None]]:
         """Rows, probabilities (n, C, H, W) of each run, truth uint8 (n, H, W) and its objects; with flat memory."""
-        step = max(1, BLOCK // self.stored[0][:1].size)
+        step, masks, instances = max(1, BLOCK // self.stored[0][:1].size), self.split.masks, self.split.instances
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
-            truth = torch.from_numpy(self.masks[self.rows[some]]).to(self.device)
-            true = None if self.instances is None else self.instances[self.rows[some]]
-            yield self.rows[some], [predict.from_planes(one, self.overlap) for one in planes], truth, true
-        for array in (*self.stored, self.masks):
+            truth = torch.from_numpy(masks[rows := self.rows[some]]).to(self.device)
+            true = None if instances is None else instances[rows]
+            yield rows, [predict.from_planes(one, self.overlap) for one in planes], truth, true
+        for array in (*self.stored, masks):
             release_pages(array)
 
 
@@ -91,7 +89,7 @@ def search_decisions(
     chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
     reached = _judge(parts, chains, competition)
     ladder = [Rung("largest", reached, True, "the largest probability")]
-    thinned = parts[0].masks.shape[1:] != split.masks.shape[1:]
+    thinned = parts[0].split is not split
     left_out = (RUN,) * (len(runs) == 1) + (HOLE, AREA) * thinned + (NECK,) * (split.instances is None)
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
@@ -171,7 +169,7 @@ def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], com
             [_decide(chain, kind, target, value) if kind else chain for group in groups for value in group]
             for target in targets
         ]
-        tallies = {one: metrics.Tally(part.rows, part.groups, competition, one.neck) for some in tried for one in some}
+        tallies = {one: metrics.Tally(part.split, part.rows, competition, one.neck) for some in tried for one in some}
         for rows, runs, truth, true in part.blocks():
             for one, tally in tallies.items():
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
@@ -289,10 +287,9 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
             at = np.flatnonzero(dealt == part)
-            stored, places, masks, own = planes, at, split.masks, rows[at]
-            groups_of = None if split.groups is None else split.groups[own]
+            stored, places, own, of = planes, at, rows[at], split
             if step > 1:  # few enough to stay in memory, so that no pass reads the files again
                 stored, masks = [one[at, :, ::step, ::step] for one in planes], split.masks[own, ::step, ::step]
-                places = own = np.arange(len(at))
-            parts.append(_Part(stored, places, own, groups_of, masks, split.instances, device, competition.overlap))
+                of, places = replace(split, masks=masks, ids=split.ids[own], groups=None), np.arange(len(at))
+            parts.append(_Part(stored, places, of, own if of is split else places, device, competition.overlap))
     return parts

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from comp import config, files
-from comp.data.arrays import number_groups, pick_class
+from comp.data.arrays import Split, number_groups, pick_class
 from comp.errors import Refused
 from comp.model import objects
 
 NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
-NAMES |= {"object_precision": "precision of objects", "object_f_beta": "F{beta:g} of objects"}
+NAMES |= {
+    "object_precision": "precision of objects",
+    "object_f_beta": "F{beta:g} of objects",
+    "object_dice": "Dice of objects",
+}
 READINGS: dict[str, dict[str, Any]] = {
     "mean_iou": {},
     "mean_iou_without_0": {"background": "drop_class"},
@@ -103,7 +107,7 @@ def needs_images(metric: config.Metric) -> bool:
 
 def load_own(metric: config.Metric) -> Callable:
     """The function of the user's that scores an image, or all images of a group. Raises Refused."""
-    return files.load_function(metric.function, "score_image(truth, prediction)", "score_group(truth, prediction)")
+    return files.load_function(metric.function, "score_image(truth, prediction)", "score_group(truth, prediction, ids)")
 
 
 class Tally:
@@ -112,10 +116,11 @@ class Tally:
     `margins` are int64 (n, 4, C). `counts`, float64 (n, K), are of metrics that look at images: numbers which are added
     up, of most a value and 1; NaN of an image that adds none, as all of a group but its last."""
 
-    def __init__(self, rows: np.ndarray, groups: np.ndarray | None, competition: config.Competition, necks: tuple = ()):
-        """`rows` are of all images that will come, in ascending order, `groups` theirs, str (n,). Raises Refused."""
+    def __init__(self, split: Split, rows: np.ndarray, competition: config.Competition, necks: tuple = ()):
+        """`rows` of the split, in ascending order, are of all images that will come. Raises Refused."""
         metric = competition.metric
-        self._rows, self._competition, self._necks, self._own = rows, competition, necks, None
+        self._rows, self._ids, self._competition, self._necks = rows, split.ids[rows], competition, necks
+        self._own: Callable | None = None
         self.margins = np.zeros((len(rows), 4, len(competition.classes)), np.int64)
         self.counts, self._known = np.full((len(rows), 2), np.nan), False
         self.units = np.arange(len(rows))  # a number for each image, the same for those that are scored together
@@ -123,9 +128,9 @@ class Tally:
             self._own = load_own(metric)
             self._several = "combine_counts" in files.load_functions(metric.function)
             if self._own.__name__ == "score_group":
-                if groups is None:
+                if split.groups is None:
                     raise Refused(f"{metric.function}: score_group needs groups, as source.group makes them")
-                self.units = number_groups(groups)
+                self.units = number_groups(split.groups[rows])
         self._sizes = Counter(self.units.tolist())
         self._waiting: dict[int, dict[int, list]] = defaultdict(dict)
 
@@ -147,7 +152,7 @@ class Tally:
 
         def count(images: dict[int, list], numbered: np.ndarray | None) -> np.ndarray:
             truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
-            return self._score(truth, prediction, numbered)
+            return self._score(truth, prediction, self._ids[sorted(images)], numbered)
 
         with ThreadPoolExecutor() as pool:
             for images, counts in zip(whole, pool.map(count, whole, found), strict=True):
@@ -155,15 +160,16 @@ class Tally:
                     self.counts, self._known = np.full((len(self._rows), len(counts)), np.nan), True
                 self.counts[max(images)] = counts
 
-    def _score(self, truth: np.ndarray, prediction: np.ndarray, true: np.ndarray | None) -> np.ndarray:
-        """Counts of one unit's images, labels (k, H, W)."""
+    def _score(self, truth: np.ndarray, prediction: np.ndarray, ids: np.ndarray, true: np.ndarray | None) -> np.ndarray:
+        """Counts of one unit's images, labels (k, H, W) and ids (k,)."""
         competition = self._competition
         if not self._own:
             there = objects.find_objects(truth[0], competition) if true is None else true
             found = objects.find_objects(prediction[0], competition, self._necks)
             value: Any = objects.score_objects(there, found, competition.metric)
             return np.array([value, 0 * value + 1])
-        value = self._own(*((truth, prediction) if self._own.__name__ == "score_group" else (truth[0], prediction[0])))
+        whole = self._own.__name__ == "score_group"
+        value = self._own(truth, prediction, ids) if whole else self._own(truth[0], prediction[0])
         if value is None and not self._several:
             return np.full(2, np.nan)
         width = self.counts.shape[1] if self._known else np.size(value)

@@ -37,21 +37,24 @@ def find_objects(labels: np.ndarray, competition: Competition, necks: Sequence[f
     return found
 
 
-def match_objects(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """IoUs of the pairs that true and found objects make, each with one other at most; how many of both there are."""
+def match_objects(true: np.ndarray, found: np.ndarray, dice: bool = False) -> tuple[np.ndarray, int, int]:
+    """IoUs, or Dice, of pairs of a true and a found object, each in one pair at most; how many of both there are."""
     t, f = (np.unique(np.append(0, one), return_inverse=True)[1][1:] for one in (true, found))  # numbers without gaps
     rows, columns = t.max(initial=0) + 1, f.max(initial=0) + 1
     shared = np.bincount(t * columns + f, minlength=rows * columns).reshape(rows, columns)
     both = shared[1:, 1:]
     ious = both / np.maximum(shared[1:].sum(1)[:, None] + shared[:, 1:].sum(0) - both, 1)
-    return ious[linear_sum_assignment(ious, maximize=True)], rows - 1, columns - 1
+    values = 2 * ious / (1 + ious) if dice else ious
+    return values[linear_sum_assignment(values, maximize=True)], rows - 1, columns - 1
 
 
 def score_objects(true: np.ndarray, found: np.ndarray, metric: Metric) -> float:
-    """The mean over the metric's IoU thresholds of precision, hits / (hits + false + missed), or of F-beta."""
-    ious, t, f = match_objects(true, found)
+    """The mean over the metric's IoU thresholds of precision, hits / (hits + false + missed), or of F-beta; or Dice."""
+    ious, t, f = match_objects(true, found, dice := metric.name == "object_dice")
     if not t + f:  # no object, neither true nor found
         return np.nan if metric.empty == "left_out" else float(1 if metric.empty is None else metric.empty)
+    if dice:
+        return float(ious.sum() / max(t, f))
     hits = (ious[:, None] > np.array(metric.thresholds or (0.5,))).sum(0)
     if metric.name == "object_precision":
         return float((hits / (t + f - hits)).mean())

@@ -180,7 +180,7 @@ class _Rows:
                 self.odd.add(Finding(sample.id, "values cut off", lost))
             bands.append(pixels)
             band += pixels.shape[2]
-        image = np.concatenate(bands, axis=-1)
+        image = np.concatenate(bands, axis=-1) if len(bands) > 1 else bands[0]
         return np.repeat(image, 3, axis=-1) if image.shape[2] < self.channels else image
 
     def members(self, part: str, samples: Sequence[Sample], reader: masks.MaskReader | None = None) -> Iterator[tuple]:

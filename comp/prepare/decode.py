@@ -19,10 +19,12 @@ from comp.data.npz import refuse_damage
 from comp.errors import Refused
 
 logging.getLogger("tifffile").disabled = True  # what is wrong with a file is told in one line
+Image.MAX_IMAGE_PIXELS = None  # slides have gigapixels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy"}
 SIDEWAYS = 5  # EXIF orientations from here on swap height and width
 MOST_BANDS = 16
+LARGE = 1 << 27  # pixels, from which on Pillow's copies would take too much memory
 LOOKED_AT = 64  # images, to find the bits in use or the percentiles
 PIXELS = 4096  # of each of them, for percentiles
 PERCENTILES = 0.5, 99.5
@@ -156,6 +158,8 @@ def _is_photograph(page: tifffile.TiffPage) -> bool:
     """Whether a TIFF's page is grey, colours or a palette in 8 bits, which Pillow reads, however compressed."""
     photometric, samples, colours = page.photometric, page.samplesperpixel, tifffile.PHOTOMETRIC
     if page.dtype is None or page.dtype.kind not in "bu" or not np.isin(page.bitspersample, (1, 8)).all():
+        return False
+    if photometric == colours.RGB and page.imagewidth * page.imagelength > LARGE:
         return False
     if photometric in (colours.MINISBLACK, colours.MINISWHITE, colours.PALETTE):
         return samples == 1

@@ -11,7 +11,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from threading import Lock
@@ -90,11 +89,15 @@ def cut_windows(sample: Sample, cut: Size, overlap: float) -> list[Sample]:
 
 def keep_latest(function: Callable[[Sample], Any]) -> Callable[[Sample], Any]:
     """The same function, which keeps its latest value for the windows of one image, and runs once at a time."""
-    kept, lock = lru_cache(maxsize=1)(function), Lock()
+    latest: list[Any] = []
+    lock = Lock()
 
     def call(sample: Sample) -> Any:
         with lock:
-            return kept(sample)
+            if not latest or latest[0] is not sample:
+                latest.clear()  # before the next one is read, since there may be no room for two
+                latest.extend([sample, function(sample)])
+            return latest[1]
 
     return call
 

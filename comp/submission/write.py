@@ -101,7 +101,7 @@ def _keyed_rows(
             texts = [encode(one[np.newaxis])[0] for one in objects] or [""]
         texts = [runlength.to_dialect(text, submission, image.size) if text else submission.empty for text in texts]
         if submission.rows == "pixel":
-            texts = list(map(str, image.ravel().tolist()))
+            texts = list(map(str, (image.T if submission.order == "column" else image).ravel().tolist()))
         rows = ((*key, text) for key, text in zip(keys, texts, strict=True))
         yield _csv_text(([row[k] for k in order] for row in rows) if order else rows)
 
@@ -146,7 +146,8 @@ def row_keys(competition: Competition, image_id: Any, shape: Sequence[int] = ())
     """The keys of one image's rows, in their order; `shape` (H, W) counts where each pixel has one."""
     layout = competition.submission
     if layout.rows == "pixel":
-        return [(f"{image_id}_{y}_{x}",) for y, x in np.ndindex(*shape)]
+        columns = layout.order == "column"
+        return [(f"{image_id}_{first}_{then}",) for first, then in np.ndindex(*shape[:: -1 if columns else 1])]
     if layout.format == "pixels" or layout.rows == "image" or (layout.rows == "instance" and not layout.class_column):
         return [(str(image_id),)]
     labels = [competition.classes[n] if layout.class_label == "name" else str(n) for n in competition.written]

@@ -242,7 +242,7 @@ def evaluate(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Mean loss, margins int64 (n, 4, C) and counts (n, K) as `metrics` has them, without test-time augmentation."""
     model.eval()
-    tally = metrics.Tally(rows, None if split.groups is None else split.groups[rows], competition)
+    tally = metrics.Tally(split, rows, competition)
 
     def look(images: Tensor, batch: np.ndarray, settings: Predict) -> Tensor:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)

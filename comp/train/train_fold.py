@@ -141,7 +141,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
     confusion, ignored = torch.zeros(classes, classes, dtype=torch.int64), config.competition.arrays.ignored
-    tally = metrics.Tally(rows, None if split.groups is None else split.groups[rows], config.competition)
+    tally = metrics.Tally(split, rows, config.competition)
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):

@@ -1,0 +1,99 @@
+"""The scores that competitions' own files compute: against the hosts' examples, scipy, and double loops."""
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import directed_hausdorff
+
+from comp import files
+from comp.config import Metric, load_config
+from comp.model.objects import score_objects
+
+
+def functions(name):
+    return files.load_functions(load_config(name).competition.metric.function)
+
+
+def test_surface_dice_is_the_hosts():
+    score = functions("sennet")["score_group"]
+    truth, prediction = np.zeros((2, 100, 100, 100), np.uint8)
+    truth[:50], prediction[:51] = 1, 1
+    assert score(truth, prediction, None) == pytest.approx(0.7508771, abs=1e-7)  # the hosts' own example
+    assert score(truth, truth, None) == pytest.approx(1)
+    assert score(truth, np.zeros_like(truth), None) == 0
+    assert score(np.zeros_like(truth), np.zeros_like(truth), None) is None
+
+
+def test_the_table_of_surfaces_is_the_same_from_all_sides():
+    area = functions("sennet")["score_group"].__wrapped__.__globals__["TABLE"]
+    corners = np.array([*np.ndindex(2, 2, 2)])
+    assert len(area) == 256 and area[0] == 0 and (area[1:255] > 0).all()
+    for axes in [(0, 1, 2), (1, 2, 0), (0, 2, 1)]:
+        for flip in corners:
+            moved = (corners[:, axes] + flip) % 2 @ [1, 2, 4]
+            bits = np.arange(256)[:, None] >> (corners @ [1, 2, 4]) & 1
+            np.testing.assert_array_equal(area[(bits << moved).sum(1)], area)
+    plane = sum(1 << k for k, corner in enumerate(corners) if corner[0])
+    assert area[plane] == 1  # a wall of one voxel
+
+
+def test_hausdorff_is_scipys_in_the_unit_cube():
+    measure = functions("uw-madison")["measure_hausdorff"]
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        one, other = random.random((2, 4, 9, 7)) > random.uniform(0.5, 0.98)
+        places = [np.argwhere(volume) / volume.shape for volume in (one, other)]
+        expected = max(directed_hausdorff(*places)[0], directed_hausdorff(*places[::-1])[0]) / 3**0.5
+        assert measure(one, other) == pytest.approx(expected)
+    assert measure(one, one) == 0 and measure(one, np.zeros_like(one)) == 1
+
+
+def test_uw_madison_joins_slices_and_volumes():
+    own = functions("uw-madison")
+    ids = np.array([f"case1_day{day}_slice_{n:04}" for day in (0, 20) for n in range(3)])
+    truth = np.zeros((6, 8, 8), np.uint8)
+    truth[:3, :4] |= 1  # the first organ on the first day
+    truth[3, 2:4, 2:4] |= 4  # the third on the second, on one slice
+    prediction = truth.copy()
+    prediction[0] = 0
+    counts = own["score_group"](truth, prediction, ids)
+    assert counts[[0, 1, 3]].tolist() == [3, 4, 2]  # three of four slices are right, and there are two volumes
+    assert counts[2] == pytest.approx(2 - 1 / 3 / 3**0.5)  # a slice of three lacks
+    assert own["combine_counts"](counts) == pytest.approx(0.4 * 3 / 4 + 0.6 * counts[2] / 2)
+    assert own["combine_counts"](own["score_group"](truth, truth, ids)) == 1
+
+
+def test_xview2_is_the_hosts_formula():
+    own, random = functions("xview2"), np.random.default_rng(1)
+    truth, prediction = random.integers(0, 5, (2, 6, 20, 20))
+    counts = np.sum([own["score_image"](*pair) for pair in zip(truth, prediction, strict=True)], axis=0)
+
+    def f1(true, seen):
+        hits = (true & seen).sum()
+        return 2 * hits / (true.sum() + seen.sum()) if hits else 0
+
+    there = truth > 0
+    damage = [f1(truth[there] == k, prediction[there] == k) for k in range(1, 5)]
+    expected = 0.3 * f1(there, prediction > 0) + 0.7 * 4 / sum(1 / (one + 1e-6) for one in damage)
+    assert own["combine_counts"](counts) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("true", "found", "score"),
+    [
+        ([], [], 1),
+        ([], [(0, 3)], 0),
+        ([(0, 3)], [], 0),
+        ([(100, 2), (300, 100)], [(100, 2)], 0.5),  # the hosts' examples
+        ([(100, 103)], [(100, 102)], 0.995122),
+        ([(0, 4)], [(0, 4), (10, 4)], 0.5),
+    ],
+)
+def test_dice_of_objects_is_the_hosts_of_forgeries(true, found, score):
+    def number(objects):
+        flat = np.zeros(1000, int)
+        for k, (start, length) in enumerate(objects, 1):
+            flat[start : start + length] = k
+        return flat.reshape(20, 50)
+
+    metric = Metric(name="object_dice", average="per_image")
+    assert score_objects(number(true), number(found), metric) == pytest.approx(score, abs=1e-6)
