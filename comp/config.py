@@ -139,7 +139,7 @@ class Submission(Section):
     empty: str = ""  # what an empty mask is written as
     # rle: a row for each image (of class 1), for each image and class, or for each object; pixels: or for each pixel
     rows: Literal["image", "image_class", "instance", "pixel"] = "image"
-    file: str = "{id}.png"  # files: the name of each in the archive; it ends in .png, .tif, .tiff, .bmp or .npy
+    file: str = "{id}.png"  # files: the name of each in the archive; it ends in .png, .tif, .tiff, .bmp, .npy or .h5
     values: tuple[Value, ...] | tuple[Colour, ...] = ()  # files: what each class is in them; empty: 0, 1, 2, …
     suffix: Annotated[str, Field(pattern=r"^(\.[a-z0-9]+)?$")] = ""  # of the submission; empty: .csv, of files .zip
     id_column: str = "id"
@@ -340,7 +340,7 @@ def _check_together(config: Config) -> None:
     refuse(layout.rows not in rows[layout.format], f"submission.rows: {layout.rows!r}; {fits}")
     single = (layout.format, layout.rows, layout.function) == ("rle", "image", "") and len(own.written) > 1
     refuse(single, 'submission.rows: "image" is one mask for an image; "image_class" writes a row for each class')
-    whole = layout.ending in (".zip", ".tar") and re.search(r"\{id\}.*\.(png|tiff?|bmp|npy)$", layout.file)
+    whole = layout.ending in (".zip", ".tar") and re.search(r"\{id\}.*\.(png|tiff?|bmp|npy|h5)$", layout.file)
     fits = '"{id}.png" in .zip would fit'
     refuse(layout.format == "files" and not whole, f"submission: {layout.file!r} in {layout.ending}; {fits}")
     if own.overlap:

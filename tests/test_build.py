@@ -299,29 +299,33 @@ def test_every_kind_of_image_becomes_grey_or_rgb(tmp_path, mode):
     assert decode.read_header(path) == decode.Header((20, 30), channels, False)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
-    rule = decode.find_scaling((), [[tmp_path / "a.png"]], 1, deep=True)
-    found, lost = rule.apply(decode.read_image(tmp_path / "a.png"), 0, tmp_path, strict=True)
-    assert found[0, :, 0].tolist() == [0, 1, 128, 255] and not lost
-
-
-def test_grey_images_are_scaled_by_the_bits_that_the_set_uses(tmp_path, monkeypatch, capsys):
+def test_deep_images_are_scaled_by_percentiles_of_the_training_images(tmp_path, monkeypatch, capsys):
     source = tmp_path / "input/own"
+    ramp = np.linspace(300, 4000, 256).reshape(16, 16)
     for k, name in enumerate(("images/a", "images/b", "test_images/c")):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((20, 30), (300, 4000, 17)[k], np.uint16)).save(source / f"{name}.png")
+        Image.fromarray((ramp, ramp[::-1], ramp / 4)[k].astype(np.uint16)).save(source / f"{name}.png")
     for name in "ab":
-        save_mask(source / f"masks/{name}.png", halves(0, 255))
+        save_mask(source / f"masks/{name}.png", halves(0, 255, (16, 16)))
     own = competition().model_copy(update={"kaggle": "own"})
     out = make(source, tmp_path / "place/own.npz", own)
-    assert [int(image.max()) for image in out["train_images"]] == [round(v * 255 / 4095) for v in (300, 4000)]
-    assert "images of 12 bits" in capsys.readouterr().out
+    low, high = np.percentile(ramp.astype(np.uint16), [0.5, 99.5])
+    expected = ((ramp.astype(np.uint16) - low) / (high - low) * 255).round().clip(0, 255)
+    assert abs(out["train_images"][0][..., 0] - expected).max() <= 1
+    assert "images are scaled from 3" in capsys.readouterr().out
     # Hidden test images are read as those were, whatever they hold themselves.
-    Image.fromarray(np.full((20, 30), 500, np.uint16)).save(source / "test_images/c.png")
+    Image.fromarray(np.full((16, 16), 500, np.uint16)).save(source / "test_images/c.png")
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path / "input")
     hidden = made(build.prepare_hidden_test(own, tmp_path / "place") / "own.npz")
-    assert hidden["test_images"].max() == round(500 * 255 / 4095)
+    assert hidden["test_images"].max() == round((500 - low) / (high - low) * 255)
+
+
+def test_deep_images_beside_others_are_refused(tmp_path):
+    source = pairs(tmp_path / "source")
+    Image.fromarray(np.full((20, 30), 300, np.uint16)).save(source / "images/p9.png")
+    save_mask(source / "masks/p9.png", halves(0, 255))
+    with pytest.raises(Refused, match=r"some images are uint8, others not; source\.range = \[low, high\]"):
+        make(source, tmp_path / "own.npz", competition())
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

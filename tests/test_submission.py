@@ -435,12 +435,12 @@ def test_a_row_a_pixel(tmp_path, order):
     assert lines[0] == "id,label" and lines[1 + 54 + at] == f"y_{key},{labels[1][pixel]}"
     assert check_submission(tmp_path / "s.csv", own, "xyz", (6, 9)) == 3 * 54
     (tmp_path / "s.csv").write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(Refused, match="1 of 162 rows are missing, the first is 'z_(5_8|8_5)'"):
+    with pytest.raises(Refused, match=r"1 of 162 rows are missing, the first is 'z_(5_8|8_5)'"):
         check_submission(tmp_path / "s.csv", own, "xyz", (6, 9))
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-@pytest.mark.parametrize("file", ["{id}.png", "out/{id}_mask.tif", "{id}.npy", "{id}.bmp"])
+@pytest.mark.parametrize("file", ["{id}.png", "out/{id}_mask.tif", "{id}.npy", "{id}.bmp", "{id}.h5"])
 @pytest.mark.parametrize("values", [(), (0, 255, 128), ("#000000", "#ff00ff", "#00ff00")])
 def test_mask_files_survive_write_and_check(tmp_path, suffix, file, values):
     own = layout_of(format="files", file=file, values=values, suffix=suffix)
@@ -453,7 +453,10 @@ def test_mask_files_survive_write_and_check(tmp_path, suffix, file, values):
     codes = np.array([tuple(bytes.fromhex(v[1:])) if isinstance(v, str) else v for v in values or range(3)])
     for (name, data), image, id in zip(archive._read_members(path), labels, "xyzw", strict=True):
         assert name == file.replace("{id}", id)
-        stored = np.load(data) if name.endswith("npy") else np.asarray(Image.open(data))
+        if name.endswith("h5"):
+            stored = pytest.importorskip("h5py").File(data)["mask"][()]
+        else:
+            stored = np.load(data) if name.endswith("npy") else np.asarray(Image.open(data))
         assert (stored == codes[image]).all()
     others = layout_of(format="files", file=file, values=(0, 7, 9), suffix=suffix)
     for wrong, ids, shapes, problem in [

@@ -49,7 +49,9 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
-        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
+        if len(deep) > 1 and not own.range:
+            raise Refused(f"{source}: some images are uint8, others not; {decode.WHAT_FITS} would fit")
+        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, True in deep)
         rows = _Rows(size, channels, scaling, strict=True)
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
@@ -132,8 +134,10 @@ def _cut(samples: Sequence[Sample], source: Source, overlap: float) -> list[Samp
     return [part for one in samples for part in (cut_windows(one, source.cut, overlap) if source.cut else [one])]
 
 
-def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
-    """From all headers: the samples with their sizes, the channels of all, whether some are deep, and what is odd.
+def _inspect(
+    samples: Sequence[Sample], channels: int | None = None
+) -> tuple[list[Sample], int, set[bool], list[Finding]]:
+    """From all headers: the samples with their sizes, the channels of all, whether they are deep, and what is odd.
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
@@ -158,7 +162,7 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
                 turned = orientation >= decode.SIDEWAYS and (width, height) == size
                 hint = "; it fits the image before EXIF turns it: a source.reader could read that" if turned else ""
                 raise Refused(f"{path}: is {height}×{width}, {sample.images[0]} {size[0]}×{size[1]}{hint}")
-    return sized, fits, any(header.deep for bands in headers for header in bands), odd
+    return sized, fits, {header.deep for bands in headers for header in bands}, odd
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from comp.errors import Refused
 logging.getLogger("tifffile").disabled = True  # what is wrong with a file is told in one line
 Image.MAX_IMAGE_PIXELS = None  # slides have gigapixels
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy", ".h5"}
 SIDEWAYS = 5  # EXIF orientations from here on swap height and width
 MOST_BANDS = 16
 LARGE = 1 << 27  # pixels, from which on Pillow's copies would take too much memory
@@ -101,16 +101,18 @@ def resize_image(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
-    """The bands (H, W, C) of an npy file, a TIFF that is no photograph, or colours of 16 bits; None of any other file.
+    """The bands (H, W, C) of an npy or HDF5 file, a TIFF that is no photograph, or colours of 16 bits; None of others.
 
     Without pixels, an array that has their shape and dtype."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
-        if stored.dtype.kind not in "buif":
-            raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
-        # Where both ends could be bands, the last are.
-        axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
+    elif suffix == ".h5":
+        import h5py
+
+        with h5py.File(path) as file:
+            (data,) = file.values()  # one, or it is refused
+            stored = data[()] if pixels else np.broadcast_to(data.dtype.type(0), data.shape)
     elif suffix in (".tif", ".tiff"):
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
@@ -133,6 +135,10 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             if (values := cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) is None:
                 raise Refused(f"{path}: cannot be read as an image of 16 bits")
             stored = values[..., 2::-1] if values.ndim == 3 else values
+    if stored.dtype.kind not in "buif":
+        raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
+    if suffix in (".npy", ".h5"):  # where both ends could be bands, the last are
+        axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
     if stored.ndim == 2:
         stored, axes = stored[..., None], "YXS"
     if stored.ndim == 3 and 0 not in stored.shape:
@@ -175,30 +181,22 @@ class Scaling:
     """Ranges that become 0 to 255, one for all bands or one for each; none: every image is uint8."""
 
     ranges: Sequence[Sequence[float]] = ()
-    bits: int = 0  # in use, where that is what decided: then images of 8 bits stay as they are
 
     def __str__(self) -> str:
-        if self.bits:
-            return f"images of {self.bits} bits are scaled to 8"
         some = ", ".join(f"{low:g} to {high:g}" for low, high in self.ranges)
         return f"images are scaled from {some}" if some else "images of 8 bits"
 
     def apply(self, values: np.ndarray, band: int, path: Path, strict: bool) -> tuple[np.ndarray, str]:
         """Values (H, W, C) whose first is this band as uint8; and what was lost, in words. Strict: it is refused."""
-        if values.dtype == np.uint8 and (self.bits or not self.ranges):
-            return values, ""
         if not self.ranges:
+            if values.dtype == np.uint8:
+                return values, ""
             raise Refused(f"{path}: holds {values.dtype}, the other images uint8; {WHAT_FITS}")
         ranges = np.array(self.ranges if len(self.ranges) == 1 else self.ranges[band : band + values.shape[2]])
         lost = ""
         if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
             lost = f"{bad.mean():.1%} of the values are NaN or infinite"
             values = np.where(bad, ranges[:, 0].astype(values.dtype), values)
-        elif self.bits and values.dtype.kind == "f":
-            lost = f"holds {values.dtype}, the other images whole numbers"
-        elif self.bits and (values.max() > ranges[0, 1] or values.min() < 0):
-            worst = values.min() if values.min() < 0 else values.max()
-            lost = f"holds {worst}, and {LOOKED_AT} images no more than {self.bits} bits"
         if lost and strict:
             raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
         scaled = (values - ranges[:, 0]) * (255 / (ranges[:, 1] - ranges[:, 0]))
@@ -206,10 +204,10 @@ class Scaling:
 
 
 def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:
-    """The rule for images of one or more band files each. `deep`: some are not uint8. Raises Refused."""
+    """The rule for images of one or more band files each. `deep`: they are not uint8. Raises Refused."""
     some = images[:: -(-len(images) // LOOKED_AT) or 1]
-    if not given:
-        return _by_bits(some) if deep else Scaling()
+    if not (given := given or "percentiles" * deep):
+        return Scaling()
     looked = []
     for paths in some:
         values = np.concatenate([read_image(path) for path in paths], axis=-1, dtype=np.float64)
@@ -231,15 +229,3 @@ def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels:
             there = f"channel {band} holds {values.min():g} to {values.max():g}"
             raise Refused(f"source.range: from {low:g} to {high:g} would leave little of the images: {there}")
     return Scaling([*map(tuple, ranges)])
-
-
-def _by_bits(images: Sequence[Sequence[Path]]) -> Scaling:
-    largest = 0
-    for path in (path for paths in images for path in paths):
-        values = read_image(path)
-        if values.dtype.kind not in "ui" or values.min() < 0:
-            low, high = (extreme.reduce(values, axis=None) for extreme in (np.fmin, np.fmax))  # NaN aside
-            raise Refused(f"{path}: holds {values.dtype} from {low:g} to {high:g}; {WHAT_FITS}, would fit")
-        largest = max(largest, int(values.max()) if values.dtype != np.uint8 else 0)
-    bits = max(8, largest.bit_length())
-    return Scaling(((0.0, 2.0**bits - 1),), bits)

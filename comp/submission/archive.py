@@ -1,5 +1,6 @@
 """Mask files in a zip or a tar: one for each image, in the values or colours that the competition asks for."""
 
+import importlib
 import io
 import tarfile
 import zipfile
@@ -30,13 +31,16 @@ def open_archive(path: str | Path, competition: Competition) -> Iterator[Any]:
                 data, member = io.BytesIO(), name.replace("{id}", str(image_id))
                 if name.endswith(".npy"):
                     np.save(data, codes[image])
+                elif name.endswith(".h5"):
+                    with importlib.import_module("h5py").File(data, "w") as file:
+                        file["mask"] = codes[image]
                 else:
                     Image.fromarray(codes[image]).save(data, Image.registered_extensions()[Path(name).suffix])
                 if isinstance(archive, zipfile.ZipFile):
                     archive.writestr(zipfile.ZipInfo(member), data.getvalue(), zipfile.ZIP_DEFLATED)
                 else:
                     about = tarfile.TarInfo(member)
-                    about.size = data.tell()
+                    about.size = len(data.getvalue())
                     archive.addfile(about, io.BytesIO(data.getvalue()))
 
         yield write
@@ -59,8 +63,11 @@ def check_archive(path: Path, competition: Competition, ids: list, sizes: Sizes)
     for member, data in _read_members(path):
         where = f"{path}: {member}"
         try:
-            values = np.load(data, allow_pickle=False) if name.endswith(".npy") else np.asarray(Image.open(data))
-        except (OSError, ValueError, SyntaxError) as error:
+            if name.endswith(".h5"):
+                values = importlib.import_module("h5py").File(data)["mask"][()]
+            else:
+                values = np.load(data, allow_pickle=False) if name.endswith(".npy") else np.asarray(Image.open(data))
+        except (OSError, ValueError, SyntaxError, KeyError) as error:
             raise Refused(f"{where}: cannot be read: {error}") from None
         if wanted and (member not in wanted or member in seen):
             raise Refused(f"{where}: of no test image, or there twice; names look like {next(iter(wanted))!r}")
