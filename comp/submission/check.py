@@ -53,16 +53,15 @@ def check_submission(
             seen.add(key)
             if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, len(competition.classes))
-            else:
-                if "," in value and layout.runs != "json":
-                    raise Refused(f"more fields than columns, behind {value.partition(',')[0]!r:.80}")
-                if not value and empty:
-                    raise Refused(f"no value; an empty mask is written {empty!r}")
-                if value != empty:
-                    pixels = math.prod(known.get(key) or [runlength.UNKNOWN])
-                    starts, lengths = runlength.parse_dialect(value, layout, pixels)
-                    if by_object:
-                        taken[key[0]].append(np.stack([starts, starts + lengths]))
+            elif "," in value and layout.runs != "json":
+                raise Refused(f"more fields than columns, behind {value.partition(',')[0]!r:.80}")
+            elif not value and empty:
+                raise Refused(f"no value; an empty mask is written {empty!r}")
+            elif value != empty:
+                pixels = math.prod(known.get(key) or [runlength.UNKNOWN])
+                starts, lengths = runlength.parse_runs(value, pixels, layout.runs, layout.base)
+                if by_object:
+                    taken[key[0]].append(np.stack([starts, starts + lengths]))
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({', '.join(key)!r:.80}): {problem}") from None
     for image_id, objects in taken.items():

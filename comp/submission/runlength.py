@@ -24,7 +24,7 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
 def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", relative: bool = False) -> np.ndarray:
     """The mask, bool (H, W), of one run-length text; `parse_runs` says what it refuses and what relative means."""
     flat = np.zeros(shape[0] * shape[1], bool)
-    starts, lengths = parse_runs(text, flat.size, relative)
+    starts, lengths = parse_runs(text, flat.size, "relative" if relative else "absolute")
     edges = np.zeros(flat.size + 1, np.int8)
     edges[starts - 1] = 1
     edges[starts - 1 + lengths] -= 1  # where the next run touches, both are there and nothing changes
@@ -46,29 +46,25 @@ def to_dialect(text: str, layout: Submission, pixels: int) -> str:
     return json.dumps(values) if layout.runs == "json" else " ".join(map(str, values))
 
 
-def parse_dialect(text: str, layout: Submission, pixels: int = UNKNOWN) -> tuple[np.ndarray, np.ndarray]:
-    """What `parse_runs` gives, of a text of `to_dialect`. Raises Refused."""
-    if layout.runs == "json":
+def parse_runs(
+    text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts, from 1, and lengths, int64, of one text that calls the first of the image's `pixels` `base`.
+
+    `runs` names the dialect, as in `Submission`; relative starts count the pixels since the end of the run before.
+    Raises Refused for what is not a whole number, an odd number of values, a start or length below 1, runs that overlap
+    or end outside the image, and alternating lengths that do not fill it."""
+    relative = runs in ("relative", "alternating")
+    if runs == "json":
         try:
             text = " ".join(map(str, json.loads(text)))
         except (ValueError, TypeError, RecursionError):
             raise Refused(f"{text[:40]!r} is no list of numbers in JSON") from None
-    if layout.runs == "alternating":
-        words = text.split()
+    words = text.split()
+    if runs == "alternating":
         if pixels < UNKNOWN and (total := sum(int(word) for word in words if word.isdecimal())) != pixels:
             raise Refused(f"the lengths are {total} pixels together; the image has {pixels}")
-        text = " ".join(words[:-1])
-    return parse_runs(text, pixels, layout.runs in ("relative", "alternating"), layout.base)
-
-
-def parse_runs(
-    text: str, pixels: int = UNKNOWN, relative: bool = False, base: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Starts, from 1, and lengths, int64, of one text that calls the first of the image's `pixels` `base`.
-
-    Relative starts count the pixels since the end of the run before. Raises Refused for what is not a whole number, an
-    odd number of values, a start or length below 1, and runs that overlap or end outside the image."""
-    words = text.split()
+        words = words[:-1]  # without the pixels behind the last run
     try:
         values = np.array(words, np.int64)
     except (ValueError, OverflowError):
