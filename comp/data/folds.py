@@ -17,7 +17,7 @@ from comp.data import arrays, npz
 from comp.data.arrays import Index, Split, TrainSplit
 from comp.data.npz import refuse_damage
 from comp.errors import Refused
-from comp.files import atomic_write
+from comp.files import write_text
 
 EXCLUDED, EXTRA = -1, -2
 FULL = -1  # instead of a fold's number: train on all images, validate on none
@@ -130,8 +130,7 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
     ]
     if not path.exists():
         assigned = deal_folds(split, index, config)
-        with atomic_write(path) as beside:
-            pd.DataFrame({"id": split.ids, "fold": assigned, "content": contents}).to_csv(beside, index=False)
+        write_text(path, pd.DataFrame({"id": split.ids, "fold": assigned, "content": contents}).to_csv(index=False))
         return assigned
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     types = {"id": str, "fold": np.int64, "content": str}

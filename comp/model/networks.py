@@ -3,6 +3,7 @@
 Each takes (N, channels, H, W), H and W multiples of 32, and gives logits (N, classes, H, W)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,9 +50,8 @@ class PlainUnet(nn.Module):
         super().__init__()
         if block not in BLOCKS:
             raise ValueError(f"block: no {block!r}; there are {', '.join(BLOCKS)}")
-        steps = zip((in_channels, *widths), widths, strict=False)
-        self.down = nn.ModuleList(DoubleConv(a, b, block, dropout) for a, b in steps)
-        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
+        self.down = nn.ModuleList(DoubleConv(a, b, block, dropout) for a, b in pairwise((in_channels, *widths)))
+        pairs = list(pairwise(widths[::-1]))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)
         self.up = nn.ModuleList(DoubleConv(2 * high, high, block, dropout) for _, high in pairs)
         self.head: nn.Module = nn.Conv2d(widths[0], classes, 1)
@@ -86,11 +86,11 @@ class Deconvolution(nn.Module):
     def __init__(self, in_channels: int, classes: int, widths: Widths = DEEP, kernel: int = 3, pool: bool = False):
         super().__init__()
         down: list[nn.Module] = []
-        for inward, outward in zip((in_channels, *widths), widths, strict=False):
+        for inward, outward in pairwise((in_channels, *widths)):
             down += [nn.Conv2d(inward, outward, kernel, stride=1 if pool else 2, padding=kernel // 2)]
             down += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)] + [nn.MaxPool2d(2)] * pool
         self.down = nn.Sequential(*down)
-        self.up = _deconvolutions(list(widths[::-1]))
+        self.up = _deconvolutions(widths[::-1])
         self.head = nn.Conv2d(widths[0], classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -101,10 +101,10 @@ class Deconvolution(nn.Module):
         return self.head(self.up(self.down(x)))
 
 
-def _deconvolutions(widths: list[int]) -> nn.Sequential:
+def _deconvolutions(widths: Widths) -> nn.Sequential:
     """A transposed convolution per width, each of which doubles the size."""
     up: list[nn.Module] = []
-    for inward, outward in zip(widths, [*widths[1:], widths[-1]], strict=True):
+    for inward, outward in pairwise((*widths, widths[-1])):
         up += [nn.ConvTranspose2d(inward, outward, 3, stride=2, padding=1, output_padding=1)]
         up += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)]
     return nn.Sequential(*up)

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from comp.config import Competition
 from comp.data.arrays import Index, Split, TrainSplit, build_index, release_pages
-from comp.files import atomic_write, write_text
+from comp.files import write_text
 from comp.prepare.samples import Finding
 from comp.report import figures
 from comp.report.tables import shorten
@@ -115,8 +115,7 @@ def write_audit(
     text = "\n".join(lines if found else [*lines, "nothing odd"])
 
     write_text(folder / "audit.txt", text + "\n")
-    with atomic_write(folder / "audit.csv") as beside:
-        findings.to_csv(beside, index=False)
+    write_text(folder / "audit.csv", findings.to_csv(index=False))
     unscored = [label for label in [competition.arrays.ignored] if label is not None]
     rows = _rows(train, test, findings, competition.overlap, unscored)
     figures.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
