@@ -1,7 +1,5 @@
 """One script that holds an entry script, its arguments, `comp` and what Kaggle's image lacks.
 
-    print(pack(Path("kernels/train_fold.py"), ["--competition", "mars", "--fold", "0"]))
-
 Kaggle uploads one file, so everything travels inside it, as a stored zip in xz in base64. Only these ever enter a
 pack: the entry script, the .py, .toml, .html and .mplstyle files of `comp`, the .py files, licence and METADATA of
 segmentation-models-pytorch, and the TOML files that the arguments name, with the TOML and Python files of the same

@@ -1,7 +1,5 @@
 """A packed script run here as Kaggle would run it.
 
-    status = run_script(pack(entry, arguments), {"competitions/mars": Path("input")}, empty_folder)
-
 A fresh process, in Linux namespaces of its own, gets /kaggle/src/script.py, the empty folder as /kaggle/working, a
 read-only /kaggle/input, an empty home, a network with nothing behind it, the system's folders and Python read-only,
 and only the packages of Kaggle's image. The repository, the user's home and all else are not there."""
