@@ -96,18 +96,12 @@ def _encode(masks: np.ndarray, order: Order) -> list[str]:
     # A pixel is an edge if it differs from the one before it, which for the top of a column is the bottom of the
     # column to its left. One more row holds the edge behind the last pixel. Comparing in place and sorting the few
     # edges by column takes half the time of transposing the masks.
-    size = count * (height + 1) * width
-    edges = np.zeros((size + 7) // 8 * 8, bool)
-    edge = edges[:size].reshape(count, height + 1, width)
+    edge = np.zeros((count, height + 1, width), bool)
     np.not_equal(masks[:, 1:], masks[:, :-1], out=edge[:, 1:-1])
     np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edge[:, 0, 1:])
     edge[:, 0, 0], edge[:, -1, -1] = masks[:, 0, 0], masks[:, -1, -1]
-    # Where the edges are: few, so first the words of eight that hold any, then the places in those alone.
-    words = edges.view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    within = np.flatnonzero(words[some].view(bool))
-    found = some[within >> 3] * 8 + (within & 7)
-    if size <= np.iinfo(np.uint32).max:
+    found = np.flatnonzero(edge)
+    if edge.size <= np.iinfo(np.uint32).max:
         found = found.astype(np.uint32)  # half the memory to move, and quicker to divide
     line, column = _divmod(found, width)
     number, line = _divmod(line, height + 1)
