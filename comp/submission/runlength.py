@@ -105,13 +105,13 @@ def _encode(masks: np.ndarray, order: Order) -> list[str]:
         found = found.astype(np.uint32)  # half the memory to move, and quicker to divide
     line, column = _divmod(found, width)
     number, line = _divmod(line, height + 1)
-    place = column * found.dtype.type(height) + line
+    place = column * height + line
     if width > 1:
         # Lines ascend already, so a stable sort by column is enough, and keys of 16 bits are radix-sorted.
-        by_column = (number * found.dtype.type(width) + column).astype(np.min_scalar_type(count * width))
+        by_column = (number * width + column).astype(np.min_scalar_type(count * width))
         place = place.take(np.argsort(by_column, kind="stable"))
     starts, ends = place[::2], place[1::2]
-    digits = np.stack(_digits(starts + place.dtype.type(1)) + _digits(ends - starts), axis=1)
+    digits = np.stack(_digits(starts + 1) + _digits(ends - starts), axis=1)
     # The space behind a mask's last run becomes a line break, and masks without a run get an empty line.
     runs = np.bincount(number[::2], minlength=count)
     digits.view(np.uint8)[np.cumsum(runs)[runs > 0] - 1, -1] = ord("\n")
@@ -121,7 +121,6 @@ def _encode(masks: np.ndarray, order: Order) -> list[str]:
 
 def _divmod(values: np.ndarray, divisor: int) -> tuple[np.ndarray, np.ndarray]:
     # numpy's own divmod does not use vector instructions
-    divisor = values.dtype.type(divisor)
     quotient = values // divisor
     return quotient, values - quotient * divisor
 
@@ -132,7 +131,7 @@ def _digits(values: np.ndarray, end: str = " ") -> list[np.ndarray]:
     if not thousands.any():
         return [_three_digits(end).take(values)]
     # Where something stands before them, the digits are taken from the table's half with leading zeros.
-    return [*_digits(thousands, "\0"), _three_digits(end).take(np.minimum(values, rest + values.dtype.type(1000)))]
+    return [*_digits(thousands, "\0"), _three_digits(end).take(np.minimum(values, rest + 1000))]
 
 
 @cache
