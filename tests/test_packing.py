@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import os
 import subprocess
 import sys
@@ -213,6 +214,8 @@ def test_planted_credentials_are_in_no_pack(entry, tmp_path, monkeypatch):
     library = tmp_path / "repository" / "comp"
     (library / "recipes").mkdir(parents=True)
     (library / "__init__.py").touch()
+    (library / "kaggle").mkdir()
+    shutil.copy(Path(packing.__file__).with_name("script.template"), library / "kaggle")
     (library / "recipes" / "default.toml").write_text("epochs = 1\n")
     notebook = json.dumps({"cells": [{"cell_type": "code", "source": f"os.environ['KAGGLE_KEY'] = '{token}'"}]})
     planted = {"kaggle.json": json.dumps({"key": token}), ".env": f"KAGGLE_KEY={token}", "look.ipynb": notebook}

@@ -24,25 +24,6 @@ from comp.kaggle import credentials
 
 LIMIT = 1_000_000  # bytes of source; Kaggle answers HTTP 400 to more
 LACKING = "segmentation-models-pytorch"  # what comp needs and Kaggle's image has not; pure Python
-SCRIPT = '''"""{entry} as one file for Kaggle; the archive holds it, comp and segmentation-models-pytorch.
-
-The arguments below the archive may be changed.
-"""
-
-import base64, io, lzma, os, runpy, sys, tempfile, zipfile
-
-
-{run}
-
-ARCHIVE = """
-{archive}"""
-
-ARGUMENTS = [
-{arguments}]
-
-if __name__ == "__main__":
-    run(ARCHIVE, {entry!r}, ARGUMENTS)
-'''
 
 
 def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
@@ -65,7 +46,8 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
             stored.writestr(zipfile.ZipInfo(name), sources[name])
     archive = base64.encodebytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)).decode()
     given = "".join(f"    {word!r},\n" for word in words)
-    script = SCRIPT.format(entry=entry.name, run=inspect.getsource(run), archive=archive, arguments=given)
+    template = Path(__file__).with_name("script.template").read_text(encoding="utf-8")
+    script = template.format(entry=entry.name, run=inspect.getsource(run), archive=archive, arguments=given)
     if (size := len(script.encode())) >= LIMIT:
         raise Refused(f"the pack has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
     return script

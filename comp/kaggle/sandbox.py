@@ -35,20 +35,6 @@ WORKING_LIMIT = 20e9  # bytes; Kaggle keeps no more
 MACHINE = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # describe hardware, not the user
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
 
-# Run by a shell in fresh namespaces, in the folder that becomes the root. A container that covers parts of its own
-# /proc cannot mount another. {python} brings the loopback up, which a kernel without internet has, too. Of the
-# environment, only what the shell added is removed.
-ENTER = """
-set -e
-show() {{ mount --rbind "$1" "$2" && mount -o remount,bind,ro "$2"; }}
-{mounts}
-mount -t proc none proc 2>/dev/null || mount --rbind /proc proc
-[ ! -d dev/shm ] || mount -t tmpfs none dev/shm
-{python} -ISc 'import fcntl, socket, struct; fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sh22x", b"lo", 1))'
-env -u PWD -u OLDPWD -u SHLVL -u _ \\
-    unshare --root=. --wd=/kaggle/working /image/bin/python -u /kaggle/src/script.py || exit
-"""
-
 _bytes = functools.partial(tqdm.format_sizeof, suffix="B")
 _show = functools.partial(print, end="", flush=True)
 
@@ -83,15 +69,16 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
             (root / place).mkdir(parents=True)
         (root / "kaggle/src/script.py").write_text(script, encoding="utf-8")
         mounts = _mounts(root, _image(root / "image"), working, inputs)
-        enter = Path(room) / "enter.sh"
-        enter.write_text(ENTER.format(mounts="\n".join(mounts), python=shlex.quote(sys.executable)), encoding="utf-8")
+        mounted = Path(room) / "mounts"
+        mounted.write_text("\n".join(mounts) + "\n", encoding="utf-8")
         say("sandbox: no network, read-only inputs, no files beside the system's and Python's\n")
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
         environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
         environment |= {name: os.environ[name] for name in MACHINE if name in os.environ}
+        enter = Path(__file__).with_name("enter.sh")
         process = subprocess.Popen(
-            [*unshare, "sh", str(enter)], env=environment, cwd=root, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*unshare, "sh", str(enter), str(mounted), sys.executable], env=environment, cwd=root,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             assert process.stdout
