@@ -2,8 +2,8 @@
 
 import ast
 import json
-import shutil
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
