@@ -104,7 +104,8 @@ def test_its_reader_and_its_table_are_keys_that_there_are(tmp_path):
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
         np.save(tmp_path / part / "a.npy", np.ones((8, 8, 4), np.uint8))
-    rows = re.findall(r"^\| (?:run-lengths|a mask|slices|slides|a file|colours|anything).*? \| (.*) \|$", README, re.MULTILINE)
+    kinds = "run-lengths|a mask|slices|slides|a file|colours|anything"
+    rows = re.findall(rf"^\| (?:{kinds}).*? \| (.*) \|$", README, re.MULTILINE)
     lines = [line for row in rows for line in re.findall("`(.*?)`", row)]
     assert len(rows) == 7 and len(lines) == 14
     for line in lines:

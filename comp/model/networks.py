@@ -9,16 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 Widths = Sequence[int]  # channels at each size of the feature maps
 WIDTHS = (32, 64, 128, 256)
 DEEP, UP = (*WIDTHS, 512), (512, *WIDTHS[::-1])
 BLOCKS = ("double", "residual", "squeeze_excite")
-
-
-def _conv_bn_relu(inward: int, outward: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inward, outward, 3, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
 
 
 class DoubleConv(nn.Module):
@@ -29,7 +25,7 @@ class DoubleConv(nn.Module):
 
     def __init__(self, inward: int, outward: int, block: str, dropout: float):
         super().__init__()
-        first, second = _conv_bn_relu(inward, outward), _conv_bn_relu(outward, outward)
+        first, second = Conv2dNormActivation(inward, outward), Conv2dNormActivation(outward, outward)
         self.body = nn.Sequential(first, second, nn.Dropout2d(dropout))
         if block == "squeeze_excite":
             from timm.layers import SEModule  # takes seconds, which refusals need not wait for
@@ -74,7 +70,7 @@ class DualUnet(nn.Module):
         self.one = PlainUnet(in_channels, classes, widths, "double", dropout)
         self.other = PlainUnet(in_channels, classes, widths, "squeeze_excite", dropout)
         self.one.head, self.other.head = nn.Identity(), nn.Identity()
-        self.head = nn.Sequential(_conv_bn_relu(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
+        self.head = nn.Sequential(Conv2dNormActivation(2 * widths[0], widths[0]), nn.Conv2d(widths[0], classes, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.cat([self.one(x), self.other(x)], 1))
