@@ -197,7 +197,7 @@ def test_a_table_that_says_which_masks_are_empty_lacks_no_image(tmp_path, rows):
 
 @pytest.mark.parametrize("rows, says", [
     ("a\n", "row 2 has fewer fields than the header"), ("a,1 2\nb\n", "row 3 has fewer fields than the header"),
-    ("a,1 2,,\nb,3 4\n", "its rows have more fields than the header"), ("a,1 2,x\n", "more fields than the header"),
+    ("a,1 2,,\nb,3 4\n", "row 2 has more fields than the header"), ("a,1 2,x\n", "more fields than the header"),
 ])  # fmt: skip
 def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path, rows, says):
     save(tmp_path / "own/images/a.png", image(0))

@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import trange
 
 from comp import files
-from comp.config import Competition, Source
+from comp.config import Competition
 from comp.data import arrays, npz
 from comp.errors import Refused
 from comp.prepare import decode, masks
 from comp.prepare.find import find_samples
-from comp.prepare.samples import Finding, Sample, cut_windows, keep_latest
+from comp.prepare.samples import Finding, Sample, cut_windows, read_windows
 from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
@@ -42,9 +42,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
             raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
         images = samples[: len(found.train)]
-        train, test = _cut(images, own, WHOLE), _cut(samples[len(found.train) :], own, OVERLAP)
-        if turned := sum(one.finding == "EXIF orientation" for one in odd):
-            print(f"{source}: {turned:,} images are turned upright, as EXIF says; audit.png shows if masks fit")
+        train, test = cut_windows(images, own.cut, WHOLE), cut_windows(samples[len(images) :], own.cut, OVERLAP)
         count = len(train) + len(test)
         if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
@@ -60,7 +58,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
         tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
-        digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
+        state = json.dumps([*map(asdict, samples)], default=npz.file_state)  # another one once a file changes
+        digest = npz.digest([*told, own.table.get("starts"), competition.overlap, state], tables)
         if path.exists():
             if _read_facts(path).get("digest") != digest:
                 raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
@@ -92,7 +91,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples = _cut(_inspect(found.test, rows.channels)[0], competition.source, OVERLAP)
+        samples = cut_windows(_inspect(found.test, rows.channels)[0], competition.source.cut, OVERLAP)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
         print(f"{id}: {finding}: {detail}")
@@ -114,24 +113,8 @@ def stored_findings(path: Path) -> list[Finding]:
 
 def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
-    if "prepared" not in npz.list_keys(path):
-        return {}
-    try:
-        facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
-        return {key: facts[key] for key in ("digest", "size", "channels", "scaling", "odd")}
-    except (ValueError, TypeError, KeyError):
-        raise Refused(f"{path}: prepared: not what this kernels/prepare.py writes; make the npz anew") from None
-
-
-def _state(sample: Sample) -> list:
-    """What a sample is made of: another list once a file of it changes."""
-    layers = [[npz.file_state(part) if isinstance(part, Path) else part, label] for part, label, _ in sample.mask or ()]
-    return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
-
-
-def _cut(samples: Sequence[Sample], source: Source, overlap: float) -> list[Sample]:
-    """The samples, or their windows where `source.cut` says how large these are."""
-    return [part for one in samples for part in (cut_windows(one, source.cut, overlap) if source.cut else [one])]
+    told = "prepared" in npz.list_keys(path)
+    return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if told else {}
 
 
 def _inspect(
@@ -196,12 +179,10 @@ class _Rows:
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
 
-        latest = keep_latest(self.original)
+        window = read_windows(self.original)
 
         def read_image(k: int) -> np.ndarray:
-            (top, left), (height, width), whole = samples[k].place, samples[k].size, samples[k].whole
-            image = latest(whole) if whole else self.original(samples[k])
-            image = decode.resize_image(image[top : top + height, left : left + width], self.size)
+            image = decode.resize_image(window(samples[k]), self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 

@@ -17,7 +17,6 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from comp.config import Competition, Source
 from comp.data.arrays import Size
@@ -72,34 +71,41 @@ class Sample:
         return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]
 
 
-def cut_windows(sample: Sample, cut: Size, overlap: float) -> list[Sample]:
-    """Windows of `cut`, or of a whole side, that cover an image; the share `overlap` of one is in the next at least."""
+def cut_windows(samples: Iterable[Sample], cut: Size | tuple[()], overlap: float) -> list[Sample]:
+    """The samples, or where `cut` says how large, windows that cover their images, of a whole side at most.
+
+    At least the share `overlap` of a window is in the next one."""
+    if not cut:
+        return [*samples]
 
     def starts(side: int, length: int) -> list[int]:
         spare = max(0, side - length)
         return np.linspace(0, spare, 1 + math.ceil(spare / (length * (1 - overlap)))).round().astype(int).tolist()
 
-    places = [*product(*map(starts, sample.size, cut))]
-    size, group = (min(sample.size[0], cut[0]), min(sample.size[1], cut[1])), sample.group or sample.id
-    return [
-        replace(sample, id=f"{sample.id}@{y},{x}", group=group, size=size, whole=sample, place=(y, x))
-        for y, x in places
-    ]
+    windows = []
+    for one in samples:
+        size, group = (min(one.size[0], cut[0]), min(one.size[1], cut[1])), one.group or one.id
+        for y, x in product(*map(starts, one.size, cut)):
+            windows.append(replace(one, id=f"{one.id}@{y},{x}", group=group, size=size, whole=one, place=(y, x)))
+    return windows
 
 
-def keep_latest(function: Callable[[Sample], Any]) -> Callable[[Sample], Any]:
-    """The same function, which keeps its latest value for the windows of one image, and runs once at a time."""
-    latest: list[Any] = []
+def read_windows(function: Callable[[Sample], np.ndarray]) -> Callable[[Sample], np.ndarray]:
+    """The same function, (H, W, C) of a sample, which of windows reads the whole image once, one at a time."""
+    latest: list[Any] = [None, None]
     lock = Lock()
 
-    def call(sample: Sample) -> Any:
+    def read(sample: Sample) -> np.ndarray:
+        if not sample.whole:
+            return function(sample)
+        (top, left), (height, width) = sample.place, sample.size
         with lock:
-            if not latest or latest[0] is not sample:
-                latest.clear()  # before the next one is read, since there may be no room for two
-                latest.extend([sample, function(sample)])
-            return latest[1]
+            if latest[0] is not sample.whole:
+                latest[:] = None, None  # before the next one is read, since there may be no room for two
+                latest[:] = sample.whole, function(sample.whole)
+            return latest[1][top : top + height, left : left + width]
 
-    return call
+    return read
 
 
 @dataclass(frozen=True)
@@ -213,29 +219,29 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
     return found
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """A CSV as text. Raises Refused where it cannot be read, or lacks one of the columns."""
-    with refuse_damage(path, "a CSV", ""):
+def read_table(path: Path, columns: Iterable[str]) -> list[Fields]:
+    """The rows of a CSV as text by column. Raises Refused where it cannot be read, or lacks one of the columns."""
+    with refuse_damage(path, "a CSV", ""), open(path, encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(1 << 30)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python")
+        table = csv.DictReader(file, strict=True)
+        rows, known = [*table], [*(table.fieldnames or ())]
     for column in columns:
-        if column not in table:
-            raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands too far left for names of the rows
-        raise Refused(f"{path}: its rows have more fields than the header")
-    if (short := table.isna().any(axis=1).to_numpy()).any():  # a blank field is ""
-        raise Refused(f"{path}: row {short.argmax() + 2} has fewer fields than the header")
-    return table
+        if column not in known:
+            raise Refused(f"{path}: no column {column!r}; there are {', '.join(known[:20])}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise Refused(f"{path}: row {number} has {'more' if None in row else 'fewer'} fields than the header")
+    return rows
 
 
 def read_list(own: Source, folder: Path) -> dict[str, Fields]:
     """The columns of `source.list` by id. Raises Refused where an id is there twice."""
     path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
-    table = read_table(path, [column])
-    ids = table[column].map(as_seen)
-    if (twice := ids.duplicated()).any():
-        raise Refused(f"{path}: row {twice.idxmax() + 2}: the id {ids[twice.idxmax()]!r} is there twice")
-    return dict(zip(ids, table.to_dict("records"), strict=True))
+    known: dict[str, Fields] = {}
+    for number, row in enumerate(read_table(path, [column]), 2):
+        if known.setdefault(id := as_seen(row[column]), row) is not row:
+            raise Refused(f"{path}: row {number}: the id {id!r} is there twice")
+    return known
 
 
 def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tuple[Fields, tuple[Path, ...]]]:
