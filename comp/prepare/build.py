@@ -54,12 +54,13 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
         cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
-        texts = "; ".join(filter(None, [cut, str(scaling), proof, reader.text]))
+        codings = [coding for coding in (reader.coding, reader.binary) if coding]
+        texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
-        tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
         state = json.dumps([*map(asdict, samples)], default=npz.file_state)  # another one once a file changes
-        digest = npz.digest([*told, own.table.get("starts"), competition.overlap, state], tables)
+        told += [own.table.get("starts"), competition.overlap, state]
+        digest = npz.digest(told, b"".join(coding.table.tobytes() for coding in codings))
         if path.exists():
             if _read_facts(path).get("digest") != digest:
                 raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")

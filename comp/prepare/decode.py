@@ -104,7 +104,7 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
     """The bands (H, W, C) of an npy or HDF5 file, a TIFF that is no photograph, or colours of 16 bits; None of others.
 
     Without pixels, an array that has their shape and dtype."""
-    suffix = path.suffix.lower()
+    suffix, bands_last = path.suffix.lower(), True
     if suffix == ".npy":
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
     elif suffix == ".h5":
@@ -119,10 +119,10 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             page = series.keyframe
             if page is None or (_is_photograph(page) and len(series.pages) == 1):
                 return None
-            axes = series.axes
+            bands_last = series.axes[-1] == "S"
             # A broadcast zero has the shape and no memory.
             stored = _read_series(path, series) if pixels else np.broadcast_to(series.dtype.type(0), series.shape)
-            if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and axes[-1] == "S":
+            if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and bands_last:
                 stored = stored[..., :3]  # without the transparency
     else:
         with Image.open(path) as image:
@@ -130,20 +130,16 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             deep = "16" in how if image.format == "PNG" else image.format == "PPM" and "65535" in how
             if not deep or image.mode[0] == "I":
                 return None
-            stored, axes = np.broadcast_to(np.uint16(0), (image.height, image.width, 3)), "YXS"
+            stored = np.broadcast_to(np.uint16(0), (image.height, image.width, 3))
         if pixels:  # of which Pillow would drop the lower bits
-            if (values := cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) is None:
-                raise Refused(f"{path}: cannot be read as an image of 16 bits")
-            stored = values[..., 2::-1] if values.ndim == 3 else values
+            stored = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[..., 2::-1]
     if stored.dtype.kind not in "buif":
         raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
-    if suffix in (".npy", ".h5"):  # where both ends could be bands, the last are
-        axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
     if stored.ndim == 2:
-        stored, axes = stored[..., None], "YXS"
+        stored, bands_last = stored[..., None], True
     if stored.ndim == 3 and 0 not in stored.shape:
-        bands = stored if axes[-1] == "S" else np.moveaxis(stored, 0, -1)
-        for arranged in (bands, stored):  # pages of many lines and few columns were an array with bands last
+        ends = stored, np.moveaxis(stored, 0, -1)
+        for arranged in ends if bands_last else ends[::-1]:  # where both ends could be bands, as the file says
             if arranged.shape[2] <= MOST_BANDS:
                 return arranged if stored.dtype != np.bool_ else arranged * np.uint8(255)
     raise Refused(f"{path}: holds an array of shape {stored.shape}; an image of 1 to {MOST_BANDS} bands would fit")

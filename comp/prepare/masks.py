@@ -1,7 +1,7 @@
 """A sample's mask as labels and numbered objects: what files' values or colours mean, and layers laid together.
 
-Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535; and
-PASCAL VOC's colours. `source.labels` says any other coding. A code without a meaning is refused."""
+Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535.
+`source.labels` says any other coding. A code without a meaning is refused."""
 
 import re
 from collections import Counter
@@ -51,7 +51,6 @@ class MaskReader:
     coding: Coding | None  # of files without a class; None: their values number the objects
     binary: Coding | None  # of files of one class
     order: Order
-    text: str  # in words, for the log
     odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -125,19 +124,16 @@ def make_reader(competition: Competition, samples: Sequence[Sample], size: Size,
     classes = tuple(name for name in competition.classes if not (own.border and name == BORDER))
     plain = [[path for path, label in one.mask_files if label is None] for one in samples]
     of_class = [path for one in samples for path, label in one.mask_files if label is not None]
-    coding, texts = None, []
+    coding = None
     if own.instances and max(map(len, plain)) == 1 and not own.labels:
         if len(classes) != 2:
             raise Refused("source.instances: a mask's values number objects of one class, and there are several")
-        texts.append("mask values number the objects")
     elif files := [file for some in plain for file in some]:
         coding = detect_coding(files, classes, ignore, own.labels)
-        texts.append(coding.text)
     elif own.labels:
         raise Refused("source.labels: no file's values say its classes, since all masks' classes are known otherwise")
-    if binary := detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None:
-        texts.append(binary.text)
-    return MaskReader(competition, size, coding, binary, order, "; ".join(texts))
+    binary = detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None
+    return MaskReader(competition, size, coding, binary, order)
 
 
 def detect_coding(
@@ -150,16 +146,14 @@ def detect_coding(
         meaning = _read_given(given, kind, {name: label for label, name in names.items()})
     else:
         some = masks[:: -(-len(masks) // SAMPLE)]
-        seen = {(values.ndim, palette) for values, palette in map(decode.read_mask_values, some)}
-        several = len({palette for _, palette in seen} - {None}) > 1  # palettes, with which values mean nothing
-        kind = "colours" if several or any(ndim == 3 for ndim, _ in seen) else "values"
+        kind = "colours" if any(decode.read_mask_values(path)[0].ndim == 3 for path in some) else "values"
         counts: Counter[int] = Counter()
         for path in some:
             counts.update(dict(zip(*np.unique(read_codes(path, kind), return_counts=True), strict=True)))
         if kind == "values" and len(classes) == 2 and {*counts} in ({0, 255}, {0, LARGEST}):
             meaning = {0: 0, max(counts): 1}
         else:
-            meaning = {voc_colour(label) if kind == "colours" else label: label for label in names}
+            meaning = {label: label for label in names if kind == "values"}  # no colour says its class
         if not counts.keys() <= meaning.keys():
             if masks[0].suffix.lower() in (".jpg", ".jpeg"):
                 raise Refused(f"{masks[0]}: a JPEG, of {len(counts)} inexact values; a source.reader could round them")
@@ -182,11 +176,6 @@ def read_mask(path: Path, coding: Coding) -> np.ndarray:
         example = _name(int(codes[unknown][0]), coding.kind)
         raise Refused(f"{path}: {unknown.mean():.1%} of the pixels are of no class, such as {example} ({coding.text})")
     return labels.astype(np.uint8)
-
-
-def voc_colour(index: int) -> int:
-    """PASCAL VOC's colour of a class (255: void), as 0xRRGGBB: the index's bits dealt to the channels in turn."""
-    return sum(((index >> (3 * j + k)) & 1) << (7 - j) << (16 - 8 * k) for j in range(3) for k in range(3))
 
 
 def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) -> dict[int, int]:
