@@ -263,9 +263,7 @@ def test_refused_in_one_line_that_names_it(folder, compressed, members, keys, me
     assert not left.exists() or not [file for file in left.iterdir() if file.name.startswith(".")]
 
 
-@pytest.mark.parametrize(
-    "sizes", [np.zeros((7, 2), int), np.full((7, 2), 70_000), np.ones((7, 3), int), np.ones((7, 2))]
-)
+@pytest.mark.parametrize("sizes", [np.ones((7, 3), int), np.ones((7, 2))])
 def test_sizes_that_no_picture_has(folder, sizes):
     save(folder, test_images=good_images, test_sizes=sizes)
     with pytest.raises(Refused, match=r"own\.npz: test_sizes: "):

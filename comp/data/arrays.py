@@ -21,7 +21,6 @@ from comp.errors import Refused
 from comp.files import find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
-LARGEST_SIDE = 65_535  # pixels of an original image
 INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
 
@@ -222,9 +221,6 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         raise Refused(f"{path}: {part}_ids: the id {id!r} is empty or not unique")
     groups = _read_optional(path, arrays, f"{part}_groups", str, (count,))
     sizes = _read_optional(path, arrays, f"{part}_sizes", np.int32, (count, 2))
-    if sizes is not None and len(wrong := np.flatnonzero((sizes < 1) | (sizes > LARGEST_SIDE)) // 2):
-        sample, size = str(ids[wrong[0]]), sizes[wrong[0]].tolist()
-        raise Refused(f"{path}: {part}_sizes: sample {sample!r} is {size}; 1 to {LARGEST_SIDE} would fit")
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
     _check_neighbours(path, arrays, part)
     extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
