@@ -316,7 +316,7 @@ def test_deep_images_beside_others_are_refused(tmp_path):
     source = pairs(tmp_path / "source")
     Image.fromarray(np.full((20, 30), 300, np.uint16)).save(source / "images/p9.png")
     save_mask(source / "masks/p9.png", halves(0, 255))
-    with pytest.raises(Refused, match=r"some images are uint8, others not; source\.range = \[low, high\]"):
+    with pytest.raises(Refused, match=r"holds uint16, the other images uint8; source\.range = \[low, high\]"):
         make(source, tmp_path / "own.npz", competition())
 
 

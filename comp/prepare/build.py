@@ -47,9 +47,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
-        if len(deep) > 1 and not own.range:
-            raise Refused(f"{source}: some images are uint8, others not; {decode.WHAT_FITS} would fit")
-        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, True in deep)
+        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
         rows = _Rows(size, channels, scaling, strict=True)
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
@@ -118,10 +116,8 @@ def _read_facts(path: Path) -> dict:
     return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if told else {}
 
 
-def _inspect(
-    samples: Sequence[Sample], channels: int | None = None
-) -> tuple[list[Sample], int, set[bool], list[Finding]]:
-    """From all headers: the samples with their sizes, the channels of all, whether they are deep, and what is odd.
+def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
+    """From all headers: the samples with their sizes, the channels of all, whether all are deep, and what is odd.
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
@@ -131,22 +127,20 @@ def _inspect(
     grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)
     fits = channels or (max(counts) if grey_or_colours else counts[0])
     for sample, count, bands, mask_sizes in zip(samples, counts, headers, sizes, strict=True):
-        size, orientation, frames = bands[0].size, bands[0].orientation, max(header.frames for header in bands)
+        size, orientation = bands[0].size, bands[0].orientation
         sized.append(replace(sample, size=size))
         if (count != fits and not (grey_or_colours and (count, fits) == (1, 3))) or count > decode.MOST_BANDS:
             others = f"the other images {fits}; 1 to {decode.MOST_BANDS}, the same for all, would fit"
             raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, {others}")
         if orientation > 1:
             odd.append(Finding(sample.id, "EXIF orientation", f"turned upright, orientation {orientation}"))
-        if frames > 1:
-            odd.append(Finding(sample.id, "several frames", f"the first of {frames} is read"))
         paths = [*sample.images, *(path for path, _ in sample.mask_files)]
         for path, (height, width) in zip(paths, [header.size for header in bands] + mask_sizes, strict=True):
             if (height, width) != size:
                 turned = orientation >= decode.SIDEWAYS and (width, height) == size
                 hint = "; it fits the image before EXIF turns it: a source.reader could read that" if turned else ""
                 raise Refused(f"{path}: is {height}×{width}, {sample.images[0]} {size[0]}×{size[1]}{hint}")
-    return sized, fits, {header.deep for bands in headers for header in bands}, odd
+    return sized, fits, all(header.deep for bands in headers for header in bands), odd
 
 
 @dataclass(frozen=True)

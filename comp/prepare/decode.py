@@ -39,7 +39,6 @@ class Header(NamedTuple):
     channels: int
     deep: bool  # values that are not uint8
     orientation: int = 1  # EXIF's; 1: upright
-    frames: int = 1  # of which the first is read
 
 
 def read_header(path: Path, mask: bool = False) -> Header:
@@ -52,7 +51,7 @@ def read_header(path: Path, mask: bool = False) -> Header:
             orientation = 1 if mask else image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if orientation >= SIDEWAYS else image.size[::-1]
             channels, deep = 1 if _is_grey(image) else 3, image.mode[0] in "IF"
-            return Header(size, channels, deep, orientation, getattr(image, "n_frames", 1))
+            return Header(size, channels, deep, orientation)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -201,11 +200,10 @@ class Scaling:
 
 def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:
     """The rule for images of one or more band files each. `deep`: they are not uint8. Raises Refused."""
-    some = images[:: -(-len(images) // LOOKED_AT) or 1]
     if not (given := given or "percentiles" * deep):
         return Scaling()
     looked = []
-    for paths in some:
+    for paths in images[:: -(-len(images) // LOOKED_AT) or 1]:
         values = np.concatenate([read_image(path) for path in paths], axis=-1, dtype=np.float64)
         values = values.reshape(-1, values.shape[-1])
         looked.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])

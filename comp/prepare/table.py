@@ -41,10 +41,8 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
             id, name = parts["id"], parts["class"]
         layers = found.setdefault(as_seen(id), [])
         if runs.strip() not in empty:
-            if (label := labels.get(name) if named else 1) is None:
-                raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
-            if not label:
-                raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
+            if not (label := labels.get(name) if named else 1):  # 0 is the rest, which has no runs
+                raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes[1:]])}")
             layers.append(Layer(runs, label, where))
     return found
 
