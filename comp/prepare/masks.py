@@ -143,7 +143,17 @@ def detect_coding(
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
         kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"
-        meaning = _read_given(given, kind, {name: label for label, name in names.items()})
+        pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
+        labels, meaning = {name: label for label, name in names.items()}, dict[int, int]()
+        for code, name in given.items():
+            if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
+                raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours like '#3c1098'")
+            if name not in labels:
+                void = (
+                    "; arrays.ignore is not set (255 would fit)" if name == "ignore" else did_you_mean(name, [*labels])
+                )
+                raise Refused(f"source.labels.{code}: no class {name!r}{void}")
+            meaning[value] = labels[name]
     else:
         some = masks[:: -(-len(masks) // SAMPLE)]
         kind = "colours" if any(decode.read_mask_values(path)[0].ndim == 3 for path in some) else "values"
@@ -176,19 +186,6 @@ def read_mask(path: Path, coding: Coding) -> np.ndarray:
         example = _name(int(codes[unknown][0]), coding.kind)
         raise Refused(f"{path}: {unknown.mean():.1%} of the pixels are of no class, such as {example} ({coding.text})")
     return labels.astype(np.uint8)
-
-
-def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) -> dict[int, int]:
-    meaning: dict[int, int] = {}
-    pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
-    for code, name in given.items():
-        if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
-            raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours such as '#3c1098'")
-        if name not in labels:
-            void = "; arrays.ignore is not set (255 would fit)" if name == "ignore" else did_you_mean(name, [*labels])
-            raise Refused(f"source.labels.{code}: no class {name!r}{void}")
-        meaning[value] = labels[name]
-    return meaning
 
 
 def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray:

@@ -182,8 +182,12 @@ def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
 def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
     """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
     own, files = competition.source, list_files(folder)
-    rows = read_list(own, folder) if own.list else None
-    found = Found([], [], [])
+    found, rows = Found([], [], []), dict[str, Fields]()
+    if own.list:
+        path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
+        for number, row in enumerate(read_table(path, [column]), 2):
+            if rows.setdefault(id := as_seen(row[column]), row) is not row:
+                raise Refused(f"{path}: row {number}: the id {id!r} is there twice")
     for key, masks_key in (("images", "masks"), ("extra", "extra_masks"), ("test", "test_masks")):
         text, masks_text, part = getattr(own, key), getattr(own, masks_key), "test" if key == "test" else "train"
         if part not in parts or not text:
@@ -202,7 +206,7 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
             if shared and (twin := used.setdefault(pair, paths[0])) != paths[0]:
                 raise Refused(f"{paths[0]}: has the mask of {twin}, too; more fields in source.{masks_key} would help")
             layers = masks.get(pair)
-            if rows is not None and key == "images":  # a list may say more of its samples than is known of others
+            if own.list and key == "images":  # a list may say more of its samples than is known of others
                 if id not in rows:
                     found.odd.append(Finding(id, "not in the list", own.list["file"]))
                     continue
@@ -211,7 +215,12 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
             group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
-            fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
+            split = fill("source.fold", own.fold, fields) if key == "images" else ""
+            fold = int(split) if re.fullmatch("[0-9]{1,3}", split) else SPLITS.get(split.lower() or "train")
+            if fold is None:
+                raise Refused(
+                    f"source.fold: the sample {id!r} is in {split!r}; 0 to 999 or {', '.join(SPLITS)} would fit"
+                )
             sample = Sample(id, paths, None if layers is None else tuple(layers), fold, group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
         unused = [Path(layers[0].content) for pair, layers in masks.items() if layers and pair not in used]
@@ -234,21 +243,9 @@ def read_table(path: Path, columns: Iterable[str]) -> list[Fields]:
     return rows
 
 
-def read_list(own: Source, folder: Path) -> dict[str, Fields]:
-    """The columns of `source.list` by id. Raises Refused where an id is there twice."""
-    path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
-    known: dict[str, Fields] = {}
-    for number, row in enumerate(read_table(path, [column]), 2):
-        if known.setdefault(id := as_seen(row[column]), row) is not row:
-            raise Refused(f"{path}: row {number}: the id {id!r} is there twice")
-    return known
-
-
 def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tuple[Fields, tuple[Path, ...]]]:
     """By id, the fields of images and their files, one for each of source.bands."""
     pattern = compile_pattern(key, text, {"band": own.bands})
-    if own.bands and "band" not in pattern.groupindex:
-        raise Refused(f"{key} = {text!r}: has no field {{band}}, and source.bands names {len(own.bands)}")
     found: dict[str, tuple[Fields, dict[str, Path]]] = {}
     matched = _match_images(pattern, files, f"{key} = {text!r}")
     if "band" in pattern.groupindex and not own.bands:
@@ -294,11 +291,3 @@ def _find_masks(
         of_mask = layers[tuple(fields[name] for name in shared)]
         of_mask += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
     return shared, layers
-
-
-def _read_fold(text: str, id: str) -> int:
-    if text.isdecimal() and len(text) < 4:
-        return int(text)
-    if (fold := SPLITS.get(text.lower() or "train")) is None:
-        raise Refused(f"source.fold: the sample {id!r} is in {text!r}; 0 to 999 or {', '.join(SPLITS)} would fit")
-    return fold
