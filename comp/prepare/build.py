@@ -173,7 +173,6 @@ class _Rows:
 
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
-
         window = read_windows(self.original)
 
         def read_image(k: int) -> np.ndarray:

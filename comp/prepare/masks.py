@@ -5,7 +5,7 @@ Known without a word are class numbers 0, 1, 2, … and the ignored one; for two
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -136,9 +136,7 @@ def make_reader(competition: Competition, samples: Sequence[Sample], size: Size,
     return MaskReader(competition, size, coding, binary, order)
 
 
-def detect_coding(
-    masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]
-) -> Coding:
+def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: dict[str, str]) -> Coding:
     """Find what the codes in `masks` mean, or read it from `given`: `source.labels`. Raises Refused of unknown ones."""
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
@@ -150,7 +148,7 @@ def detect_coding(
                 raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours like '#3c1098'")
             if name not in labels:
                 void = (
-                    "; arrays.ignore is not set (255 would fit)" if name == "ignore" else did_you_mean(name, [*labels])
+                    did_you_mean(name, [*labels]) if name != "ignore" else "; arrays.ignore is not set; 255 would fit"
                 )
                 raise Refused(f"source.labels.{code}: no class {name!r}{void}")
             meaning[value] = labels[name]

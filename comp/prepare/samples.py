@@ -218,9 +218,8 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
             split = fill("source.fold", own.fold, fields) if key == "images" else ""
             fold = int(split) if re.fullmatch("[0-9]{1,3}", split) else SPLITS.get(split.lower() or "train")
             if fold is None:
-                raise Refused(
-                    f"source.fold: the sample {id!r} is in {split!r}; 0 to 999 or {', '.join(SPLITS)} would fit"
-                )
+                fits = f"0 to 999 or {', '.join(SPLITS)} would fit"
+                raise Refused(f"source.fold: the sample {id!r} is in {split!r}; {fits}")
             sample = Sample(id, paths, None if layers is None else tuple(layers), fold, group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
         unused = [Path(layers[0].content) for pair, layers in masks.items() if layers and pair not in used]
