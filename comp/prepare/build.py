@@ -56,8 +56,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
-        state = json.dumps([*map(asdict, samples)], default=npz.file_state)  # another one once a file changes
-        told += [own.table.get("starts"), competition.overlap, state]
+        told += [own.table.get("starts"), competition.overlap]
+        told.append(json.dumps([*map(asdict, samples)], default=npz.file_state))  # another text once a file changes
         digest = npz.digest(told, b"".join(coding.table.tobytes() for coding in codings))
         if path.exists():
             if _read_facts(path).get("digest") != digest:
@@ -173,10 +173,10 @@ class _Rows:
 
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
-        window = read_windows(self.original)
+        window = read_windows(lambda sample: (self.original(sample),))
 
         def read_image(k: int) -> np.ndarray:
-            image = decode.resize_image(window(samples[k]), self.size)
+            image = decode.resize_image(window(samples[k])[0], self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 

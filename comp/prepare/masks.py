@@ -56,8 +56,8 @@ class MaskReader:
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused."""
         competition, ignored = self.competition, self.competition.arrays.ignored
-        laid = cv2.resize(self.window(sample), self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        labels, objects = laid[..., 0].astype(np.uint8), laid[..., 1]
+        size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
+        labels, objects = (cv2.resize(one, size, interpolation=nearest) for one in self.window(sample))
         if width := competition.source.border:
             # Where two objects lie in the square of this many pixels around a pixel.
             square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
@@ -67,16 +67,16 @@ class MaskReader:
         return labels, objects
 
     @cached_property
-    def window(self) -> Callable[[Sample], np.ndarray]:
+    def window(self) -> Callable[[Sample], tuple[np.ndarray, ...]]:
         return read_windows(self.lay)
 
-    def lay(self, sample: Sample) -> np.ndarray:
-        """The layers laid together: labels and objects of the image's own size, uint16 (H, W, 2).
+    def lay(self, sample: Sample) -> tuple[np.ndarray, ...]:
+        """The layers laid together: labels and objects of the image's own size.
 
         Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
         competition, arrays = self.competition, self.competition.arrays
-        laid = np.zeros((*sample.size, 2), np.uint16)
-        labels, objects = laid[..., 0], laid[..., 1]
+        labels: np.ndarray = np.zeros(sample.size, np.uint8)
+        objects: np.ndarray = np.zeros(sample.size, np.uint16)
         shared, number, n = 0, 0, len(competition.classes)
         for layer in sample.mask or ():
             own, parts = self._decode(layer, sample)
@@ -100,7 +100,7 @@ class MaskReader:
         if shared:
             lost = f"{shared:,} pixels are of two objects; the first has them"
             self.odd.add(Finding(sample.id, "objects overlap", lost))
-        return laid
+        return labels, objects
 
     def _decode(self, layer: Layer, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """A layer's labels, uint8 (H, W), 0 where it says nothing; and its objects, numbered from 1."""

@@ -25,6 +25,7 @@ from comp.errors import Refused
 from comp.prepare.decode import SUFFIXES
 
 Fields = dict[str, str]
+Arrays = tuple[np.ndarray, ...]
 Files = list[tuple[str, Path]]  # the name as people see it, and the path
 
 
@@ -90,12 +91,12 @@ def cut_windows(samples: Iterable[Sample], cut: Size | tuple[()], overlap: float
     return windows
 
 
-def read_windows(function: Callable[[Sample], np.ndarray]) -> Callable[[Sample], np.ndarray]:
-    """The same function, (H, W, C) of a sample, which of windows reads the whole image once, one at a time."""
+def read_windows(function: Callable[[Sample], Arrays]) -> Callable[[Sample], Arrays]:
+    """The same function, arrays (H, W, …) of a sample, which of windows reads the whole once, one at a time."""
     latest: list[Any] = [None, None]
     lock = Lock()
 
-    def read(sample: Sample) -> np.ndarray:
+    def read(sample: Sample) -> Arrays:
         if not sample.whole:
             return function(sample)
         (top, left), (height, width) = sample.place, sample.size
@@ -103,7 +104,7 @@ def read_windows(function: Callable[[Sample], np.ndarray]) -> Callable[[Sample],
             if latest[0] is not sample.whole:
                 latest[:] = None, None  # before the next one is read, since there may be no room for two
                 latest[:] = sample.whole, function(sample.whole)
-            return latest[1][top : top + height, left : left + width]
+            return tuple(one[top : top + height, left : left + width] for one in latest[1])
 
     return read
 
