@@ -21,7 +21,6 @@ from comp.errors import Refused
 from comp.files import find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
-INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
 
 
@@ -168,7 +167,7 @@ def build_index(split: Split, competition: Competition) -> Index:
     known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
     counts = np.zeros((samples, known), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
-    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
+    step = max(1, npz.BLOCK // prod(split.images.shape[1:]))
 
     def scan(first: int) -> None:
         for row in range(first, min(first + step, samples)):

@@ -26,6 +26,7 @@ from comp.prepare.decode import SUFFIXES
 
 Fields = dict[str, str]
 Arrays = tuple[np.ndarray, ...]
+Layers = dict[tuple[str, ...], list["Layer"]]  # of masks, by the fields that pair them with images
 Files = list[tuple[str, Path]]  # the name as people see it, and the path
 
 
@@ -266,11 +267,9 @@ def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tu
     return {id: (fields, tuple(paths[band] for band in own.bands or paths)) for id, (fields, paths) in found.items()}
 
 
-def _find_masks(
-    key: str, text: str, competition: Competition, files: Files, images: str
-) -> tuple[list[str], dict[tuple[str, ...], list[Layer]]]:
+def _find_masks(key: str, text: str, competition: Competition, files: Files, images: str) -> tuple[list[str], Layers]:
     """The fields that a mask pattern shares with the images' pattern, and by their values the layers that it finds."""
-    layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
+    layers: Layers = defaultdict(list)
     if not text:
         return [], layers
     said, labels = f"{key} = {text!r}", name_labels(competition.classes)
