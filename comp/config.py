@@ -7,7 +7,6 @@ import json
 import math
 import re
 import tomllib
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -320,8 +319,8 @@ def _check_together(config: Config) -> None:
     labels, near, ignore = own.arrays.labels, own.arrays.neighbours, own.arrays.ignore
     weights, objects = metric.weights, metric.name.startswith("object_")
     for key, values in {"classes": classes, "arrays.labels": labels, "arrays.neighbours": near}.items():
-        for value, times in Counter(values).items():
-            refuse(times > 1, f"{key}: {value!r} is there {times} times")
+        for value in values:
+            refuse((times := values.count(value)) > 1, f"{key}: {value!r} is there {times} times")
     for key, values in {"arrays.labels": labels, "metric.weights": weights, "submission.values": layout.values}.items():
         refuse(len(values) not in (0, count), f"{key}: {len(values)} values; {count}, one for each class, would fit")
     for value, name in zip(labels or range(count), classes, strict=True):
@@ -333,8 +332,6 @@ def _check_together(config: Config) -> None:
     refuse(mixed, 'metric: average = "per_image" would fit beside empty and thresholds')
     alone = metric == Metric(function=metric.function, average=metric.average)
     refuse(metric.function and not alone, "metric.function: stands for the whole metric; no other key would fit")
-    dialect = layout.format != "rle" and (layout.runs, layout.base) != ("absolute", 1)
-    refuse(dialect, f"submission.runs, base: of run-lengths alone, not of {layout.format!r}")
     rows = {"pixels": ["image", "pixel"], "rle": ["image", "image_class", "instance"], "files": ["image"]}
     fits = f"with format {layout.format!r} {' or '.join(rows[layout.format])} would fit"
     refuse(layout.rows not in rows[layout.format], f"submission.rows: {layout.rows!r}; {fits}")

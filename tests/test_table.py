@@ -137,8 +137,8 @@ def test_relative_starts(tmp_path):
         ([("a", "1 2")], {"id": "Image"}, "no column 'Image'; there are id, rle"),
         ([("a", "1 2")], {"runs": "runs"}, "no column 'runs'; there are id, rle"),
         ([("a_tree", "1 2")], {"split": "{id}_{class}"}, "row 2: 'a_tree' is not '{id}_{class}' with one of the"),
-        ([("a", "1 2")], {"class": "rle"}, "row 2: no class '1 2'; there are rest, thing"),
-        ([("a_rest", "1 2")], {"split": "{id}_{class}"}, "'rest' is the class of the rest, which has no runs"),
+        ([("a", "1 2")], {"class": "rle"}, "row 2: no class '1 2'; there are thing"),
+        ([("a_rest", "1 2")], {"split": "{id}_{class}"}, "row 2: no class 'rest'; there are thing"),
         ([("a", "1 2")], {"split": "{n}_{class}"}, r'source\.table\.split: "\{id\}_\{class\}" would fit'),
         ([("a", "1 2")], {"file": "other.csv"}, r"other\.csv: cannot be read as a CSV: .*No such file"),
         ([("a", "1 2")], {"file": ""}, r"source\.table\.file: missing"),
@@ -197,7 +197,7 @@ def test_a_table_that_says_which_masks_are_empty_lacks_no_image(tmp_path, rows):
 
 @pytest.mark.parametrize("rows, says", [
     ("a\n", "row 2 has fewer fields than the header"), ("a,1 2\nb\n", "row 3 has fewer fields than the header"),
-    ("a,1 2,,\nb,3 4\n", "its rows have more fields than the header"), ("a,1 2,x\n", "more fields than the header"),
+    ("a,1 2,,\nb,3 4\n", "row 2 has more fields than the header"), ("a,1 2,x\n", "more fields than the header"),
 ])  # fmt: skip
 def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path, rows, says):
     save(tmp_path / "own/images/a.png", image(0))

@@ -42,7 +42,7 @@ def test_windows_cover_an_image_and_lie_inside_it():
     for size in [(5, 5), (70, 90), (1, 300), (64, 65)]:
         for overlap in (0.0, 0.25):
             covered = np.zeros(size, int)
-            for one in cut_windows(Sample("x", (), size=size), (32, 40), overlap):
+            for one in cut_windows([Sample("x", (), size=size)], (32, 40), overlap):
                 (y, x), (h, w) = one.place, one.size
                 assert (h, w) == (min(32, size[0]), min(40, size[1])) and y + h <= size[0] and x + w <= size[1]
                 covered[y : y + h, x : x + w] += 1

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,13 +18,9 @@ from comp import files
 from comp.config import Arrays, Competition
 from comp.data import demo, npz
 from comp.errors import Refused
-from comp.files import atomic_write, find_below_input
+from comp.files import find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
-LARGEST_SIDE = 65_535  # pixels of an original image
-INDEX_VERSION = 3  # raised when `build_index` changes, so that older caches are not used
-BINCOUNT = 32  # labels from which on one count of all is faster than one for each
-INDEX_BLOCK = 8 << 20  # bytes of images that a thread takes at a time
 Size = tuple[int, int]  # height, width
 
 
@@ -65,7 +60,7 @@ class Split:
     groups: np.ndarray | None  # str (N,); "" is no group
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
-    cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
+    cache: Path | None = None  # begins the paths of what is cached, by file state and selectors
     extra: np.ndarray | None = None  # bool (N,): which train in every fold and validate in none
     instances: np.ndarray | None = None  # integers (N, H, W): objects of each image, numbered from 1
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
@@ -167,26 +162,12 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
 
 
 def build_index(split: Split, competition: Competition) -> Index:
-    """Count and hash every sample in one pass, cached, in flat memory. Refused: a label of no class, unless ignored."""
-    if split.cache is None:
-        return _scan(split, competition)
-    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]
-    stored = split.cache.with_name(f"{split.cache.name}.index-{npz.digest(asked, split.ids.tobytes())}.npz")
-    with suppress(Refused):
-        return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
-    found = _scan(split, competition)
-    with suppress(OSError), atomic_write(stored) as beside:  # a full disk costs the cache, not the result
-        np.savez(beside, **vars(found))
-    return found
-
-
-def _scan(split: Split, competition: Competition) -> Index:
+    """Count and hash every sample in one pass, in flat memory. Refused: a label of no class, unless ignored."""
     samples, classes, ignore = len(split.images), len(competition.classes), competition.arrays.ignored
     known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
-    labels = sorted({*range(known), *([] if ignore is None else [ignore])})
-    counts = np.zeros((samples, len(labels)), np.int64)
+    counts = np.zeros((samples, known), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
-    step = max(1, INDEX_BLOCK // prod(split.images.shape[1:]))
+    step = max(1, npz.BLOCK // prod(split.images.shape[1:]))
 
     def scan(first: int) -> None:
         for row in range(first, min(first + step, samples)):
@@ -194,15 +175,14 @@ def _scan(split: Split, competition: Competition) -> Index:
             # Blank images, as between the windows of a slide, are no copies of one another.
             image_hash[row] = _hash(image if image.min() < image.max() else np.array(split.ids[row]))
             if split.masks is not None:
-                mask = split.masks[row]
-                mask_hash[row] = _hash(mask)
-                if len(labels) > BINCOUNT:
-                    counts[row] = np.bincount(mask.ravel(), minlength=256)[labels]
-                else:
-                    counts[row] = [np.count_nonzero(mask == label) for label in labels]
-                if counts[row].sum() != mask.size:
-                    wrong = f"sample {str(split.ids[row])!r} has label {mask[~np.isin(mask, labels)][0]}"
-                    fits = f"0 to {known - 1} would fit; name others as competition.arrays.labels=[0,255] or ignore=255"
+                mask_hash[row] = _hash(mask := split.masks[row])
+                found = np.bincount(mask.ravel(), minlength=256)
+                if ignore is not None:
+                    found[ignore] = 0
+                counts[row] = found[:known]
+                for label in np.flatnonzero(found[known:])[:1] + known:
+                    wrong = f"sample {str(split.ids[row])!r} has label {label}; 0 to {known - 1} would fit"
+                    fits = "name others as competition.arrays.labels=[0,255] or ignore=255"
                     raise Refused(f"{competition.file}: {wrong}; {fits}")
 
     # Hashing and numpy release the interpreter's lock, so threads share the work.
@@ -210,10 +190,7 @@ def _scan(split: Split, competition: Competition) -> Index:
         for _ in pool.map(scan, range(0, samples, step)):
             release_pages(split.images)
             release_pages(split.masks)
-    if ignore is not None:
-        counts[:, labels.index(ignore)] = 0
     constant = (counts > 0).sum(axis=1) <= 1
-    counts = counts[:, :known]
     if competition.overlap:  # of each class, the pixels whose labels have its bit
         bits = np.arange(known)[:, None] >> np.arange(classes - 1) & 1
         counts = np.column_stack([counts[:, 0], counts @ bits])
@@ -243,9 +220,6 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
         raise Refused(f"{path}: {part}_ids: the id {id!r} is empty or not unique")
     groups = _read_optional(path, arrays, f"{part}_groups", str, (count,))
     sizes = _read_optional(path, arrays, f"{part}_sizes", np.int32, (count, 2))
-    if sizes is not None and len(wrong := np.flatnonzero((sizes < 1) | (sizes > LARGEST_SIDE)) // 2):
-        sample, size = str(ids[wrong[0]]), sizes[wrong[0]].tolist()
-        raise Refused(f"{path}: {part}_sizes: sample {sample!r} is {size}; 1 to {LARGEST_SIDE} would fit")
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
     _check_neighbours(path, arrays, part)
     extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))

@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import trange
 
 from comp import files
-from comp.config import Competition, Source
+from comp.config import Competition
 from comp.data import arrays, npz
 from comp.errors import Refused
 from comp.prepare import decode, masks
 from comp.prepare.find import find_samples
-from comp.prepare.samples import Finding, Sample, cut_windows, keep_latest
+from comp.prepare.samples import Finding, Sample, cut_windows, read_windows
 from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
@@ -42,25 +42,23 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
             raise Refused("arrays.neighbours: no two samples are of one group; source.group says whose slices they are")
         samples, channels, deep, odd = _inspect(found.train + found.test)
         images = samples[: len(found.train)]
-        train, test = _cut(images, own, WHOLE), _cut(samples[len(found.train) :], own, OVERLAP)
-        if turned := sum(one.finding == "EXIF orientation" for one in odd):
-            print(f"{source}: {turned:,} images are turned upright, as EXIF says; audit.png shows if masks fit")
+        train, test = cut_windows(images, own.cut, WHOLE), cut_windows(samples[len(images) :], own.cut, OVERLAP)
         count = len(train) + len(test)
         if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
-        if len(deep) > 1 and not own.range:
-            raise Refused(f"{source}: some images are uint8, others not; {decode.WHAT_FITS} would fit")
-        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, True in deep)
+        scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
         rows = _Rows(size, channels, scaling, strict=True)
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
         cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
-        texts = "; ".join(filter(None, [cut, str(scaling), proof, reader.text]))
+        codings = [coding for coding in (reader.coding, reader.binary) if coding]
+        texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
         print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
-        tables = b"".join(coding.table.tobytes() for coding in (reader.coding, reader.binary) if coding)
-        digest = npz.digest([*told, own.table.get("starts"), competition.overlap, [*map(_state, samples)]], tables)
+        told += [own.table.get("starts"), competition.overlap]
+        told.append(json.dumps([*map(asdict, samples)], default=npz.file_state))  # another text once a file changes
+        digest = npz.digest(told, b"".join(coding.table.tobytes() for coding in codings))
         if path.exists():
             if _read_facts(path).get("digest") != digest:
                 raise Refused(f"{path}: was made from other files or in another way; move it away to make it anew")
@@ -92,7 +90,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples = _cut(_inspect(found.test, rows.channels)[0], competition.source, OVERLAP)
+        samples = cut_windows(_inspect(found.test, rows.channels)[0], competition.source.cut, OVERLAP)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
         print(f"{id}: {finding}: {detail}")
@@ -114,30 +112,12 @@ def stored_findings(path: Path) -> list[Finding]:
 
 def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
-    if "prepared" not in npz.list_keys(path):
-        return {}
-    try:
-        facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
-        return {key: facts[key] for key in ("digest", "size", "channels", "scaling", "odd")}
-    except (ValueError, TypeError, KeyError):
-        raise Refused(f"{path}: prepared: not what this kernels/prepare.py writes; make the npz anew") from None
+    told = "prepared" in npz.list_keys(path)
+    return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if told else {}
 
 
-def _state(sample: Sample) -> list:
-    """What a sample is made of: another list once a file of it changes."""
-    layers = [[npz.file_state(part) if isinstance(part, Path) else part, label] for part, label, _ in sample.mask or ()]
-    return [sample.id, sample.fold, sample.group, sample.extra, [*map(npz.file_state, sample.images)], layers]
-
-
-def _cut(samples: Sequence[Sample], source: Source, overlap: float) -> list[Sample]:
-    """The samples, or their windows where `source.cut` says how large these are."""
-    return [part for one in samples for part in (cut_windows(one, source.cut, overlap) if source.cut else [one])]
-
-
-def _inspect(
-    samples: Sequence[Sample], channels: int | None = None
-) -> tuple[list[Sample], int, set[bool], list[Finding]]:
-    """From all headers: the samples with their sizes, the channels of all, whether they are deep, and what is odd.
+def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
+    """From all headers: the samples with their sizes, the channels of all, whether all are deep, and what is odd.
     Of images that are grey and coloured, channels are 3. Raises Refused, also where they are not `channels`."""
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(lambda one: [decode.read_header(path) for path in one.images], samples))
@@ -147,22 +127,20 @@ def _inspect(
     grey_or_colours = {*counts} <= {1, 3} and all(len(bands) == 1 for bands in headers)
     fits = channels or (max(counts) if grey_or_colours else counts[0])
     for sample, count, bands, mask_sizes in zip(samples, counts, headers, sizes, strict=True):
-        size, orientation, frames = bands[0].size, bands[0].orientation, max(header.frames for header in bands)
+        size, orientation = bands[0].size, bands[0].orientation
         sized.append(replace(sample, size=size))
         if (count != fits and not (grey_or_colours and (count, fits) == (1, 3))) or count > decode.MOST_BANDS:
             others = f"the other images {fits}; 1 to {decode.MOST_BANDS}, the same for all, would fit"
             raise Refused(f"{sample.images[0]}: {sample.id} has {count} channels, {others}")
         if orientation > 1:
             odd.append(Finding(sample.id, "EXIF orientation", f"turned upright, orientation {orientation}"))
-        if frames > 1:
-            odd.append(Finding(sample.id, "several frames", f"the first of {frames} is read"))
         paths = [*sample.images, *(path for path, _ in sample.mask_files)]
         for path, (height, width) in zip(paths, [header.size for header in bands] + mask_sizes, strict=True):
             if (height, width) != size:
                 turned = orientation >= decode.SIDEWAYS and (width, height) == size
                 hint = "; it fits the image before EXIF turns it: a source.reader could read that" if turned else ""
                 raise Refused(f"{path}: is {height}×{width}, {sample.images[0]} {size[0]}×{size[1]}{hint}")
-    return sized, fits, {header.deep for bands in headers for header in bands}, odd
+    return sized, fits, all(header.deep for bands in headers for header in bands), odd
 
 
 @dataclass(frozen=True)
@@ -195,13 +173,10 @@ class _Rows:
 
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
-
-        latest = keep_latest(self.original)
+        window = read_windows(lambda sample: (self.original(sample),))
 
         def read_image(k: int) -> np.ndarray:
-            (top, left), (height, width), whole = samples[k].place, samples[k].size, samples[k].whole
-            image = latest(whole) if whole else self.original(samples[k])
-            image = decode.resize_image(image[top : top + height, left : left + width], self.size)
+            image = decode.resize_image(window(samples[k])[0], self.size)
             thumbs[k] = audit.thumbnails(image[None])[0]
             return image
 

@@ -39,7 +39,6 @@ class Header(NamedTuple):
     channels: int
     deep: bool  # values that are not uint8
     orientation: int = 1  # EXIF's; 1: upright
-    frames: int = 1  # of which the first is read
 
 
 def read_header(path: Path, mask: bool = False) -> Header:
@@ -52,7 +51,7 @@ def read_header(path: Path, mask: bool = False) -> Header:
             orientation = 1 if mask else image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if orientation >= SIDEWAYS else image.size[::-1]
             channels, deep = 1 if _is_grey(image) else 3, image.mode[0] in "IF"
-            return Header(size, channels, deep, orientation, getattr(image, "n_frames", 1))
+            return Header(size, channels, deep, orientation)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -104,7 +103,7 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
     """The bands (H, W, C) of an npy or HDF5 file, a TIFF that is no photograph, or colours of 16 bits; None of others.
 
     Without pixels, an array that has their shape and dtype."""
-    suffix = path.suffix.lower()
+    suffix, bands_last = path.suffix.lower(), True
     if suffix == ".npy":
         stored = np.load(path, mmap_mode=None if pixels else "r", allow_pickle=False)
     elif suffix == ".h5":
@@ -119,10 +118,10 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             page = series.keyframe
             if page is None or (_is_photograph(page) and len(series.pages) == 1):
                 return None
-            axes = series.axes
+            bands_last = series.axes[-1] == "S"
             # A broadcast zero has the shape and no memory.
             stored = _read_series(path, series) if pixels else np.broadcast_to(series.dtype.type(0), series.shape)
-            if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and axes[-1] == "S":
+            if page.photometric == tifffile.PHOTOMETRIC.RGB and any(page.extrasamples) and bands_last:
                 stored = stored[..., :3]  # without the transparency
     else:
         with Image.open(path) as image:
@@ -130,20 +129,16 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
             deep = "16" in how if image.format == "PNG" else image.format == "PPM" and "65535" in how
             if not deep or image.mode[0] == "I":
                 return None
-            stored, axes = np.broadcast_to(np.uint16(0), (image.height, image.width, 3)), "YXS"
+            stored = np.broadcast_to(np.uint16(0), (image.height, image.width, 3))
         if pixels:  # of which Pillow would drop the lower bits
-            if (values := cv2.imread(str(path), cv2.IMREAD_UNCHANGED)) is None:
-                raise Refused(f"{path}: cannot be read as an image of 16 bits")
-            stored = values[..., 2::-1] if values.ndim == 3 else values
+            stored = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))[..., 2::-1]
     if stored.dtype.kind not in "buif":
         raise Refused(f"{path}: holds {stored.dtype}; numbers would fit")
-    if suffix in (".npy", ".h5"):  # where both ends could be bands, the last are
-        axes = "YXS" if stored.ndim < 3 or stored.shape[2] <= MOST_BANDS else "SYX"
     if stored.ndim == 2:
-        stored, axes = stored[..., None], "YXS"
+        stored, bands_last = stored[..., None], True
     if stored.ndim == 3 and 0 not in stored.shape:
-        bands = stored if axes[-1] == "S" else np.moveaxis(stored, 0, -1)
-        for arranged in (bands, stored):  # pages of many lines and few columns were an array with bands last
+        ends = stored, np.moveaxis(stored, 0, -1)
+        for arranged in ends if bands_last else ends[::-1]:  # where both ends could be bands, as the file says
             if arranged.shape[2] <= MOST_BANDS:
                 return arranged if stored.dtype != np.bool_ else arranged * np.uint8(255)
     raise Refused(f"{path}: holds an array of shape {stored.shape}; an image of 1 to {MOST_BANDS} bands would fit")
@@ -205,11 +200,10 @@ class Scaling:
 
 def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:
     """The rule for images of one or more band files each. `deep`: they are not uint8. Raises Refused."""
-    some = images[:: -(-len(images) // LOOKED_AT) or 1]
     if not (given := given or "percentiles" * deep):
         return Scaling()
     looked = []
-    for paths in some:
+    for paths in images[:: -(-len(images) // LOOKED_AT) or 1]:
         values = np.concatenate([read_image(path) for path in paths], axis=-1, dtype=np.float64)
         values = values.reshape(-1, values.shape[-1])
         looked.append(np.broadcast_to(values, (len(values), channels))[:: -(-len(values) // PIXELS)])

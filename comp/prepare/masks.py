@@ -1,11 +1,11 @@
 """A sample's mask as labels and numbered objects: what files' values or colours mean, and layers laid together.
 
-Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535; and
-PASCAL VOC's colours. `source.labels` says any other coding. A code without a meaning is refused."""
+Known without a word are class numbers 0, 1, 2, … and the ignored one; for two classes 0 and 255, or 0 and 65535.
+`source.labels` says any other coding. A code without a meaning is refused."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from comp.config import Competition
 from comp.data.arrays import Size
 from comp.errors import Refused, did_you_mean
 from comp.prepare import decode
-from comp.prepare.samples import Finding, Layer, Sample, keep_latest
+from comp.prepare.samples import Finding, Layer, Sample, read_windows
 from comp.prepare.table import decode_layer
 from comp.report.tables import shorten
 from comp.submission.runlength import Order
@@ -51,19 +51,13 @@ class MaskReader:
     coding: Coding | None  # of files without a class; None: their values number the objects
     binary: Coding | None  # of files of one class
     order: Order
-    text: str  # in words, for the log
     odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused."""
         competition, ignored = self.competition, self.competition.arrays.ignored
-        if sample.whole:
-            (top, left), (height, width) = sample.place, sample.size
-            labels, objects = (one[top : top + height, left : left + width] for one in self.latest(sample.whole))
-        else:
-            labels, objects = self.lay(sample)
         size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
-        labels, objects = (cv2.resize(values, size, interpolation=nearest) for values in (labels, objects))
+        labels, objects = (cv2.resize(one, size, interpolation=nearest) for one in self.window(sample))
         if width := competition.source.border:
             # Where two objects lie in the square of this many pixels around a pixel.
             square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
@@ -73,10 +67,10 @@ class MaskReader:
         return labels, objects
 
     @cached_property
-    def latest(self) -> Callable[[Sample], tuple[np.ndarray, np.ndarray]]:
-        return keep_latest(self.lay)
+    def window(self) -> Callable[[Sample], tuple[np.ndarray, ...]]:
+        return read_windows(self.lay)
 
-    def lay(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    def lay(self, sample: Sample) -> tuple[np.ndarray, ...]:
         """The layers laid together: labels and objects of the image's own size.
 
         Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
@@ -130,41 +124,44 @@ def make_reader(competition: Competition, samples: Sequence[Sample], size: Size,
     classes = tuple(name for name in competition.classes if not (own.border and name == BORDER))
     plain = [[path for path, label in one.mask_files if label is None] for one in samples]
     of_class = [path for one in samples for path, label in one.mask_files if label is not None]
-    coding, texts = None, []
+    coding = None
     if own.instances and max(map(len, plain)) == 1 and not own.labels:
         if len(classes) != 2:
             raise Refused("source.instances: a mask's values number objects of one class, and there are several")
-        texts.append("mask values number the objects")
     elif files := [file for some in plain for file in some]:
         coding = detect_coding(files, classes, ignore, own.labels)
-        texts.append(coding.text)
     elif own.labels:
         raise Refused("source.labels: no file's values say its classes, since all masks' classes are known otherwise")
-    if binary := detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None:
-        texts.append(binary.text)
-    return MaskReader(competition, size, coding, binary, order, "; ".join(texts))
+    binary = detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None
+    return MaskReader(competition, size, coding, binary, order)
 
 
-def detect_coding(
-    masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: Mapping[str, str]
-) -> Coding:
+def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: dict[str, str]) -> Coding:
     """Find what the codes in `masks` mean, or read it from `given`: `source.labels`. Raises Refused of unknown ones."""
     names = dict(enumerate(classes)) | ({} if ignore is None else {ignore: "ignore"})
     if given:
         kind: Kind = "colours" if any(code.startswith("#") for code in given) else "values"
-        meaning = _read_given(given, kind, {name: label for label, name in names.items()})
+        pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
+        labels, meaning = {name: label for label, name in names.items()}, dict[int, int]()
+        for code, name in given.items():
+            if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
+                raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours like '#3c1098'")
+            if name not in labels:
+                void = (
+                    did_you_mean(name, [*labels]) if name != "ignore" else "; arrays.ignore is not set; 255 would fit"
+                )
+                raise Refused(f"source.labels.{code}: no class {name!r}{void}")
+            meaning[value] = labels[name]
     else:
         some = masks[:: -(-len(masks) // SAMPLE)]
-        seen = {(values.ndim, palette) for values, palette in map(decode.read_mask_values, some)}
-        several = len({palette for _, palette in seen} - {None}) > 1  # palettes, with which values mean nothing
-        kind = "colours" if several or any(ndim == 3 for ndim, _ in seen) else "values"
+        kind = "colours" if any(decode.read_mask_values(path)[0].ndim == 3 for path in some) else "values"
         counts: Counter[int] = Counter()
         for path in some:
             counts.update(dict(zip(*np.unique(read_codes(path, kind), return_counts=True), strict=True)))
         if kind == "values" and len(classes) == 2 and {*counts} in ({0, 255}, {0, LARGEST}):
             meaning = {0: 0, max(counts): 1}
         else:
-            meaning = {voc_colour(label) if kind == "colours" else label: label for label in names}
+            meaning = {label: label for label in names if kind == "values"}  # no colour says its class
         if not counts.keys() <= meaning.keys():
             if masks[0].suffix.lower() in (".jpg", ".jpeg"):
                 raise Refused(f"{masks[0]}: a JPEG, of {len(counts)} inexact values; a source.reader could round them")
@@ -187,24 +184,6 @@ def read_mask(path: Path, coding: Coding) -> np.ndarray:
         example = _name(int(codes[unknown][0]), coding.kind)
         raise Refused(f"{path}: {unknown.mean():.1%} of the pixels are of no class, such as {example} ({coding.text})")
     return labels.astype(np.uint8)
-
-
-def voc_colour(index: int) -> int:
-    """PASCAL VOC's colour of a class (255: void), as 0xRRGGBB: the index's bits dealt to the channels in turn."""
-    return sum(((index >> (3 * j + k)) & 1) << (7 - j) << (16 - 8 * k) for j in range(3) for k in range(3))
-
-
-def _read_given(given: Mapping[str, str], kind: Kind, labels: dict[str, int]) -> dict[int, int]:
-    meaning: dict[int, int] = {}
-    pattern, base = ("#[0-9a-fA-F]{6}", 16) if kind == "colours" else ("[0-9]+", 10)
-    for code, name in given.items():
-        if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
-            raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours such as '#3c1098'")
-        if name not in labels:
-            void = "; arrays.ignore is not set (255 would fit)" if name == "ignore" else did_you_mean(name, [*labels])
-            raise Refused(f"source.labels.{code}: no class {name!r}{void}")
-        meaning[value] = labels[name]
-    return meaning
 
 
 def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray:

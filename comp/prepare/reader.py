@@ -1,7 +1,7 @@
 """A reader of one's own: a Python file beside the TOML, whose `read_samples(folder, part)` yields samples.
 
 Each is (id, image, mask, group): text, numbers (H, W) or (H, W, C), labels (H, W), layers (H, W, classes - 1) or None,
-text or None. Arrays are kept in npy files, named by what they hold, which are then read as any image and mask."""
+text or None. Arrays are kept in npy files, named by what they hold, which are read and checked as any others."""
 
 import hashlib
 import os
@@ -14,15 +14,12 @@ import numpy as np
 from comp import files
 from comp.config import Competition
 from comp.errors import Refused
-from comp.prepare.decode import MOST_BANDS
 from comp.prepare.samples import Found, Layer, Sample
 
 
 def run_reader(competition: Competition, folder: Path, spool: Path, parts: tuple[str, ...]) -> Found:
     """Everything that the reader yields of these parts. Raises Refused for what it raises, and what does not fit."""
     path = Path(competition.source.reader)
-    if not folder.exists():
-        raise Refused(f"{folder}: no such file or folder")
     found, read = Found([], [], []), files.load_function(str(path), "read_samples(folder, part)")
     for part in parts:
         samples, count = found.train if part == "train" else found.test, 0
@@ -37,33 +34,23 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
     if not isinstance(values, tuple | list) or len(values) != 4:
         raise Refused(f"{where}: yields {type(values).__name__}; id, image, mask, group would fit")
     id, image, mask, group = values
-    if not isinstance(id, str) or not id:
-        raise Refused(f"{where}: its id is {id!r:.60}; text would fit")
-    if group is not None and not isinstance(group, str):
-        raise Refused(f"{where}, {id!r}: group: {group!r:.60}; text or None would fit")
-    for name, array in [("image", image)] + ([] if mask is None else [("mask", mask)]):
-        fits = isinstance(array, np.ndarray) and array.dtype.kind in "buif" and array.ndim in (2, 3) and array.size
-        if not fits or (array.ndim == 3 and array.shape[2] > MOST_BANDS):
-            found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise Refused(f"{where}, {id!r}: {name}: {found}; numbers (H, W) or (H, W, C), C ≤ {MOST_BANDS}, would fit")
-    if mask is not None and mask.shape[:2] != image.shape[:2]:
-        raise Refused(f"{where}, {id!r}: mask: of shape {mask.shape}, the image of {image.shape}")
     layers: tuple[Layer, ...] | None = None
-    if mask is not None and mask.ndim == 2:
-        layers = (Layer(_save(mask, id, spool)),)
-    elif mask is not None:
+    if mask is not None and np.ndim(mask) == 3:
         if mask.shape[2] != (fit := len(competition.classes) - 1):
             raise Refused(f"{where}, {id!r}: mask: {mask.shape[2]} layers; {fit}, one for each class, would fit")
         layers = tuple(Layer(_save(mask[..., k], id, spool), k + 1) for k in range(fit))
-    return Sample(id, (_save(image, id, spool),), layers, group=group or "")
+    elif mask is not None:
+        layers = (Layer(_save(mask, id, spool)),)
+    return Sample(str(id), (_save(image, id, spool),), layers, group="" if group is None else str(group))
 
 
-def _save(values: np.ndarray, id: str, spool: Path) -> Path:
+def _save(values: Any, id: Any, spool: Path) -> Path:
     """Keep an array in a file that is named by its sample and what it holds, so that it is the same state next time."""
+    values = np.asarray(values)
     about = f"{values.dtype}{values.shape}".encode()
     digest = hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()
-    path = spool / f"{re.sub('[^A-Za-z0-9._-]', '_', id)[:100]}-{digest}.npy"
+    path = spool / f"{re.sub('[^A-Za-z0-9._-]', '_', str(id))[:100]}-{digest}.npy"
     if not path.exists():
-        np.save(path, values)
+        np.save(path, values, allow_pickle=False)
         os.utime(path, (0, 0))
     return path

@@ -17,7 +17,6 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from comp.config import Competition, Source
 from comp.data.arrays import Size
@@ -26,6 +25,8 @@ from comp.errors import Refused
 from comp.prepare.decode import SUFFIXES
 
 Fields = dict[str, str]
+Arrays = tuple[np.ndarray, ...]
+Layers = dict[tuple[str, ...], list["Layer"]]  # of masks, by the fields that pair them with images
 Files = list[tuple[str, Path]]  # the name as people see it, and the path
 
 
@@ -72,34 +73,41 @@ class Sample:
         return [(layer.content, layer.label) for layer in self.mask or () if isinstance(layer.content, Path)]
 
 
-def cut_windows(sample: Sample, cut: Size, overlap: float) -> list[Sample]:
-    """Windows of `cut`, or of a whole side, that cover an image; the share `overlap` of one is in the next at least."""
+def cut_windows(samples: Iterable[Sample], cut: Size | tuple[()], overlap: float) -> list[Sample]:
+    """The samples, or where `cut` says how large, windows that cover their images, of a whole side at most.
+
+    At least the share `overlap` of a window is in the next one."""
+    if not cut:
+        return [*samples]
 
     def starts(side: int, length: int) -> list[int]:
         spare = max(0, side - length)
         return np.linspace(0, spare, 1 + math.ceil(spare / (length * (1 - overlap)))).round().astype(int).tolist()
 
-    places = [*product(*map(starts, sample.size, cut))]
-    size, group = (min(sample.size[0], cut[0]), min(sample.size[1], cut[1])), sample.group or sample.id
-    return [
-        replace(sample, id=f"{sample.id}@{y},{x}", group=group, size=size, whole=sample, place=(y, x))
-        for y, x in places
-    ]
+    windows = []
+    for one in samples:
+        size, group = (min(one.size[0], cut[0]), min(one.size[1], cut[1])), one.group or one.id
+        for y, x in product(*map(starts, one.size, cut)):
+            windows.append(replace(one, id=f"{one.id}@{y},{x}", group=group, size=size, whole=one, place=(y, x)))
+    return windows
 
 
-def keep_latest(function: Callable[[Sample], Any]) -> Callable[[Sample], Any]:
-    """The same function, which keeps its latest value for the windows of one image, and runs once at a time."""
-    latest: list[Any] = []
+def read_windows(function: Callable[[Sample], Arrays]) -> Callable[[Sample], Arrays]:
+    """The same function, arrays (H, W, …) of a sample, which of windows reads the whole once, one at a time."""
+    latest: list[Any] = [None, None]
     lock = Lock()
 
-    def call(sample: Sample) -> Any:
+    def read(sample: Sample) -> Arrays:
+        if not sample.whole:
+            return function(sample)
+        (top, left), (height, width) = sample.place, sample.size
         with lock:
-            if not latest or latest[0] is not sample:
-                latest.clear()  # before the next one is read, since there may be no room for two
-                latest.extend([sample, function(sample)])
-            return latest[1]
+            if latest[0] is not sample.whole:
+                latest[:] = None, None  # before the next one is read, since there may be no room for two
+                latest[:] = sample.whole, function(sample.whole)
+            return tuple(one[top : top + height, left : left + width] for one in latest[1])
 
-    return call
+    return read
 
 
 @dataclass(frozen=True)
@@ -176,8 +184,12 @@ def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
 def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
     """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
     own, files = competition.source, list_files(folder)
-    rows = read_list(own, folder) if own.list else None
-    found = Found([], [], [])
+    found, rows = Found([], [], []), dict[str, Fields]()
+    if own.list:
+        path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
+        for number, row in enumerate(read_table(path, [column]), 2):
+            if rows.setdefault(id := as_seen(row[column]), row) is not row:
+                raise Refused(f"{path}: row {number}: the id {id!r} is there twice")
     for key, masks_key in (("images", "masks"), ("extra", "extra_masks"), ("test", "test_masks")):
         text, masks_text, part = getattr(own, key), getattr(own, masks_key), "test" if key == "test" else "train"
         if part not in parts or not text:
@@ -196,7 +208,7 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
             if shared and (twin := used.setdefault(pair, paths[0])) != paths[0]:
                 raise Refused(f"{paths[0]}: has the mask of {twin}, too; more fields in source.{masks_key} would help")
             layers = masks.get(pair)
-            if rows is not None and key == "images":  # a list may say more of its samples than is known of others
+            if own.list and key == "images":  # a list may say more of its samples than is known of others
                 if id not in rows:
                     found.odd.append(Finding(id, "not in the list", own.list["file"]))
                     continue
@@ -205,7 +217,11 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
                 found.odd.append(Finding(id, "no mask", paths[0].parent.relative_to(folder).as_posix()))
                 continue
             group = fill("source.group", own.group, fields) if key == "images" or not own.list else ""
-            fold = _read_fold(fill("source.fold", own.fold, fields), id) if key == "images" else 1
+            split = fill("source.fold", own.fold, fields) if key == "images" else ""
+            fold = int(split) if re.fullmatch("[0-9]{1,3}", split) else SPLITS.get(split.lower() or "train")
+            if fold is None:
+                fits = f"0 to 999 or {', '.join(SPLITS)} would fit"
+                raise Refused(f"source.fold: the sample {id!r} is in {split!r}; {fits}")
             sample = Sample(id, paths, None if layers is None else tuple(layers), fold, group, key == "extra")
             (found.train if part == "train" else found.test).append(sample)
         unused = [Path(layers[0].content) for pair, layers in masks.items() if layers and pair not in used]
@@ -213,36 +229,24 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) 
     return found
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """A CSV as text. Raises Refused where it cannot be read, or lacks one of the columns."""
-    with refuse_damage(path, "a CSV", ""):
+def read_table(path: Path, columns: Iterable[str]) -> list[Fields]:
+    """The rows of a CSV as text by column. Raises Refused where it cannot be read, or lacks one of the columns."""
+    with refuse_damage(path, "a CSV", ""), open(path, encoding="utf-8-sig", newline="") as file:
         csv.field_size_limit(1 << 30)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", engine="python")
+        table = csv.DictReader(file, strict=True)
+        rows, known = [*table], [*(table.fieldnames or ())]
     for column in columns:
-        if column not in table:
-            raise Refused(f"{path}: no column {column!r}; there are {', '.join(map(str, table.columns[:20]))}")
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands too far left for names of the rows
-        raise Refused(f"{path}: its rows have more fields than the header")
-    if (short := table.isna().any(axis=1).to_numpy()).any():  # a blank field is ""
-        raise Refused(f"{path}: row {short.argmax() + 2} has fewer fields than the header")
-    return table
-
-
-def read_list(own: Source, folder: Path) -> dict[str, Fields]:
-    """The columns of `source.list` by id. Raises Refused where an id is there twice."""
-    path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
-    table = read_table(path, [column])
-    ids = table[column].map(as_seen)
-    if (twice := ids.duplicated()).any():
-        raise Refused(f"{path}: row {twice.idxmax() + 2}: the id {ids[twice.idxmax()]!r} is there twice")
-    return dict(zip(ids, table.to_dict("records"), strict=True))
+        if column not in known:
+            raise Refused(f"{path}: no column {column!r}; there are {', '.join(known[:20])}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise Refused(f"{path}: row {number} has {'more' if None in row else 'fewer'} fields than the header")
+    return rows
 
 
 def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tuple[Fields, tuple[Path, ...]]]:
     """By id, the fields of images and their files, one for each of source.bands."""
     pattern = compile_pattern(key, text, {"band": own.bands})
-    if own.bands and "band" not in pattern.groupindex:
-        raise Refused(f"{key} = {text!r}: has no field {{band}}, and source.bands names {len(own.bands)}")
     found: dict[str, tuple[Fields, dict[str, Path]]] = {}
     matched = _match_images(pattern, files, f"{key} = {text!r}")
     if "band" in pattern.groupindex and not own.bands:
@@ -263,11 +267,9 @@ def _find_images(key: str, text: str, own: Source, files: Files) -> dict[str, tu
     return {id: (fields, tuple(paths[band] for band in own.bands or paths)) for id, (fields, paths) in found.items()}
 
 
-def _find_masks(
-    key: str, text: str, competition: Competition, files: Files, images: str
-) -> tuple[list[str], dict[tuple[str, ...], list[Layer]]]:
+def _find_masks(key: str, text: str, competition: Competition, files: Files, images: str) -> tuple[list[str], Layers]:
     """The fields that a mask pattern shares with the images' pattern, and by their values the layers that it finds."""
-    layers: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
+    layers: Layers = defaultdict(list)
     if not text:
         return [], layers
     said, labels = f"{key} = {text!r}", name_labels(competition.classes)
@@ -288,11 +290,3 @@ def _find_masks(
         of_mask = layers[tuple(fields[name] for name in shared)]
         of_mask += [Layer(path, label)] if label != 0 else []  # a file of the background says what is left anyway
     return shared, layers
-
-
-def _read_fold(text: str, id: str) -> int:
-    if text.isdecimal() and len(text) < 4:
-        return int(text)
-    if (fold := SPLITS.get(text.lower() or "train")) is None:
-        raise Refused(f"source.fold: the sample {id!r} is in {text!r}; 0 to 999 or {', '.join(SPLITS)} would fit")
-    return fold

@@ -25,7 +25,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
             raise Refused(f'source.table.{key}: missing; as in {{ file = "train.csv", id = "id", runs = "rle_mask" }}')
     path, column, named = folder / own["file"], own.get("id", "id"), {"class", "split"} & own.keys()
     columns = [column, own.get("class", column), own["runs"]]
-    rows = read_table(path, columns)[columns].to_numpy()
+    rows = read_table(path, columns)
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
         raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
     if len(classes) - ("border" in classes) > 2 and not named:
@@ -33,18 +33,16 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
-    for row, (id, name, runs) in enumerate(rows, 2):
-        where = f"{path}: row {row}"
+    for row, fields in enumerate(rows, 2):
+        where, (id, name, runs) = f"{own['file']}: row {row}", (fields[key] for key in columns)
         if "split" in own:
             if not (parts := split.fullmatch(id)):
                 raise Refused(f"{where}: {id!r} is not {own['split']!r} with one of the classes {', '.join(classes)}")
             id, name = parts["id"], parts["class"]
         layers = found.setdefault(as_seen(id), [])
         if runs.strip() not in empty:
-            if (label := labels.get(name) if named else 1) is None:
-                raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes])}")
-            if not label:
-                raise Refused(f"{where}: {name!r} is the class of the rest, which has no runs")
+            if not (label := labels.get(name) if named else 1):  # 0 is the rest, which has no runs
+                raise Refused(f"{where}: no class {name!r}{did_you_mean(name, [*classes[1:]])}")
             layers.append(Layer(runs, label, where))
     return found
 
