@@ -27,7 +27,7 @@ from comp.prepare.table import find_order
 
 BLOCK = 32 << 20  # bytes of rows that are in memory at a time
 WHOLE, OVERLAP = 0.0, 0.25  # of a window that is in the next one: to train on, and to predict
-VERSION = 5  # raised when the same files would give other rows
+VERSION = 6  # raised when the same files would give other rows
 
 
 def prepare(competition: Competition, source: Path, path: Path, size: arrays.Size) -> None:
@@ -68,7 +68,13 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         def members() -> Iterator[tuple]:
             yield from rows.members("train", train, reader)
             yield from replace(rows, strict=False).members("test", test, reader)
-            facts = {"digest": digest, "size": size, "channels": channels, "scaling": asdict(scaling)}
+            facts = {
+                "version": VERSION,
+                "digest": digest,
+                "size": size,
+                "channels": channels,
+                "scaling": asdict(scaling),
+            }
             facts["odd"] = found.odd + odd + sorted(rows.odd | reader.odd)  # when all has been read
             yield _member("prepared", np.array(json.dumps(facts)))
 
@@ -112,8 +118,12 @@ def stored_findings(path: Path) -> list[Finding]:
 
 def _read_facts(path: Path) -> dict:
     """What `prepare` noted in an npz that it made; {} in any other."""
-    told = "prepared" in npz.list_keys(path)
-    return json.loads(str(npz.read_array(npz.read_member(path, "prepared")))) if told else {}
+    if "prepared" not in npz.list_keys(path):
+        return {}
+    facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
+    if facts.get("version") != VERSION:
+        raise Refused(f"{path}: was made by another version; make it anew with kernels/prepare.py")
+    return facts
 
 
 def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[list[Sample], int, bool, list[Finding]]:
