@@ -97,8 +97,7 @@ def write_submission(
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
         for rows, probabilities in blended:
-            if test.masks is not None or test.sizes is None:
-                labels = label_images(probabilities, decisions, competition.overlap)
+            labels = label_images(probabilities, decisions, competition.overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 tally.add(rows, truth, labels)

@@ -93,8 +93,7 @@ def search_decisions(
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
-        counted = {chain: [_count(part, chain, kind, targets, competition) for part in parts] for chain in {*chains}}
-        found = [(target, *_find(kind, target, chains, counted, competition)) for target in targets]
+        found = [(target, *_find(kind, target, parts, chains, competition)) for target in targets]
         helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
         helpful.sort(key=lambda one: -one[1])
         score, used, words = max(judged for _, judged, _ in found), False, "tried, and does not help"
@@ -117,34 +116,30 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
 
 
 def _find(
-    kind: str, target: int, chains: list[Decisions], counted: dict[Decisions, list], competition: Competition
+    kind: str, target: int, parts: list[_Part], chains: list[Decisions], competition: Competition
 ) -> tuple[float, list[Any]]:
-    """The best value of one decision for every chain, of what `_count` gave for each part under each chain.
+    """The best value of one decision for every chain.
 
     Before it, the score of all parts, each under the value that was found without it."""
-    values, chosen, judged = _candidates(kind, competition), list[Any](), []
+    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
+    values, chosen, judged = CANDIDATES[kind][:: SPARSE if sparse else 1], list[Any](), []
+    counted = {one: [_count(part, one, kind, target, values, competition) for part in parts] for one in {*chains}}
     for k, chain in enumerate(chains):
-        parts = [targets[target - 1] for targets in counted[chain]]
-        others = [one for number, one in enumerate(parts) if number != k]
+        others = [one for number, one in enumerate(counted[chain]) if number != k]
         # Means of three neighbours: the middle of a plateau is better than a lucky peak.
         scores = uniform_filter1d(metrics.combine(np.concatenate(others, 1), competition.metric), 3, mode="nearest")
         best = np.flatnonzero(scores > scores.max() - 1e-9)
         place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
         chosen.append(values[place])
-        judged += [part[place] for part in parts[k : k + 1]]
+        judged += [one[place] for one in counted[chain][k : k + 1]]
     return float(metrics.combine(np.concatenate(judged), competition.metric)), chosen
 
 
 def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
     """The score of all parts, each under the chain that was found without it."""
-    counted = [_count(part, chain, "", [0], competition)[0][0] for part, chain in zip(parts, chains[:-1], strict=True)]
+    pairs = zip(parts, chains[:-1], strict=True)
+    counted = [_count(part, chain, RUN, 0, [NEUTRAL[RUN]], competition)[0] for part, chain in pairs]
     return float(metrics.combine(np.concatenate(counted), competition.metric))
-
-
-def _candidates(kind: str, competition: Competition) -> list[Any]:
-    """The values of a kind that are tried; without a kind, what is decided already."""
-    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
-    return CANDIDATES.get(kind, [None])[:: SPARSE if sparse else 1]
 
 
 def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
@@ -155,27 +150,24 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
     return replace(chain, **{kind: tuple(values)})
 
 
-def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], competition: Competition) -> list:
-    """Of each target, what `metrics.combine` takes of a part's images under each value, or what is decided already."""
-    counted: list[list[np.ndarray]] = [[] for _ in targets]
-    values, overlap = _candidates(kind, competition), competition.overlap
-    if kind in ("", RUN) or metrics.needs_images(competition.metric):  # value by value, which is slow
-        tried = [[_decide(chain, kind, target, value) if kind else chain for value in values] for target in targets]
-        tallies = {one: metrics.Tally(part.split, part.rows, competition, one.neck) for some in tried for one in some}
+def _count(
+    part: _Part, chain: Decisions, kind: str, target: int, values: list[Any], competition: Competition
+) -> np.ndarray:
+    """What `metrics.combine` takes of a part's images, beside what is decided already under each value: (values, …)."""
+    metric, overlap = competition.metric, competition.overlap
+    if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
+        tried = [_decide(chain, kind, target, value) for value in values]
+        tallies = [metrics.Tally(part.split, part.rows, competition, one.neck) for one in tried]
         for rows, runs, truth, true in part.blocks():
-            for one, tally in tallies.items():
+            for one, tally in zip(tried, tallies, strict=True):
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
-        stacked = [[(tallies[one].margins, tallies[one].counts) for one in some] for some in tried]
-        pairs = [map(np.stack, zip(*some, strict=True)) for some in stacked]
-        return [metrics.contribute(margins, competition.metric, counts) for margins, counts in pairs]
+        margins, counts = (np.stack(one) for one in zip(*((one.margins, one.counts) for one in tallies), strict=True))
+        return metrics.contribute(margins, metric, counts)
+    counted = []
     for _, runs, truth, _ in part.blocks():
-        blended = _blend(runs, chain)
-        for contributed, target in zip(counted, targets, strict=True):
-            level, other = _levels(blended, chain, kind, target, values, overlap)
-            contributed.append(
-                metrics.contribute(_tally(truth, level, other, len(values), target, competition), competition.metric)
-            )
-    return [np.concatenate(contributed, 1) for contributed in counted]
+        level, other = _levels(_blend(runs, chain), chain, kind, target, values, overlap)
+        counted.append(metrics.contribute(_tally(truth, level, other, len(values), target, competition), metric))
+    return np.concatenate(counted, 1)
 
 
 def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:

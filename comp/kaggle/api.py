@@ -96,10 +96,10 @@ def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **re
     return kernel
 
 
-def follow_kernel(kernel: Kernel) -> None:
-    """Wait until a kernel has run, printing each line of its log once, as it comes.
+def follow_kernel(kernel: Kernel) -> str:
+    """Wait until a kernel has run, printing each line of its log once, as it comes; return why it failed, or "".
 
-    Ctrl-C leaves the kernel running. Raises Refused where the run failed."""
+    Ctrl-C leaves the kernel running. Raises Refused where Kaggle does not tell."""
     told = 0
     try:
         while True:
@@ -116,9 +116,10 @@ def follow_kernel(kernel: Kernel) -> None:
     except KeyboardInterrupt:
         print(f"{kernel.ref} keeps running on Kaggle; the same command picks it up again")
         raise
-    if run["status"] != "COMPLETE":
-        why = f": {run['failureMessage']}" if run["failureMessage"] else ""
-        raise Refused(f"{kernel.ref}: ended on Kaggle as {run['status']}{why}; its log is above")
+    if run["status"] == "COMPLETE":
+        return ""
+    why = run["failureMessage"] or "it gives no reason"
+    return f"{kernel.ref}: ended on Kaggle as {run['status']}: {why}; its log is above"
 
 
 def _find_latest(ref: str) -> tuple[Kernel, str]:
