@@ -403,7 +403,8 @@ def test_ctrl_c_leaves_the_kernel_running(kaggle, capsys):
     with pytest.raises(KeyboardInterrupt):
         api.follow_kernel(kernel)
     signal.signal(signal.SIGINT, before)
-    assert f"{kernel.ref} keeps running on Kaggle; the same command picks it up again" in capsys.readouterr().out
+    assert f"{kernel.ref}: version 1 pushed" in (said := capsys.readouterr().out)
+    assert "Ctrl-C here leaves it running" in said
     assert _push() == kernel
     _run.hold.set()
     api.follow_kernel(kernel)

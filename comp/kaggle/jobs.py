@@ -109,10 +109,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         hours = sum(limits[number:]) / 3600
         while (kernel := api.push_kernel(ref, source, limits[number], hours, **inputs)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
-            if pushed:
-                finish(*pushed.pop(0))
-            else:
-                time.sleep(30)
+            finish(*pushed.pop(0)) if pushed else time.sleep(30)
         pushed.append((job, kernel))
     for job, kernel in pushed:
         finish(job, kernel)
