@@ -226,7 +226,7 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
         chain = replace(chain, hole=(0.0, *[0.05] * (classes - 1)))
     target = int(rng.integers(1, classes))
     values = search.CANDIDATES[kind]
-    counted = search._count(part, chain, kind, target, values, own)
+    (counted,) = search._count(part, chain, kind, [target], values, own)
     assert len(counted) == len(values)
     probabilities = predict.from_planes(torch.from_numpy(planes), overlap)
     for value, margins in list(zip(values, counted, strict=True))[:: 1 + seed % 7]:

@@ -93,7 +93,7 @@ def search_decisions(
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
-        found = [(target, *_find(kind, target, parts, chains, competition)) for target in targets]
+        found = _find(kind, targets, parts, chains, competition)
         helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
         helpful.sort(key=lambda one: -one[1])
         score, used, words = max(judged for _, judged, _ in found), False, "tried, and does not help"
@@ -116,29 +116,33 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
 
 
 def _find(
-    kind: str, target: int, parts: list[_Part], chains: list[Decisions], competition: Competition
-) -> tuple[float, list[Any]]:
-    """The best value of one decision for every chain.
+    kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions], competition: Competition
+) -> list[tuple[int, float, list[Any]]]:
+    """Of each target, the best value of one decision for every chain.
 
     Before it, the score of all parts, each under the value that was found without it."""
     sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
-    values, chosen, judged = CANDIDATES[kind][:: SPARSE if sparse else 1], list[Any](), []
-    counted = {one: [_count(part, one, kind, target, values, competition) for part in parts] for one in {*chains}}
-    for k, chain in enumerate(chains):
-        others = [one for number, one in enumerate(counted[chain]) if number != k]
-        # Means of three neighbours: the middle of a plateau is better than a lucky peak.
-        scores = uniform_filter1d(metrics.combine(np.concatenate(others, 1), competition.metric), 3, mode="nearest")
-        best = np.flatnonzero(scores > scores.max() - 1e-9)
-        place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
-        chosen.append(values[place])
-        judged += [one[place] for one in counted[chain][k : k + 1]]
-    return float(metrics.combine(np.concatenate(judged), competition.metric)), chosen
+    values, found = CANDIDATES[kind][:: SPARSE if sparse else 1], []
+    counted = {one: [_count(part, one, kind, targets, values, competition) for part in parts] for one in {*chains}}
+    for number, target in enumerate(targets):
+        chosen, judged = list[Any](), []
+        for k, chain in enumerate(chains):
+            own = [one[number] for one in counted[chain]]
+            scores = metrics.combine(np.concatenate(own[:k] + own[k + 1 :], 1), competition.metric)
+            # Means of three neighbours: the middle of a plateau is better than a lucky peak.
+            scores = uniform_filter1d(scores, 3, mode="nearest")
+            best = np.flatnonzero(scores > scores.max() - 1e-9)
+            place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals what changes least
+            chosen.append(values[place])
+            judged += [one[place] for one in own[k : k + 1]]
+        found.append((target, float(metrics.combine(np.concatenate(judged), competition.metric)), chosen))
+    return found
 
 
 def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
     """The score of all parts, each under the chain that was found without it."""
     pairs = zip(parts, chains[:-1], strict=True)
-    counted = [_count(part, chain, RUN, 0, [NEUTRAL[RUN]], competition)[0] for part, chain in pairs]
+    counted = [_count(part, chain, RUN, [0], [NEUTRAL[RUN]], competition)[0][0] for part, chain in pairs]
     return float(metrics.combine(np.concatenate(counted), competition.metric))
 
 
@@ -151,23 +155,26 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
 
 
 def _count(
-    part: _Part, chain: Decisions, kind: str, target: int, values: list[Any], competition: Competition
-) -> np.ndarray:
-    """What `metrics.combine` takes of a part's images, beside what is decided already under each value: (values, …)."""
+    part: _Part, chain: Decisions, kind: str, targets: Sequence[int], values: list[Any], competition: Competition
+) -> list[np.ndarray]:
+    """Of each target, what `metrics.combine` takes of a part's images under each value: (values, …)."""
     metric, overlap = competition.metric, competition.overlap
     if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
-        tried = [_decide(chain, kind, target, value) for value in values]
+        tried = [_decide(chain, kind, target, value) for target in targets for value in values]
         tallies = [metrics.Tally(part.split, part.rows, competition, one.neck) for one in tried]
         for rows, runs, truth, true in part.blocks():
             for one, tally in zip(tried, tallies, strict=True):
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
         margins, counts = (np.stack(one) for one in zip(*((one.margins, one.counts) for one in tallies), strict=True))
-        return metrics.contribute(margins, metric, counts)
-    counted = []
+        return np.split(metrics.contribute(margins, metric, counts), len(targets))
+    counted: list[list[np.ndarray]] = [[] for _ in targets]
     for _, runs, truth, _ in part.blocks():
-        level, other = _levels(_blend(runs, chain), chain, kind, target, values, overlap)
-        counted.append(metrics.contribute(_tally(truth, level, other, len(values), target, competition), metric))
-    return np.concatenate(counted, 1)
+        blended = _blend(runs, chain)
+        labels = deciding.label_images(blended, chain, overlap)
+        for some, target in zip(counted, targets, strict=True):
+            level, other = _levels(blended, labels, chain, kind, target, values, overlap)
+            some.append(metrics.contribute(_tally(truth, level, other, len(values), target, competition), metric))
+    return [np.concatenate(some, 1) for some in counted]
 
 
 def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
@@ -175,19 +182,18 @@ def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
 
 
 def _levels(
-    blended: Tensor, chain: Decisions, kind: str, c: int, values: list[float], overlap: bool
+    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list[float], overlap: bool
 ) -> tuple[Tensor, Tensor]:
     """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
     if overlap:  # class c against the rest, while the other classes stay as they are
-        level, _ = _levels(blended[:, [0, c]], chain.of_class(c), kind, 1, values, False)
-        return level, deciding.label_images(blended, chain, True) & ~(1 << c - 1)
+        level, _ = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, False)
+        return level, labels & ~(1 << c - 1)
     weighted, limits = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device)
     other = deciding.next_likely(weighted, c)
     if kind == FACTOR:  # it is while p · factor exceeds all others
         rest = weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
         first = torch.where(other > c, 1 + 1e-6, 1 - 1e-6)  # of two that are equal
         return torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other
-    labels = deciding.settle_all(predict.to_labels(weighted), weighted, chain)
     here = labels == c
     if kind == GATE:
         sizes = deciding.measure_gate(blended, c).view(-1, 1, 1)
