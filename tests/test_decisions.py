@@ -218,14 +218,15 @@ def test_one_pass_counts_what_each_value_gives(seed, kind, classes, ignored, ove
         name="x", classes=tuple("abcd"[:classes]), metric=config.Metric(average=average), overlap=overlap,
         arrays=config.Arrays(ignore=255 if ignored else None),
     )  # fmt: skip
-    part = search._Part([planes], np.arange(3), split, np.arange(3), CPU.device, overlap)
+    data = TrainSplit(masks[..., None], masks, np.arange(3), None, None)
+    part = search._Part([planes], np.arange(3), data, np.arange(3), CPU.device, overlap)
     plain = Decisions.neutral(1, classes)
     chain = replace(plain, factor=(1.0, *2.0 ** rng.uniform(-1, 1, classes - 1))) if kind != FACTOR else plain
     if kind in (AREA, TOTAL):
         chain = replace(chain, hole=(0.0, *[0.05] * (classes - 1)))
     target = int(rng.integers(1, classes))
-    (counted,) = search._count(part, chain, kind, [target], own)
-    values = [value for group in search.CANDIDATES[kind] for value in group]
+    values = search.CANDIDATES[kind]
+    (counted,) = search._count(part, chain, kind, [target], values, own)
     assert len(counted) == len(values)
     probabilities = predict.from_planes(torch.from_numpy(planes), overlap)
     for value, margins in list(zip(values, counted, strict=True))[:: 1 + seed % 7]:
@@ -250,7 +251,7 @@ def test_pixels_that_a_class_loses_go_to_the_next_likely_one():
     p = torch.tensor([0.2, 0.5, 0.3]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     plain = Decisions.neutral(1, 3)
     assert (label_images(p, plain) == 1).all()
-    assert (label_images(p, replace(plain, gate=((0, 0), (0.01, 0.6), (0, 0)))) == 2).all()
+    assert (label_images(p, replace(plain, gate=(0, 0.6, 0))) == 2).all()
     assert (label_images(p, replace(plain, factor=(1, 0.5, 1))) == 2).all()
     one = p.clone()
     one[0, :, 0, 0] = torch.tensor([0.1, 0.3, 0.6])
@@ -332,4 +333,4 @@ def test_of_large_images_pixels_are_thinned_and_no_image_is_left_out(tmp_path, m
     assert "decides by one of 2×2 pixels of every image" in capsys.readouterr().out
     assert by_kind(ladder)[FACTOR].used and 0.5 < decisions.factor[2] / whole.factor[2] < 2
     parts = search._parts(chosen, data, arrays.build_index(data, COMPETITION), COMPETITION, CPU.device)
-    assert sum(len(part.rows) for part in parts) == len(data.ids) and parts[0].masks.shape[1:] == (8, 8)
+    assert sum(len(part.rows) for part in parts) == len(data.ids) and parts[0].split.masks.shape[1:] == (8, 8)

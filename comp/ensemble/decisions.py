@@ -18,7 +18,10 @@ from comp.model import predict
 
 RUN, FACTOR, GATE, HOLE, AREA, TOTAL, NECK = KINDS = ("run", "factor", "gate", "hole", "area", "total", "neck")
 
+NEUTRAL = dict.fromkeys(KINDS, 0.0) | {RUN: 1.0, FACTOR: 1.0}
+PEAK = 0.001  # the share of an image's pixels that a gate looks at: those with the largest probabilities
 SAID = {
+    GATE: "no {} where the mean of its largest probabilities is below {:.2f}",
     HOLE: "holes in {} up to {:.2%} of the image are filled",
     AREA: "parts of {} below {:.2%} of the image are removed",
     TOTAL: "no {} where it is below {:.2%} of the image",
@@ -32,7 +35,7 @@ class Decisions:
 
     run: tuple[float, ...]  # they sum to 1
     factor: tuple[float, ...]  # on the class's probability, before the largest is taken
-    gate: tuple[tuple[float, float], ...]  # a share of the pixels, and the least mean of so many largest probabilities
+    gate: tuple[float, ...]  # the least mean of the largest probabilities in an image
     hole: tuple[float, ...]  # the largest hole that is filled
     area: tuple[float, ...]  # the least component that stays
     total: tuple[float, ...]  # the least that an image has of the class, or it has none
@@ -41,8 +44,7 @@ class Decisions:
     @staticmethod
     def neutral(runs: int, classes: int) -> "Decisions":
         """Runs of equal weight, and nothing decided but the largest probability."""
-        none = (0.0,) * classes
-        return Decisions((1 / runs,) * runs, (1.0,) * classes, ((0.0, 0.0),) * classes, none, none, none, none)
+        return Decisions((1 / runs,) * runs, **{kind: (NEUTRAL[kind],) * classes for kind in KINDS[1:]})
 
     def of_class(self, c: int) -> "Decisions":
         """What is decided of one class against the first."""
@@ -69,24 +71,28 @@ def settle_all(labels: Tensor, weighted: Tensor, decisions: Decisions) -> Tensor
         if kind == HOLE:
             labels = labels.masked_fill(sizes <= limit, c)
         else:
-            others = predict.to_labels(weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0))
-            labels = torch.where(here & (sizes < limit), others, labels)
+            labels = torch.where(here & (sizes < limit), next_likely(weighted, c), labels)
     return labels
+
+
+def next_likely(weighted: Tensor, c: int) -> Tensor:
+    """What pixels are that lose a class: uint8 (n, H, W)."""
+    return predict.to_labels(weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0))
 
 
 def weigh(probabilities: Tensor, decisions: Decisions) -> Tensor:
     """Probabilities (n, C, H, W) times the classes' factors, and 0 in images that a gate keeps out."""
     weighted = probabilities * torch.tensor(decisions.factor, device=probabilities.device).view(-1, 1, 1)
-    for c, (share, least) in enumerate(decisions.gate):
+    for c, least in enumerate(decisions.gate):
         if least:
-            weighted[measure_gate(probabilities, c, share) < least, c] = 0
+            weighted[measure_gate(probabilities, c) < least, c] = 0
     return weighted
 
 
-def measure_gate(probabilities: Tensor, c: int, share: float) -> Tensor:
-    """The mean of each image's largest probabilities of a class, this share of all, one at least: float32 (n,)."""
+def measure_gate(probabilities: Tensor, c: int) -> Tensor:
+    """The mean of each image's largest probabilities of a class, one at least: float32 (n,)."""
     flat = probabilities[:, c].flatten(1)
-    return flat.topk(max(1, round(share * flat.shape[1]))).values.mean(1)
+    return flat.topk(max(1, round(PEAK * flat.shape[1]))).values.mean(1)
 
 
 def measure_sizes(here: Tensor, kind: str) -> Tensor:
@@ -112,13 +118,9 @@ def describe(decisions: Decisions, competition: Competition) -> Iterator[tuple[s
     if len({*decisions.run}) > 1:
         yield RUN, "runs weigh " + ", ".join(f"{weight:.2f}" for weight in decisions.run)
     for c, name in enumerate(classes):
-        factor, (share, least) = decisions.factor[c], decisions.gate[c]
-        if factor != 1:
+        if (factor := decisions.factor[c]) != 1:
             threshold = f"above {0.5 / factor if overlap else 1 / (1 + factor):.2f}"
             yield FACTOR, f"{name} {threshold if overlap or len(classes) == 2 else f'times {factor:.2f}'}"
-        if least:
-            what = f"mean of the largest {share:.0%}" if share else "largest probability"
-            yield GATE, f"no {name} where its {what} is below {least:.2f}"
         for kind, text in SAID.items():
-            if share := getattr(decisions, kind)[c]:
-                yield kind, text.format(name, share)
+            if value := getattr(decisions, kind)[c]:
+                yield kind, text.format(name, value)

@@ -42,9 +42,8 @@ def identify(competition: Competition, runs: Runs, decisions: Decisions, tta: st
         "models": {"/".join(one.folder.parts[-2:]): files.sha256(one.folder / MODEL) for one in chain(*runs)},
         "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
-    about = json.dumps([made_of, competition.submission.model_dump_json()])
-    if test.neighbours:
-        about += json.dumps([test.neighbours, test.groups.tolist() if test.groups is not None else None])
+    groups = None if test.groups is None else test.groups.tolist()  # of which slices are one another's channels
+    about = json.dumps([made_of, competition.submission.model_dump_json(), groups])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     return {"name": f"{competition.name}-{'+'.join(names)}-{digest}{competition.submission.ending}"} | made_of
 
@@ -97,8 +96,7 @@ def write_submission(
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
         for rows, probabilities in blended:
-            if test.masks is not None or test.sizes is None:
-                labels = label_images(probabilities, decisions, competition.overlap)
+            labels = label_images(probabilities, decisions, competition.overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 tally.add(rows, truth, labels)

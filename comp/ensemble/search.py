@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from comp.config import Competition
 from comp.data import folds
-from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
+from comp.data.arrays import Index, TrainSplit, release_pages
 from comp.ensemble import decisions as deciding
-from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, RUN, TOTAL, Decisions
+from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, NEUTRAL, RUN, TOTAL, Decisions
 from comp.errors import Refused
 from comp.model import metrics, predict
 from comp.report.tables import shorten
@@ -30,18 +30,17 @@ GAIN = 1e-4  # a judged score that rises by less has not risen
 WORK = 1 << 30  # pixels times classes squared, from which on pixels are thinned, but never images
 BLOCK = 1 << 21  # probabilities that are looked at at a time
 
-# The values that are tried, in groups along which a class shrinks.
+# The values that are tried, in the order in which a class shrinks.
 _AREAS = [0.0, *(2.0 ** np.arange(-16, -2, 0.5)).tolist()]
-CANDIDATES: dict[str, list[list[Any]]] = {
-    RUN: [(2.0 ** np.arange(2, -2.5, -0.5)).tolist()],
-    FACTOR: [(2.0 ** np.arange(3, -3.1, -0.125)).tolist()],
-    GATE: [[(share, k / 40) for k in range(share > 0, 40)] for share in (0.0, 0.01, 0.1)],
-    HOLE: [_AREAS[::-1]],
-    AREA: [_AREAS],
-    TOTAL: [_AREAS],
-    NECK: [[0.0, *(2.0 ** np.arange(-8, -5, 0.5)).tolist()]],
+CANDIDATES: dict[str, list[Any]] = {
+    RUN: (2.0 ** np.arange(2, -2.5, -0.5)).tolist(),
+    FACTOR: (2.0 ** np.arange(3, -3.1, -0.125)).tolist(),
+    GATE: [k / 40 for k in range(40)],
+    HOLE: _AREAS[::-1],
+    AREA: _AREAS,
+    TOTAL: _AREAS,
+    NECK: [0.0, *(2.0 ** np.arange(-8, -5, 0.5)).tolist()],
 }
-NEUTRAL: dict[str, Any] = {RUN: 1.0, FACTOR: 1.0, GATE: (0.0, 0.0), HOLE: 0.0, AREA: 0.0, TOTAL: 0.0, NECK: 0.0}
 SPARSE = 4  # of so many values one is tried where each means a look at every image
 
 
@@ -59,7 +58,7 @@ class _Part(NamedTuple):
 
     stored: Sequence[np.ndarray]  # of each run: uint8 (m, C - 1, H, W)
     places: np.ndarray  # in them
-    split: TrainSplit  # or its images of this part, thinned
+    split: TrainSplit
     rows: np.ndarray  # of it
     device: torch.device
     overlap: bool
@@ -94,8 +93,7 @@ def search_decisions(
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
-        counted = {chain: [_count(part, chain, kind, targets, competition) for part in parts] for chain in {*chains}}
-        found = [(target, *_find(kind, target, chains, counted, competition)) for target in targets]
+        found = _find(kind, targets, parts, chains, competition)
         helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
         helpful.sort(key=lambda one: -one[1])
         score, used, words = max(judged for _, judged, _ in found), False, "tried, and does not help"
@@ -118,37 +116,34 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
 
 
 def _find(
-    kind: str, target: int, chains: list[Decisions], counted: dict[Decisions, list], competition: Competition
-) -> tuple[float, list[Any]]:
-    """The best value of one decision for every chain, of what `_count` gave for each part under each chain.
+    kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions], competition: Competition
+) -> list[tuple[int, float, list[Any]]]:
+    """Of each target, the best value of one decision for every chain.
 
     Before it, the score of all parts, each under the value that was found without it."""
-    groups = _candidates(kind, competition)
-    ends = np.cumsum([len(group) for group in groups])[:-1]
-    values, chosen, judged = [value for group in groups for value in group], [], []
-    for k, chain in enumerate(chains):
-        parts = [targets[target - 1] for targets in counted[chain]]
-        others = [one for number, one in enumerate(parts) if number != k]
-        scores = metrics.combine(np.concatenate(others, 1), competition.metric)
-        # Means of three neighbours within a group: the middle of a plateau is better than a lucky peak.
-        scores = np.concatenate([uniform_filter1d(one, 3, mode="nearest") for one in np.split(scores, ends)])
-        best = np.flatnonzero(scores > scores.max() - 1e-9)
-        place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals the one that changes least
-        chosen.append(values[place])
-        judged += [part[place] for part in parts[k : k + 1]]
-    return float(metrics.combine(np.concatenate(judged), competition.metric)), chosen
+    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
+    values, found = CANDIDATES[kind][:: SPARSE if sparse else 1], []
+    counted = {one: [_count(part, one, kind, targets, values, competition) for part in parts] for one in {*chains}}
+    for number, target in enumerate(targets):
+        chosen, judged = list[Any](), []
+        for k, chain in enumerate(chains):
+            own = [one[number] for one in counted[chain]]
+            scores = metrics.combine(np.concatenate(own[:k] + own[k + 1 :], 1), competition.metric)
+            # Means of three neighbours: the middle of a plateau is better than a lucky peak.
+            scores = uniform_filter1d(scores, 3, mode="nearest")
+            best = np.flatnonzero(scores > scores.max() - 1e-9)
+            place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals what changes least
+            chosen.append(values[place])
+            judged += [one[place] for one in own[k : k + 1]]
+        found.append((target, float(metrics.combine(np.concatenate(judged), competition.metric)), chosen))
+    return found
 
 
 def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
     """The score of all parts, each under the chain that was found without it."""
-    counted = [_count(part, chain, "", [0], competition)[0][0] for part, chain in zip(parts, chains[:-1], strict=True)]
+    pairs = zip(parts, chains[:-1], strict=True)
+    counted = [_count(part, chain, RUN, [0], [NEUTRAL[RUN]], competition)[0][0] for part, chain in pairs]
     return float(metrics.combine(np.concatenate(counted), competition.metric))
-
-
-def _candidates(kind: str, competition: Competition) -> list[list[Any]]:
-    """The values of a kind that are tried, in groups; without a kind, what is decided already."""
-    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
-    return [group[:: SPARSE if sparse else 1] for group in CANDIDATES.get(kind, [[None]])]
 
 
 def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
@@ -159,109 +154,76 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
     return replace(chain, **{kind: tuple(values)})
 
 
-def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], competition: Competition) -> list:
-    """Of each target, what `metrics.combine` takes of a part's images under each value, or what is decided already."""
-    counted: list[list[np.ndarray]] = [[] for _ in targets]
-    groups, overlap = _candidates(kind, competition), competition.overlap
-    classes, ignored = len(competition.classes), competition.arrays.ignored
-    if kind in ("", RUN) or metrics.needs_images(competition.metric):  # value by value, which is slow
-        tried = [
-            [_decide(chain, kind, target, value) if kind else chain for group in groups for value in group]
-            for target in targets
-        ]
-        tallies = {one: metrics.Tally(part.split, part.rows, competition, one.neck) for some in tried for one in some}
+def _count(
+    part: _Part, chain: Decisions, kind: str, targets: Sequence[int], values: list[Any], competition: Competition
+) -> list[np.ndarray]:
+    """Of each target, what `metrics.combine` takes of a part's images under each value: (values, …)."""
+    metric, overlap = competition.metric, competition.overlap
+    if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
+        tried = [_decide(chain, kind, target, value) for target in targets for value in values]
+        tallies = [metrics.Tally(part.split, part.rows, competition, one.neck) for one in tried]
         for rows, runs, truth, true in part.blocks():
-            for one, tally in tallies.items():
+            for one, tally in zip(tried, tallies, strict=True):
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
-        stacked = [[(tallies[one].margins, tallies[one].counts) for one in some] for some in tried]
-        pairs = [map(np.stack, zip(*some, strict=True)) for some in stacked]
-        return [metrics.contribute(margins, competition.metric, counts) for margins, counts in pairs]
+        margins, counts = (np.stack(one) for one in zip(*((one.margins, one.counts) for one in tallies), strict=True))
+        return np.split(metrics.contribute(margins, metric, counts), len(targets))
+    counted: list[list[np.ndarray]] = [[] for _ in targets]
     for _, runs, truth, _ in part.blocks():
         blended = _blend(runs, chain)
-        seen = None if overlap else _look(blended, chain)
-        known = truth if ignored is None else truth.masked_fill(truth == ignored, classes)
-        for contributed, target in zip(counted, targets, strict=True):
-            if seen is None:
-                block = _tally_alone(truth, blended, chain, kind, target, groups, competition)
-            else:
-                levels = [(*_levels(seen, kind, target, group), len(group)) for group in groups]
-                block = torch.cat([_tally(known, *one, target, classes) for one in levels])
-            contributed.append(metrics.contribute(block.cpu().numpy(), competition.metric))
-    return [np.concatenate(contributed, 1) for contributed in counted]
+        labels = deciding.label_images(blended, chain, overlap)
+        for some, target in zip(counted, targets, strict=True):
+            level, other = _levels(blended, labels, chain, kind, target, values, overlap)
+            some.append(metrics.contribute(_tally(truth, level, other, len(values), target, competition), metric))
+    return [np.concatenate(some, 1) for some in counted]
 
 
 def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
     return torch.stack([weight * one for weight, one in zip(chain.run, runs, strict=True)]).sum(0)
 
 
-class _Seen(NamedTuple):
-    """Probabilities under what is decided already: weighted (n, C, H, W), and labels (n, H, W)."""
-
-    probabilities: Tensor
-    weighted: Tensor
-    top: Tensor  # the most likely class
-    second: Tensor  # and the next
-    labels: Tensor  # where holes and parts are settled, too
-
-
-def _look(probabilities: Tensor, chain: Decisions) -> _Seen:
-    weighted = deciding.weigh(probabilities, chain)
-    top = predict.to_labels(weighted)
-    second = predict.to_labels(weighted.scatter(1, top.long().unsqueeze(1), -1.0))
-    return _Seen(probabilities, weighted, top, second, deciding.settle_all(top, weighted, chain))
-
-
-def _levels(seen: _Seen, kind: str, c: int, values: list) -> tuple[Tensor, Tensor]:
+def _levels(
+    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list[float], overlap: bool
+) -> tuple[Tensor, Tensor]:
     """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
-    other = torch.where(seen.top == c, seen.second, seen.top)
+    if overlap:  # class c against the rest, while the other classes stay as they are
+        level, _ = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, False)
+        return level, labels & ~(1 << c - 1)
+    weighted, limits = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device)
+    other = deciding.next_likely(weighted, c)
     if kind == FACTOR:  # it is while p · factor exceeds all others
-        rest = seen.weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
-        first = torch.where(other > c, 1 - 1e-6, 1 + 1e-6)  # of two that are equal
-        ratio = rest / seen.weighted[:, c].clamp_min(1e-9) * first
-        limits = torch.tensor(values[::-1], device=ratio.device)
-        return len(values) - torch.bucketize(ratio, limits, right=True), other
-    here = seen.labels == c
+        rest = weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
+        first = torch.where(other > c, 1 + 1e-6, 1 - 1e-6)  # of two that are equal
+        return torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other
+    here = labels == c
     if kind == GATE:
-        sizes = deciding.measure_gate(seen.probabilities, c, values[0][0]).view(-1, 1, 1)
-        values = [least for _, least in values]
+        sizes = deciding.measure_gate(blended, c).view(-1, 1, 1)
     else:
         sizes = deciding.measure_sizes(here, kind).contiguous()
-    limits = torch.tensor(values, dtype=sizes.dtype, device=sizes.device)
     if kind == HOLE:
-        return torch.where(here, len(values), len(values) - torch.bucketize(sizes, limits.flip(0))), seen.labels
-    return torch.bucketize(sizes, limits, right=True) * here, torch.where(here, other, seen.labels)
+        return torch.bucketize(-sizes, -limits, right=True).masked_fill(here, len(values)), labels
+    return torch.bucketize(sizes, limits, right=True) * here, torch.where(here, other, labels)
 
 
-def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, classes: int) -> Tensor:
-    """Margins int64 (count, n, 4, classes), where a pixel is of class `c` under the first `level` values."""
-    n, rows = len(truth), classes + 1  # the last one of pixels whose truth is ignored
+def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, competition: Competition) -> np.ndarray:
+    """Margins int64 (count, n, 4, C), where a pixel is of class `c` under the first `level` values, else `other`."""
+    n, classes, ignored = len(truth), len(competition.classes), competition.arrays.ignored
+    labels = torch.arange(1 << classes - 1 if competition.overlap else classes, dtype=torch.uint8)
+    joined = labels | 1 << c - 1 if competition.overlap else torch.full_like(labels, c)
+    truths = torch.cat([labels, labels.new_tensor([ignored or 0])]).repeat_interleave(len(labels))
+    # What one pixel of each true and each other label counts: without the class, and with it.
+    without, within = (
+        metrics.count_margins(truths.view(-1, 1, 1), one.repeat(len(labels) + 1).view(-1, 1, 1), competition)
+        for one in (labels, joined)
+    )
+    true = truth.long() if ignored is None else truth.long().masked_fill(truth == ignored, len(labels))
     samples = torch.arange(n, device=truth.device).view(-1, 1, 1)
-    codes = ((samples * (count + 1) + level) * rows + truth) * classes + other
-    counts = torch.bincount(codes.flatten(), minlength=n * (count + 1) * rows * classes)
-    counts = counts.view(n, count + 1, rows, classes)[:, :, :classes]
-    confusions = counts.cumsum(1)[:, :-1]  # of the pixels that are not of the class
-    confusions[..., c] += counts.flip(1).cumsum(1).flip(1)[:, 1:].sum(-1)
-    return metrics.to_margins(confusions.flatten(0, 1)).view(n, count, 4, classes).transpose(0, 1)
-
-
-def _tally_alone(
-    truth: Tensor, blended: Tensor, chain: Decisions, kind: str, c: int, groups: list[list], competition: Competition
-) -> Tensor:
-    """The same of overlapping classes: class `c` against the rest, while the other classes stay as they are."""
-    alone, together = pick_class(truth, c, True).byte(), (truth > 0).byte()
-    if (ignored := competition.arrays.ignored) is not None:
-        alone, together = (one.masked_fill(truth == ignored, 2) for one in (alone, together))
-    seen = _look(blended[:, [0, c]], chain.of_class(c))
-    labels, own, none = deciding.label_images(blended, chain, True), [], []
-    others = (labels & ~(1 << c - 1)) > 0  # where a pixel is of another class, so never of none
-    for group in groups:
-        level, other = _levels(seen, kind, 1, group)
-        own.append(_tally(alone, level, other, len(group), 1, 2))
-        level = level.masked_fill(others, len(group))
-        none.append(_tally(together, level, other, len(group), 1, 2))
-    counted = metrics.count_margins(truth, labels, competition).repeat(sum(len(group) for group in groups), 1, 1, 1)
-    counted[..., c], counted[..., 0] = torch.cat(own)[..., 1], torch.cat(none)[..., 0]
-    return counted
+    codes = ((samples * (count + 1) + level) * (len(labels) + 1) + true) * len(labels) + other
+    counts = torch.bincount(codes.flatten(), minlength=n * (count + 1) * len(truths)).view(n, count + 1, -1)
+    counts = counts.cpu().double()  # exact, and quick to multiply
+    outside = counts.cumsum(1)[:, :-1]
+    inside = counts.sum(1, keepdim=True) - outside
+    margins = outside @ without.flatten(1).double() + inside @ within.flatten(1).double()
+    return margins.long().view(n, count, 4, classes).transpose(0, 1).numpy()
 
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
@@ -270,6 +232,7 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
     step = 1 if metrics.needs_images(competition.metric) else math.ceil(much**0.5)
     if step > 1:
         print(f"decides by one of {step}×{step} pixels of every image, and of no holes or parts, since that is much")
+        split = replace(split, masks=split.masks[:, ::step, ::step].copy())
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
     for same in zip(*runs, strict=True):
@@ -281,15 +244,13 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             rows = np.array([row_of[name] for name in others.tolist()])
             if not np.array_equal(counted[:, 1], index.counts[rows]):
                 raise Refused(f"{fold.folder}: the training masks have changed since; train it again")
+        if step > 1:  # few enough to stay in memory, so that no pass reads the files again
+            planes = tuple(one[:, :, ::step, ::step].copy() for one in planes)
         dealt = np.zeros(len(rows), int)
         if len(runs[0]) == 1:  # groups and duplicates together
             groups = folds.find_groups(index, split.groups, rows)
             dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
             at = np.flatnonzero(dealt == part)
-            stored, places, own, of = planes, at, rows[at], split
-            if step > 1:  # few enough to stay in memory, so that no pass reads the files again
-                stored, masks = [one[at, :, ::step, ::step] for one in planes], split.masks[own, ::step, ::step]
-                of, places = replace(split, masks=masks, ids=split.ids[own], groups=None), np.arange(len(at))
-            parts.append(_Part(stored, places, of, own if of is split else places, device, competition.overlap))
+            parts.append(_Part(planes, at, split, rows[at], device, competition.overlap))
     return parts

@@ -92,33 +92,29 @@ def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **re
     if lost := [f"{kind} {name}" for kind in reads for name in answer[f"invalid{kind.title()}Sources"] or []]:
         without = f"version {kernel.version} runs without: stop it at {page}, correct the source, push again"
         raise Refused(f"{ref}: Kaggle has no {', '.join(lost)} for you; {without}")
-    print(f"{ref}: version {kernel.version} pushed, {page}", flush=True)
+    print(f"{ref}: version {kernel.version} pushed, {page}; Ctrl-C here leaves it running", flush=True)
     return kernel
 
 
-def follow_kernel(kernel: Kernel) -> None:
-    """Wait until a kernel has run, printing each line of its log once, as it comes.
+def follow_kernel(kernel: Kernel) -> str:
+    """Wait until a kernel has run, printing each line of its log once, as it comes; return why it failed, or "".
 
-    Ctrl-C leaves the kernel running. Raises Refused where the run failed."""
+    Raises Refused where Kaggle does not tell."""
     told = 0
-    try:
-        while True:
-            # A version that was just pushed may not be known for a moment.
-            run = call_client("kernels_status", tries=20, again=(404,), kernel=kernel.path)
-            if run["status"] != "QUEUED":
-                with contextlib.suppress(Declined):  # the stream is cut now and then, and begins anew
-                    for line in itertools.islice(client.read_log(kernel.path), told, None):
-                        print(line, flush=True)
-                        told += 1
-            if run["status"] not in ACTIVE:
-                break
-            time.sleep(30)
-    except KeyboardInterrupt:
-        print(f"{kernel.ref} keeps running on Kaggle; the same command picks it up again")
-        raise
-    if run["status"] != "COMPLETE":
-        why = f": {run['failureMessage']}" if run["failureMessage"] else ""
-        raise Refused(f"{kernel.ref}: ended on Kaggle as {run['status']}{why}; its log is above")
+    while True:
+        # A version that was just pushed may not be known for a moment.
+        run = call_client("kernels_status", tries=20, again=(404,), kernel=kernel.path)
+        if run["status"] != "QUEUED":
+            with contextlib.suppress(Declined):  # the stream is cut now and then, and begins anew
+                for line in itertools.islice(client.read_log(kernel.path), told, None):
+                    print(line, flush=True)
+                    told += 1
+        if run["status"] == "COMPLETE":
+            return ""
+        if run["status"] not in ACTIVE:
+            why = run["failureMessage"] or "it gives no reason"
+            return f"{kernel.ref}: ended on Kaggle as {run['status']}: {why}; its log is above"
+        time.sleep(30)
 
 
 def _find_latest(ref: str) -> tuple[Kernel, str]:

@@ -76,7 +76,7 @@ def run_in_sandbox(jobs: Iterable[Job]) -> None:
         with tempfile.TemporaryDirectory(prefix="comp-working-", ignore_cleanup_errors=True) as working:
             status = sandbox.run_script(packing.pack(job.entry, job.arguments), inputs, Path(working))
             line = f"{job.name}: the script ended with status {status} in the sandbox; see above"
-            bring_home(job, Path(working), failed=Refused(line) if status else None)
+            bring_home(job, Path(working), failed=line if status else "")
 
 
 def run_on_kaggle(jobs: Iterable[Job]) -> None:
@@ -85,13 +85,9 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
     refusals: list[Refused] = []
 
     def finish(job: Job, kernel: api.Kernel) -> None:
-        failed = None
-        try:
-            api.follow_kernel(kernel)
-        except Refused as refused:
-            failed = refused
         # Of one that failed comes what it had finished; after one that failed, the other kernels' output.
         try:
+            failed = api.follow_kernel(kernel)
             with tempfile.TemporaryDirectory() as folder:
                 call_client("kernels_output", kernel=kernel.path, path=folder)
                 bring_home(job, Path(folder), kernel, failed)
@@ -113,10 +109,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         hours = sum(limits[number:]) / 3600
         while (kernel := api.push_kernel(ref, source, limits[number], hours, **inputs)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
-            if pushed:
-                finish(*pushed.pop(0))
-            else:
-                time.sleep(30)
+            finish(*pushed.pop(0)) if pushed else time.sleep(30)
         pushed.append((job, kernel))
     for job, kernel in pushed:
         finish(job, kernel)
@@ -124,10 +117,11 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         raise refusals[0]
 
 
-def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed: Refused | None = None) -> None:
+def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed: str = "") -> None:
     """Put a kernel's output where the same command here would have left it.
 
-    Raises `failed`, why the kernel did not complete, once all that it had finished is here; Refused for what lacks."""
+    Raises Refused for what lacks, and with `failed`, why a kernel did not complete, once all that it had finished is
+    here."""
     came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
     there = [place for place, leaf in came.items() if leaf.exists()]
     lacking = [place for place in came if place not in there]
@@ -150,7 +144,7 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
         report = pages.write_run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
     if failed:
-        raise failed
+        raise Refused(failed)
     if lacking:
         raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")
     if job.submissions is None:
