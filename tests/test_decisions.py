@@ -251,7 +251,7 @@ def test_pixels_that_a_class_loses_go_to_the_next_likely_one():
     p = torch.tensor([0.2, 0.5, 0.3]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     plain = Decisions.neutral(1, 3)
     assert (label_images(p, plain) == 1).all()
-    assert (label_images(p, replace(plain, gate=(0, 0.6, 0))) == 2).all()
+    assert (label_images(p, replace(plain, gate=((0.0, 0.0), (0.0, 0.6), (0.0, 0.0)))) == 2).all()
     assert (label_images(p, replace(plain, factor=(1, 0.5, 1))) == 2).all()
     one = p.clone()
     one[0, :, 0, 0] = torch.tensor([0.1, 0.3, 0.6])

@@ -7,6 +7,7 @@ class loses go to the next likely one. Areas are shares of an image's pixels, so
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,10 +19,10 @@ from comp.model import predict
 
 RUN, FACTOR, GATE, HOLE, AREA, TOTAL, NECK = KINDS = ("run", "factor", "gate", "hole", "area", "total", "neck")
 
-NEUTRAL = dict.fromkeys(KINDS, 0.0) | {RUN: 1.0, FACTOR: 1.0}
-PEAK = 0.001  # the share of an image's pixels that a gate looks at: those with the largest probabilities
+NEUTRAL: dict[str, Any] = dict.fromkeys(KINDS, 0.0) | {RUN: 1.0, FACTOR: 1.0, GATE: (0.0, 0.0)}
+SHARES = (0.0, 0.01, 0.1)  # of an image's pixels, those with the largest probabilities, that a gate looks at
 SAID = {
-    GATE: "no {} where the mean of its largest probabilities is below {:.2f}",
+    GATE: "no {0} where the mean of its largest probabilities ({1[0]:.0%} of the pixels, or one) is below {1[1]:.2f}",
     HOLE: "holes in {} up to {:.2%} of the image are filled",
     AREA: "parts of {} below {:.2%} of the image are removed",
     TOTAL: "no {} where it is below {:.2%} of the image",
@@ -35,7 +36,7 @@ class Decisions:
 
     run: tuple[float, ...]  # they sum to 1
     factor: tuple[float, ...]  # on the class's probability, before the largest is taken
-    gate: tuple[float, ...]  # the least mean of the largest probabilities in an image
+    gate: tuple[tuple[float, float], ...]  # a share of the pixels, and the least mean of so many largest probabilities
     hole: tuple[float, ...]  # the largest hole that is filled
     area: tuple[float, ...]  # the least component that stays
     total: tuple[float, ...]  # the least that an image has of the class, or it has none
@@ -83,16 +84,16 @@ def next_likely(weighted: Tensor, c: int) -> Tensor:
 def weigh(probabilities: Tensor, decisions: Decisions) -> Tensor:
     """Probabilities (n, C, H, W) times the classes' factors, and 0 in images that a gate keeps out."""
     weighted = probabilities * torch.tensor(decisions.factor, device=probabilities.device).view(-1, 1, 1)
-    for c, least in enumerate(decisions.gate):
+    for c, (share, least) in enumerate(decisions.gate):
         if least:
-            weighted[measure_gate(probabilities, c) < least, c] = 0
+            weighted[measure_gate(probabilities, c, share) < least, c] = 0
     return weighted
 
 
-def measure_gate(probabilities: Tensor, c: int) -> Tensor:
-    """The mean of each image's largest probabilities of a class, one at least: float32 (n,)."""
+def measure_gate(probabilities: Tensor, c: int, share: float) -> Tensor:
+    """The mean of each image's largest probabilities of a class, this share of all, one at least: float32 (n,)."""
     flat = probabilities[:, c].flatten(1)
-    return flat.topk(max(1, round(PEAK * flat.shape[1]))).values.mean(1)
+    return flat.topk(max(1, round(share * flat.shape[1]))).values.mean(1)
 
 
 def measure_sizes(here: Tensor, kind: str) -> Tensor:
@@ -122,5 +123,5 @@ def describe(decisions: Decisions, competition: Competition) -> Iterator[tuple[s
             threshold = f"above {0.5 / factor if overlap else 1 / (1 + factor):.2f}"
             yield FACTOR, f"{name} {threshold if overlap or len(classes) == 2 else f'times {factor:.2f}'}"
         for kind, text in SAID.items():
-            if value := getattr(decisions, kind)[c]:
+            if (value := getattr(decisions, kind)[c]) != NEUTRAL[kind]:
                 yield kind, text.format(name, value)

@@ -35,7 +35,7 @@ _AREAS = [0.0, *(2.0 ** np.arange(-16, -2, 0.5)).tolist()]
 CANDIDATES: dict[str, list[Any]] = {
     RUN: (2.0 ** np.arange(2, -2.5, -0.5)).tolist(),
     FACTOR: (2.0 ** np.arange(3, -3.1, -0.125)).tolist(),
-    GATE: [k / 40 for k in range(40)],
+    GATE: [(share, k / 40) for share in deciding.SHARES for k in range(40)],
     HOLE: _AREAS[::-1],
     AREA: _AREAS,
     TOTAL: _AREAS,
@@ -172,8 +172,12 @@ def _count(
         blended = _blend(runs, chain)
         labels = deciding.label_images(blended, chain, overlap)
         for some, target in zip(counted, targets, strict=True):
-            level, other = _levels(blended, labels, chain, kind, target, values, overlap)
-            some.append(metrics.contribute(_tally(truth, level, other, len(values), target, competition), metric))
+            blocks = list[np.ndarray]()
+            for share in deciding.SHARES if kind == GATE else (0.0,):  # along the values of one, a class shrinks
+                limits = [value[1] for value in values if value[0] == share] if kind == GATE else values
+                level, other = _levels(blended, labels, chain, kind, target, limits, share, overlap)
+                blocks.append(_tally(truth, level, other, len(limits), target, competition))
+            some.append(metrics.contribute(np.concatenate(blocks), metric))
     return [np.concatenate(some, 1) for some in counted]
 
 
@@ -182,11 +186,11 @@ def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
 
 
 def _levels(
-    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list[float], overlap: bool
+    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list, share: float, overlap: bool
 ) -> tuple[Tensor, Tensor]:
     """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
     if overlap:  # class c against the rest, while the other classes stay as they are
-        level, _ = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, False)
+        level, _ = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, share, False)
         return level, labels & ~(1 << c - 1)
     weighted, limits = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device)
     other = deciding.next_likely(weighted, c)
@@ -196,7 +200,7 @@ def _levels(
         return torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other
     here = labels == c
     if kind == GATE:
-        sizes = deciding.measure_gate(blended, c).view(-1, 1, 1)
+        sizes = deciding.measure_gate(blended, c, share).view(-1, 1, 1)
     else:
         sizes = deciding.measure_sizes(here, kind).contiguous()
     if kind == HOLE:

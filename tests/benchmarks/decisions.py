@@ -38,7 +38,7 @@ def main() -> None:
             planes, truth = predict.to_planes(torch.stack([1 - p, p], 1)), torch.from_numpy(masks[rows])
             margins = metrics.count_margins(truth, (p > 0.5).byte(), own).numpy()
             members = {"ids": ids[rows], "planes": planes.numpy(), "margins": margins}
-            members["values"] = np.full(len(rows), np.nan)  # of metrics that look at images
+            members["counts"] = np.full((len(rows), 2), np.nan)  # of metrics that look at images
             place = Path(folder) / f"fold-{number}"
             npz.write_npz(place / runs.OOF, [(key, a.shape, a.dtype, [a]) for key, a in members.items()])
             chosen.append(runs.Fold(place, number, {"valid_images": len(rows)}))
