@@ -56,11 +56,10 @@ class TrainBatches:
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._plan = partial(plan_epoch, rows, times, config.batch_size, config.seed)  # of an epoch
-        self._samples, self._count, self._ahead, self._pin = _Samples(split, config), workers, AHEAD, pin
+        self._samples, self._count, self._pin = _Samples(split, config), workers, pin
         if workers:
             size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
-            size *= -(-config.batch_size // distributed.world_size())
-            self._count, self._ahead = _fit_shared_memory(workers, size, held=config.optimizer.accumulate + 1)
+            self._count = _fit_shared_memory(workers, size * -(-config.batch_size // distributed.world_size()))
         self._workers: set[multiprocessing.process.BaseProcess] = set()
         self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
@@ -93,7 +92,7 @@ class TrainBatches:
             batch_size=None,
             num_workers=self._count,
             multiprocessing_context="fork" if self._count else None,  # whatever a notebook set: the arrays are mapped
-            prefetch_factor=self._ahead if self._count else None,
+            prefetch_factor=AHEAD if self._count else None,
             pin_memory=self._pin,
             worker_init_fn=_begin_worker,
             timeout=1 if self._count else 0,  # seconds, after which `_next` looks at the workers
@@ -149,15 +148,14 @@ def _begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
 
 
-def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
-    """How many workers, and batches of `size` bytes ahead of each, shared memory takes beside `held` in use."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    slots = max(0, free // 4 // size - held)  # a quarter of it is ours: other folds may train beside this one
-    fitting = min(workers, slots)
+def _fit_shared_memory(workers: int, size: int) -> int:
+    """How many workers shared memory takes, with batches of `size` bytes ahead of each."""
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = min(workers, free // 4 // (size * (AHEAD + 1)))  # a quarter: other folds may train beside this one
     if fitting < workers:
         more = "docker run --shm-size=8g gives more"
         print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: --workers {fitting} instead of {workers}; {more}")
-    return fitting, min(AHEAD, slots // max(1, fitting))
+    return fitting
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:
