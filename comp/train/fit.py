@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,14 +128,8 @@ def fit(
     def wait_for_batches() -> list[Batch]:
         """The batches of the next step. Nothing is half done meanwhile, so what ends the waiting costs nothing."""
         try:
-            stop.waits = distributed.world_size() == 1  # ranks stop together, later
-            if stop.waits and stop.asked:
-                raise KeyboardInterrupt
-            group = list(islice(loaded, config.optimizer.accumulate))
-            stop.waits = False
-            return group
+            return list(islice(loaded, config.optimizer.accumulate))
         except BaseException:
-            stop.waits = False
             settle()
             if state.trained:
                 save()
@@ -167,7 +160,7 @@ def fit(
                 state.batch += len(group)
                 bar.update(len(group))
                 progress = timer.progress((state.epoch + state.batch / steps) / config.epochs, samples)
-                state.progress, stopping = distributed.agree(progress, stop.asked)
+                state.progress, stopping = distributed.agree(progress, stop.is_set())
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
                     if not state.epoch:
@@ -195,7 +188,7 @@ def fit(
             if watch:
                 watch(state, averaged, *counted)
         save()
-        if distributed.agree(0.0, stop.asked)[1]:
+        if distributed.agree(0.0, stop.is_set())[1]:
             raise KeyboardInterrupt
     return segmenter.load_model(folder / runs.MODEL, machine.device)[0], state
 
@@ -266,16 +259,13 @@ def evaluate(
 
 
 @contextmanager
-def _stop_requests() -> Iterator[SimpleNamespace]:
-    """Turn the first Ctrl-C, SIGTERM or lost terminal into `asked`, and while the loop `waits` end the waiting."""
-    stop = SimpleNamespace(asked=False, waits=False)
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C, SIGTERM or lost terminal sets; a second one does what it always does."""
+    stop = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, old[number])  # a second one does what it always does
-        if stop.waits:
-            stop.waits = False
-            raise KeyboardInterrupt
+        stop.set()
+        signal.signal(number, old[number])
 
     main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
