@@ -20,20 +20,16 @@ from comp.data.arrays import Split, number_groups, pick_class
 from comp.errors import Refused
 from comp.model import objects
 
-NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
-NAMES |= {
-    "object_precision": "precision of objects",
-    "object_f_beta": "F{beta:g} of objects",
-    "object_dice": "Dice of objects",
-}
-READINGS: dict[str, dict[str, Any]] = {
-    "mean_iou": {},
-    "mean_iou_without_0": {"background": "drop_class"},
-    "mean_iou_truth_without_0": {"background": "drop_truth"},
-    "mean_iou_per_image": {"average": "per_image"},
-    "dice": {"name": "dice"},
-    "dice_per_image": {"name": "dice", "average": "per_image"},
-    "pixel_accuracy": {"name": "pixel_accuracy"},
+NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}"}  # others are words as they stand
+# The scores that are printed beside the competition's own: their columns' names, and what they are of a metric.
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mean_iou": ("IoU", {}),
+    "mean_iou_without_0": ("IoU w/o 0", {"background": "drop_class"}),
+    "mean_iou_truth_without_0": ("IoU truth≠0", {"background": "drop_truth"}),
+    "mean_iou_per_image": ("IoU/image", {"average": "per_image"}),
+    "dice": ("Dice", {"name": "dice"}),
+    "dice_per_image": ("Dice/image", {"name": "dice", "average": "per_image"}),
+    "pixel_accuracy": ("accuracy", {"name": "pixel_accuracy"}),
 }
 CHUNK = 1 << 18  # pixels that a CPU counts at once: few enough to stay in its cache
 
@@ -264,7 +260,7 @@ def scores(
         "recall": _ratio(hits, truth),
         "share": _ratio(truth, truth.sum()),
     }
-    readings = {name: score(margins, config.Metric(**fields)) for name, fields in READINGS.items()}
+    readings = {name: score(margins, config.Metric(**fields)) for name, (_, fields) in READINGS.items()}
     by_class = {
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
@@ -279,7 +275,8 @@ def describe_metric(metric: config.Metric) -> str:
         return f"{load_own(metric).__name__} of {Path(metric.function).name}"
     average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
-    name = NAMES[metric.name].format(beta=metric.beta)
+    kind = metric.name.removeprefix("object_")
+    name = NAMES.get(kind, kind.replace("_", " ")).format(beta=metric.beta) + " of objects" * (kind != metric.name)
     if metric.thresholds:
         share = "mean {} over IoU" if needs_images(metric) else "share of {}"
         name = f"{share.format(name)} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"
