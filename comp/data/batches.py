@@ -3,15 +3,14 @@
 A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any number of workers
 gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met."""
 
-import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +59,6 @@ class TrainBatches:
         if workers:
             size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
             self._count = _fit_shared_memory(workers, size * -(-config.batch_size // distributed.world_size()))
-        self._workers: set[multiprocessing.process.BaseProcess] = set()
         self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def steps(self, epoch: int) -> int:
@@ -68,21 +66,28 @@ class TrainBatches:
         return len(self._plan(epoch))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the size of each batch over all ranks, and what this one loads of it.
-
-        Raises Refused where a worker has died, or gives no batch for `PATIENCE` seconds."""
+        """Yields the size of each batch over all ranks, and what this one loads of it."""
         whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
         if (fewest := min(map(len, whole), default=ranks)) < ranks:
             raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
         if self._loaded is None:
             self._loaded = self._load(epoch, skip)
         for keys in whole:
-            yield len(keys), *self._next(self._loaded)
+            yield len(keys), *next(self._loaded)
 
-    def close(self) -> None:
-        """End the workers, whatever they are doing."""
-        for worker in self._workers:
-            worker.kill()
+    def __enter__(self) -> "TrainBatches":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """End the workers. Raises Refused where one has died, or gave no batch for `PATIENCE` seconds.
+
+        That a worker died torch raises at once, be it in the middle of a step."""
+        if self._count and self._loaded is not None:
+            self._loaded._shutdown_workers()  # type: ignore[attr-defined]
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+            raise Refused(
+                f"{error}; the same command goes on, where memory is short with fewer --workers, or 0"
+            ) from None
 
     def _load(self, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         plans = (self._plan(epoch)[skip if epoch == first else 0 :] for epoch in count(first))
@@ -95,29 +100,9 @@ class TrainBatches:
             prefetch_factor=AHEAD if self._count else None,
             pin_memory=self._pin,
             worker_init_fn=_begin_worker,
-            timeout=1 if self._count else 0,  # seconds, after which `_next` looks at the workers
+            timeout=PATIENCE if self._count else 0,
         )
-        before, handler = {*multiprocessing.active_children()}, signal.getsignal(signal.SIGCHLD)
-        loaded = iter(loader)
-        self._workers = {*multiprocessing.active_children()} - before
-        if threading.current_thread() is threading.main_thread():
-            # torch's own handler raises at once when a worker dies, and be it in the middle of a step.
-            signal.signal(signal.SIGCHLD, handler)
-        return loaded
-
-    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        for _ in range(PATIENCE):  # each time a second
-            try:
-                return next(loaded)
-            except RuntimeError as error:
-                if not self._workers or not str(error).startswith("DataLoader "):
-                    raise
-            for worker in self._workers:
-                if not worker.is_alive():
-                    why = {-signal.SIGKILL: ", as where memory is short", -signal.SIGBUS: f"; {SHARED_MEMORY} is full"}
-                    ended = f"ended with status {worker.exitcode}{why.get(worker.exitcode or 0, '')}"
-                    raise Refused(f"a process that augments {ended}; the same command goes on, with fewer --workers")
-        raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
+        return iter(loader)
 
 
 class _Samples(Dataset):
@@ -146,6 +131,7 @@ def _begin_worker(worker: int) -> None:
 
     cv2.setNumThreads(0)  # one worker a core is enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fit_shared_memory(workers: int, size: int) -> int:

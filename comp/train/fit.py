@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -135,7 +135,7 @@ def fit(
                 save()
             raise
 
-    with closing(loader), _stop_requests() as stop:
+    with loader, _stop_requests() as stop:
         while not state.ended:
             model.freeze(state.epoch < config.model.frozen_epochs)
             model.train()
@@ -267,9 +267,8 @@ def _stop_requests() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, old[number])
 
-    main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in heard if main}
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in heard}
     try:
         yield stop
     finally:
