@@ -199,10 +199,10 @@ def test_workers_that_hang_are_one_line(monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("free", "workers"), [(1 << 40, 8), (256 << 20, 3), (4 << 20, 0)])
+@pytest.mark.parametrize(("free", "workers"), [(1 << 40, 8), (1 << 18, 3), (1 << 12, 0)])
 def test_no_more_workers_than_the_shared_memory_takes(monkeypatch, capsys, free, workers):
     monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
-    assert batches._fit_shared_memory(8, 4 << 20) == workers
+    assert loader_of(8)._count == workers  # 5 batches of 4 KB each
     assert (f"--workers {workers} instead of 8" in capsys.readouterr().out) == (workers < 8)
 
 

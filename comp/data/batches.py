@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -48,7 +49,7 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
     return np.split(keys, cuts[1:-1])
 
 
-class TrainBatches:
+class TrainBatches(AbstractContextManager):
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader reads ahead: first comes `epoch(k, skip)`, without `skip` batches, then `epoch(k + 1)` and so on."""
@@ -58,7 +59,12 @@ class TrainBatches:
         self._samples, self._count, self._pin = _Samples(split, config), workers, pin
         if workers:
             size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
-            self._count = _fit_shared_memory(workers, size * -(-config.batch_size // distributed.world_size()))
+            size *= (AHEAD + 1) * -(-config.batch_size // distributed.world_size())  # bytes of a worker's batches
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            self._count = min(workers, free // 4 // size)  # a quarter: other folds may train beside this one
+            if self._count < workers:
+                fits = f"--workers {self._count} instead of {workers}; docker run --shm-size=8g gives more"
+                print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: {fits}")
         self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def steps(self, epoch: int) -> int:
@@ -75,10 +81,7 @@ class TrainBatches:
         for keys in whole:
             yield len(keys), *next(self._loaded)
 
-    def __enter__(self) -> "TrainBatches":
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any, /) -> None:
         """End the workers. Raises Refused where one has died, or gave no batch for `PATIENCE` seconds.
 
         That a worker died torch raises at once, be it in the middle of a step."""
@@ -132,16 +135,6 @@ def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one worker a core is enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _fit_shared_memory(workers: int, size: int) -> int:
-    """How many workers shared memory takes, with batches of `size` bytes ahead of each."""
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    fitting = min(workers, free // 4 // (size * (AHEAD + 1)))  # a quarter: other folds may train beside this one
-    if fitting < workers:
-        more = "docker run --shm-size=8g gives more"
-        print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: --workers {fitting} instead of {workers}; {more}")
-    return fitting
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:
