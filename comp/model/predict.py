@@ -74,12 +74,10 @@ def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor
     """Mean probabilities over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
     views = VIEWS[settings.tta]
 
-    def look_at(images: Tensor) -> Tensor:
-        def seen(view: View) -> Tensor:
-            return view.undo(activate(logits(model, view.do(images)).float(), model.overlap), images.shape[2:])
-
+    def look_at(x: Tensor) -> Tensor:
         with model.device.autocast():  # around all views, which then share one cast of the weights
-            return reduce(Tensor.add_, map(seen, views)).div_(len(views))
+            seen = (v.undo(activate(logits(model, v.do(x)).float(), model.overlap), x.shape[2:]) for v in views)
+            return reduce(Tensor.add_, seen).div_(len(views))
 
     return predict_tiles(look_at, images, settings)
 

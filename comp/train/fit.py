@@ -173,8 +173,6 @@ def fit(
                         raise KeyboardInterrupt
             bar.close()
             settle()
-            if averaging and state.updates < average_every:
-                averaging.apply_update_(model, 0.0)
             valid_loss, score, counted = math.nan, math.nan, list[np.ndarray]()
             if len(valid):
                 looked = time.monotonic()
@@ -211,8 +209,7 @@ def _end_epoch(
         if not distributed.rank():
             segmenter.save_model(model, folder / runs.MODEL, config)
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' * better}"
-    scaled = f"  scale {scale:.0e}" if scale != 1.0 else ""
-    rates = f"{seconds:7.1f} s  lr {state.lr:.1e}{scaled}  loss {train_loss:.4f}"
+    rates = f"{seconds:7.1f} s  lr {state.lr:.1e}  loss {train_loss:.4f}"
     print(f"epoch {state.epoch + 1:>3}/{config.epochs}  {rates}{validated}", flush=True)
     if not distributed.rank():
         files.write_text(folder / runs.HISTORY, pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n"))
