@@ -88,9 +88,7 @@ class TrainBatches(AbstractContextManager):
         if self._count and self._loaded is not None:
             self._loaded._shutdown_workers()  # type: ignore[attr-defined]
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
-            raise Refused(
-                f"{error}; the same command goes on, where memory is short with fewer --workers, or 0"
-            ) from None
+            raise Refused(f"{error}; the same command goes on, if memory is short with fewer --workers") from None
 
     def _load(self, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         plans = (self._plan(epoch)[skip if epoch == first else 0 :] for epoch in count(first))
