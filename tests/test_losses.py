@@ -11,7 +11,6 @@ from scipy.special import log_softmax
 from segmentation_models_pytorch import losses as smp
 
 from comp import config
-from comp.errors import Refused
 from comp.model import losses
 
 NAMES = ("cross_entropy", "boundary", "focal", "dice", "bce_dice", "lovasz")
@@ -279,11 +278,6 @@ def test_computed_weights_follow_the_frequency_and_a_pixel_weighs_1_on_average(c
 def test_weights_by_name_are_taken_as_given():
     assert losses.weigh_classes({"c": 5.0}, tuple("abcd"), np.ones(4)).tolist() == [1, 1, 5, 1]
     assert losses.weigh_classes("none", tuple("ab"), np.ones(2)).tolist() == [1, 1]
-
-
-def test_weights_from_no_labelled_pixel_are_refused():
-    with pytest.raises(Refused, match="needs labelled pixels"):
-        losses.weigh_classes("inverse", ("a", "b"), np.array([0, 0]))
 
 
 def test_lovasz_keeps_its_precision_over_many_pixels():

@@ -3,15 +3,15 @@
 A sample is augmented with a seed of its own, made from (seed, epoch, place in the epoch), so any number of workers
 gives the same bytes, and a run that goes on in the middle of an epoch meets the batches it would have met."""
 
-import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,19 +49,22 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
     return np.split(keys, cuts[1:-1])
 
 
-class TrainBatches:
+class TrainBatches(AbstractContextManager):
     """Batches of uint8 images (n, H, W, C) and labels (n, H, W), epoch after epoch.
 
     One loader reads ahead: first comes `epoch(k, skip)`, without `skip` batches, then `epoch(k + 1)` and so on."""
 
     def __init__(self, split: TrainSplit, rows: np.ndarray, times: np.ndarray, config: Config, workers: int, pin: bool):
         self._plan = partial(plan_epoch, rows, times, config.batch_size, config.seed)  # of an epoch
-        self._samples, self._count, self._ahead, self._pin = _Samples(split, config), workers, AHEAD, pin
+        self._samples, self._count, self._pin = _Samples(split, config), workers, pin
         if workers:
             size = sum(tensor.numel() for tensor in self._samples[np.array([[0, 0, rows[0]]])])
-            size *= -(-config.batch_size // distributed.world_size())
-            self._count, self._ahead = _fit_shared_memory(workers, size, held=config.optimizer.accumulate + 1)
-        self._workers: set[multiprocessing.process.BaseProcess] = set()
+            size *= (AHEAD + 1) * -(-config.batch_size // distributed.world_size())  # bytes of a worker's batches
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            self._count = min(workers, free // 4 // size)  # a quarter: other folds may train beside this one
+            if self._count < workers:
+                fits = f"--workers {self._count} instead of {workers}; docker run --shm-size=8g gives more"
+                print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: {fits}")
         self._loaded: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def steps(self, epoch: int) -> int:
@@ -69,21 +72,23 @@ class TrainBatches:
         return len(self._plan(epoch))
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the size of each batch over all ranks, and what this one loads of it.
-
-        Raises Refused where a worker has died, or gives no batch for `PATIENCE` seconds."""
+        """Yields the size of each batch over all ranks, and what this one loads of it."""
         whole, ranks = self._plan(epoch)[skip:], distributed.world_size()
         if (fewest := min(map(len, whole), default=ranks)) < ranks:
             raise Refused(f"{ranks} processes, but a batch of {fewest} images; use fewer, or larger batches")
         if self._loaded is None:
             self._loaded = self._load(epoch, skip)
         for keys in whole:
-            yield len(keys), *self._next(self._loaded)
+            yield len(keys), *next(self._loaded)
 
-    def close(self) -> None:
-        """End the workers, whatever they are doing."""
-        for worker in self._workers:
-            worker.kill()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any, /) -> None:
+        """End the workers. Raises Refused where one has died, or gave no batch for `PATIENCE` seconds.
+
+        That a worker died torch raises at once, be it in the middle of a step."""
+        if self._count and self._loaded is not None:
+            self._loaded._shutdown_workers()  # type: ignore[attr-defined]
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader "):
+            raise Refused(f"{error}; the same command goes on, if memory is short with fewer --workers") from None
 
     def _load(self, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         plans = (self._plan(epoch)[skip if epoch == first else 0 :] for epoch in count(first))
@@ -93,32 +98,12 @@ class TrainBatches:
             batch_size=None,
             num_workers=self._count,
             multiprocessing_context="fork" if self._count else None,  # whatever a notebook set: the arrays are mapped
-            prefetch_factor=self._ahead if self._count else None,
+            prefetch_factor=AHEAD if self._count else None,
             pin_memory=self._pin,
             worker_init_fn=_begin_worker,
-            timeout=1 if self._count else 0,  # seconds, after which `_next` looks at the workers
+            timeout=PATIENCE if self._count else 0,
         )
-        before, handler = {*multiprocessing.active_children()}, signal.getsignal(signal.SIGCHLD)
-        loaded = iter(loader)
-        self._workers = {*multiprocessing.active_children()} - before
-        if threading.current_thread() is threading.main_thread():
-            # torch's own handler raises at once when a worker dies, and be it in the middle of a step.
-            signal.signal(signal.SIGCHLD, handler)
-        return loaded
-
-    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        for _ in range(PATIENCE):  # each time a second
-            try:
-                return next(loaded)
-            except RuntimeError as error:
-                if not self._workers or not str(error).startswith("DataLoader "):
-                    raise
-            for worker in self._workers:
-                if not worker.is_alive():
-                    why = {-signal.SIGKILL: ", as where memory is short", -signal.SIGBUS: f"; {SHARED_MEMORY} is full"}
-                    ended = f"ended with status {worker.exitcode}{why.get(worker.exitcode or 0, '')}"
-                    raise Refused(f"a process that augments {ended}; the same command goes on, with fewer --workers")
-        raise Refused(f"no batch for {PATIENCE} s from the processes that augment; try --workers 0")
+        return iter(loader)
 
 
 class _Samples(Dataset):
@@ -147,17 +132,7 @@ def _begin_worker(worker: int) -> None:
 
     cv2.setNumThreads(0)  # one worker a core is enough
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
-
-
-def _fit_shared_memory(workers: int, size: int, held: int) -> tuple[int, int]:
-    """How many workers, and batches of `size` bytes ahead of each, shared memory takes beside `held` in use."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    slots = max(0, free // 4 // size - held)  # a quarter of it is ours: other folds may train beside this one
-    fitting = min(workers, slots)
-    if fitting < workers:
-        more = "docker run --shm-size=8g gives more"
-        print(f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free: --workers {fitting} instead of {workers}; {more}")
-    return fitting, min(AHEAD, slots // max(1, fitting))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:

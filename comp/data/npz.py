@@ -197,13 +197,8 @@ class Wanted:
         if self.part is not None:
             block = block[:, self.part]
         images = block[..., None] if block.ndim == 3 else block
-        if images.ndim == 4:
-            _, first, second, last = images.shape
-            # 1, 3 or 4 channels may come first; where both ends could be channels, the last is.
-            if first in (1, 3, 4) and first < min(second, last) and last not in (1, 3, 4):
-                images = np.moveaxis(images, 1, -1)
         if images.ndim != 4 or (self.role == "masks" and images.shape[3] != 1):
-            fits = "(N, H, W), (N, H, W, C) or (N, C, H, W)" if self.role == "images" else "(N, H, W)"
+            fits = "(N, H, W) or (N, H, W, C)" if self.role == "images" else "(N, H, W)"
             raise Refused(f"{self}: {self.role} of shape {block.shape}; {fits} would fit")
         return images if self.role == "images" else images[..., 0]
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp import config
-from comp.errors import Refused
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, C, H, W) and labels (N, H, W)
 IGNORED = -1
@@ -28,7 +27,7 @@ def build_loss(
     `counts` int64 (C,) are the pixels per class of the fold's training part. The result takes logits (N, C, H, W) of
     any float dtype and labels uint8 or int64 (N, H, W), of which `ignore` does not count, and gives a float32 scalar.
     Class weights act on cross_entropy, boundary and focal: the others count every class alike already. Where classes
-    overlap, a label's bit k - 1 says class k, and each is told from the first alone. Raises Refused."""
+    overlap, a label's bit k - 1 says class k, and each is told from the first alone."""
     weights = weigh_classes(loss.class_weights, classes, counts)
     weights_on = cache(weights.to)  # a copy a device, not one a step
     known: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -59,13 +58,11 @@ def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str,
 
     A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the mean weight
     of a pixel is 1; a class without a pixel, whose inverse has no bound, weighs 0. A class that is not named among
-    weights by name weighs 1. Raises Refused."""
+    weights by name weighs 1."""
     if isinstance(choice, Mapping):
         return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":
         return torch.ones(len(classes))
-    if not counts.any():
-        raise Refused(f"loss.class_weights: {choice!r} needs labelled pixels, and the training part has none")
     frequency = counts / counts.sum()
     power = {"inverse": 1.0, "sqrt": 0.5}[choice] if isinstance(choice, str) else choice
     weights = np.power(frequency, -power, out=np.zeros(len(classes)), where=counts > 0)

@@ -20,22 +20,17 @@ from comp.data.arrays import Split, number_groups, pick_class
 from comp.errors import Refused
 from comp.model import objects
 
-NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}", "pixel_accuracy": "pixel accuracy"}
-NAMES |= {
-    "object_precision": "precision of objects",
-    "object_f_beta": "F{beta:g} of objects",
-    "object_dice": "Dice of objects",
+NAMES = {"mean_iou": "mean IoU", "dice": "Dice", "f_beta": "F{beta:g}"}  # others are words as they stand
+# The scores that are printed beside the competition's own: their columns' names, and what they are of a metric.
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mean_iou": ("IoU", {}),
+    "mean_iou_without_0": ("IoU w/o 0", {"background": "drop_class"}),
+    "mean_iou_truth_without_0": ("IoU truth≠0", {"background": "drop_truth"}),
+    "mean_iou_per_image": ("IoU/image", {"average": "per_image"}),
+    "dice": ("Dice", {"name": "dice"}),
+    "dice_per_image": ("Dice/image", {"name": "dice", "average": "per_image"}),
+    "pixel_accuracy": ("accuracy", {"name": "pixel_accuracy"}),
 }
-READINGS: dict[str, dict[str, Any]] = {
-    "mean_iou": {},
-    "mean_iou_without_0": {"background": "drop_class"},
-    "mean_iou_truth_without_0": {"background": "drop_truth"},
-    "mean_iou_per_image": {"average": "per_image"},
-    "dice": {"name": "dice"},
-    "dice_per_image": {"name": "dice", "average": "per_image"},
-    "pixel_accuracy": {"name": "pixel_accuracy"},
-}
-CHUNK = 1 << 18  # pixels that a CPU counts at once: few enough to stay in its cache
 
 
 def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int | None = None) -> Tensor:
@@ -44,22 +39,16 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
     Both are labels uint8 (N, H, W); pixels whose truth is `ignore` are not counted. Raises Refused."""
     if truth.shape != prediction.shape:
         raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
-    counted, count = [], len(truth)
-    step = max(1, count if truth.is_cuda else CHUNK // max(1, truth[:1].numel()))
-    # The narrowest type that holds a chunk's codes is the fastest.
-    dtype = torch.int16 if min(step, count) * (classes + 1) * classes < 1 << 15 else torch.int32
-    for true, predicted in zip(truth.split(step), prediction.split(step), strict=True):
-        bad = (true >= classes) if ignore is None else (true >= classes) & (true != ignore)
-        if (bad | (predicted >= classes)).any():
-            raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
-        true = true.to(dtype)
-        if ignore is not None:
-            true = true.masked_fill(true == ignore, classes)  # a row of their own, which is left out
-        samples = torch.arange(len(true), dtype=dtype, device=truth.device).view(-1, 1, 1)
-        codes = (samples * (classes + 1) + true) * classes + predicted
-        counts = torch.bincount(codes.flatten(), minlength=len(true) * (classes + 1) * classes)
-        counted.append(counts.view(-1, classes + 1, classes)[:, :classes])
-    return torch.cat(counted)
+    bad = (truth >= classes) if ignore is None else (truth >= classes) & (truth != ignore)
+    if (bad | (prediction >= classes)).any():
+        raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
+    true = truth.int()
+    if ignore is not None:
+        true = true.masked_fill(true == ignore, classes)  # a row of their own, which is left out
+    samples = torch.arange(len(true), dtype=torch.int32, device=truth.device).view(-1, 1, 1)
+    codes = (samples * (classes + 1) + true) * classes + prediction
+    counts = torch.bincount(codes.flatten(), minlength=len(true) * (classes + 1) * classes)
+    return counts.view(-1, classes + 1, classes)[:, :classes]
 
 
 def to_margins(confusions: Tensor) -> Tensor:
@@ -149,27 +138,23 @@ class Tally:
             if len(waiting) == self._sizes[unit]:
                 whole.append(self._waiting.pop(unit))
         found = repeat(None) if true is None else true  # of single images alone
-
-        def count(images: dict[int, list], numbered: np.ndarray | None) -> np.ndarray:
-            truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
-            return self._score(truth, prediction, self._ids[sorted(images)], numbered)
-
         with ThreadPoolExecutor() as pool:
-            for images, counts in zip(whole, pool.map(count, whole, found), strict=True):
+            for images, counts in zip(whole, pool.map(self._score, whole, found), strict=True):
                 if not self._known:  # how many there are
                     self.counts, self._known = np.full((len(self._rows), len(counts)), np.nan), True
                 self.counts[max(images)] = counts
 
-    def _score(self, truth: np.ndarray, prediction: np.ndarray, ids: np.ndarray, true: np.ndarray | None) -> np.ndarray:
-        """Counts of one unit's images, labels (k, H, W) and ids (k,)."""
-        competition = self._competition
+    def _score(self, images: dict[int, list], true: np.ndarray | None) -> np.ndarray:
+        """Counts of one unit's images, which are pairs of labels (H, W) by their places."""
+        competition, places = self._competition, sorted(images)
+        truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in places), strict=True))
         if not self._own:
             there = objects.find_objects(truth[0], competition) if true is None else true
             found = objects.find_objects(prediction[0], competition, self._necks)
             value: Any = objects.score_objects(there, found, competition.metric)
             return np.array([value, 0 * value + 1])
         whole = self._own.__name__ == "score_group"
-        value = self._own(truth, prediction, ids) if whole else self._own(truth[0], prediction[0])
+        value = self._own(truth, prediction, self._ids[places]) if whole else self._own(truth[0], prediction[0])
         if value is None and not self._several:
             return np.full(2, np.nan)
         width = self.counts.shape[1] if self._known else np.size(value)
@@ -264,7 +249,7 @@ def scores(
         "recall": _ratio(hits, truth),
         "share": _ratio(truth, truth.sum()),
     }
-    readings = {name: score(margins, config.Metric(**fields)) for name, fields in READINGS.items()}
+    readings = {name: score(margins, config.Metric(**fields)) for name, (_, fields) in READINGS.items()}
     by_class = {
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
@@ -279,7 +264,8 @@ def describe_metric(metric: config.Metric) -> str:
         return f"{load_own(metric).__name__} of {Path(metric.function).name}"
     average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
-    name = NAMES[metric.name].format(beta=metric.beta)
+    kind = metric.name.removeprefix("object_")
+    name = NAMES.get(kind, kind.replace("_", " ")).format(beta=metric.beta) + " of objects" * (kind != metric.name)
     if metric.thresholds:
         share = "mean {} over IoU" if needs_images(metric) else "share of {}"
         name = f"{share.format(name)} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"

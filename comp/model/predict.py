@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,12 +31,9 @@ class View(NamedTuple):
     undo: Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def _flips(*dims: int) -> View:
-    return View(lambda x: x.flip(dims), lambda x, _: x.flip(dims))
-
-
-def _transposed(*dims: int) -> View:
-    return View(lambda x: x.transpose(2, 3).flip(dims), lambda x, _: x.flip(dims).transpose(2, 3))
+def _flips(*dims: int, axis: int = 2) -> View:
+    """Flip along `dims`, having swapped the rows with an axis: 3 transposes images, 2 does nothing."""
+    return View(lambda x: x.transpose(2, axis).flip(dims), lambda x, _: x.flip(dims).transpose(2, axis))
 
 
 def _scaled(scale: float) -> View:
@@ -53,7 +50,7 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "hflip": FLIPS[:2],
     "flips": FLIPS,
     # The dihedral group of the square: four flips, and the same of the transposed image.
-    "d4": (*FLIPS, _transposed(), _transposed(3), _transposed(2), _transposed(2, 3)),
+    "d4": (*FLIPS, *(_flips(*dims, axis=3) for dims in ((), (3,), (2,), (2, 3)))),
     "scales": (AS_IS, _scaled(0.75), _scaled(1.25)),
 }
 
@@ -77,12 +74,10 @@ def probabilities(model: Segmenter, images: Tensor, settings: Predict) -> Tensor
     """Mean probabilities over the views: images (n, C, H, W) on the device to float32 (n, classes, H, W)."""
     views = VIEWS[settings.tta]
 
-    def look_at(images: Tensor) -> Tensor:
-        def seen(view: View) -> Tensor:
-            return view.undo(activate(logits(model, view.do(images)).float(), model.overlap), images.shape[2:])
-
+    def look_at(x: Tensor) -> Tensor:
         with model.device.autocast():  # around all views, which then share one cast of the weights
-            return reduce(Tensor.add_, map(seen, views)).div_(len(views))
+            seen = (v.undo(activate(logits(model, v.do(x)).float(), model.overlap), x.shape[2:]) for v in views)
+            return reduce(Tensor.add_, seen).div_(len(views))
 
     return predict_tiles(look_at, images, settings)
 
@@ -167,36 +162,29 @@ def for_each_batch(
     """Call `look` with batches of images (n, H, W, C) on the device, their rows and the settings.
 
     Yields (rows, what it returned). A batch holds `settings.batch_size` images, or tiles of larger ones; from where
-    memory runs out, half as many. Raises Refused where a single one does not fit."""
+    memory runs out, half as many; a thread reads the next one meanwhile. Raises Refused where one does not fit."""
+
+    def read(batch: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
+        return pixels.pin_memory() if device.device.type == "cuda" else pixels
+
     tiles = len(_tiles(images.shape[1:3], settings.tile))
     while len(rows):
         size = max(1, settings.batch_size // tiles)
         batches = np.split(rows, range(size, len(rows), size))
         try:
-            for batch, pixels in _read_ahead(images, batches, pin=device.device.type == "cuda"):
-                yield batch, look(to_device(pixels, device.device), batch, settings)
-                rows = rows[len(batch) :]
+            with ThreadPoolExecutor(1) as thread:
+                reading = thread.submit(read, batches[0])
+                for batch, following in pairwise([*batches, rows[:0]]):
+                    pixels, reading = reading.result(), thread.submit(read, following)
+                    yield batch, look(to_device(pixels, device.device), batch, settings)
+                    rows = rows[len(batch) :]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if settings.batch_size == 1:
                 raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
             settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
-
-
-def _read_ahead(images: Images, batches: list[np.ndarray], pin: bool) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Each batch of rows with its images (n, H, W, C), while a thread reads those of the next one."""
-
-    def read(batch: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(images[batch]))
-        return pixels.pin_memory() if pin else pixels
-
-    with ThreadPoolExecutor(1) as thread:
-        reading = thread.submit(read, batches[0])
-        for batch, following in zip(batches, [*batches[1:], batches[0][:0]], strict=True):
-            pixels = reading.result()
-            reading = thread.submit(read, following)
-            yield batch, pixels
 
 
 def resize_to_original(probabilities: Tensor, size: Size) -> Tensor:

@@ -6,17 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-# The scores of a run that tables show, and their columns' names.
-HEADLINES = {
-    "score": "score",
-    "mean_iou": "IoU",
-    "mean_iou_without_0": "IoU w/o 0",
-    "mean_iou_truth_without_0": "IoU truth≠0",
-    "mean_iou_per_image": "IoU/image",
-    "dice": "Dice",
-    "dice_per_image": "Dice/image",
-    "pixel_accuracy": "accuracy",
-}
+from comp.model.metrics import READINGS
+
 # Columns with a format of their own; all other floats have four digits.
 FORMATS = {"share": "{:.2%}", "epochs": "{:.0f}", "seconds": "{:.0f}", "images/s": "{:.1f}", "M parameters": "{:.2f}"}
 STYLE: dict[str, Any] = {"float_format": "{:.4f}".format, "na_rep": "–"}
@@ -51,7 +42,8 @@ def class_frame(scores: Mapping[str, Any]) -> pd.DataFrame:
 
 def folds_frame(folds: Mapping[Any, Mapping[str, Any]]) -> pd.DataFrame:
     """The folds' headlines, a fold a row; below two or more their mean and their sample standard deviation."""
-    frame = pd.DataFrame([*folds.values()], [*folds], [*HEADLINES], dtype=float).rename(columns=HEADLINES)
+    columns = {"score": "score"} | {key: column for key, (column, _) in READINGS.items()}
+    frame = pd.DataFrame([*folds.values()], [*folds], [*columns], dtype=float).rename(columns=columns)
     if len(folds) > 1:
         frame = pd.concat([frame, frame.agg(["mean", "std"]).rename({"std": "± std"})])
     return frame.rename_axis("fold")

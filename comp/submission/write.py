@@ -34,8 +34,8 @@ def open_writer(
 
     `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle". The columns are
     written in the order of `columns`, a sample submission's header, where that is given; `necks` part objects, as
-    `find_objects` has them. Memory stays that of one batch. Raises Refused for pixel rows of different sizes, for no
-    row and where `columns` are not the competition's."""
+    `find_objects` has them. Memory stays that of one batch. Raises Refused for pixel rows of different sizes, and
+    where `columns` are not the competition's."""
     layout = competition.submission
     if layout.format == "files":
         with open_archive(path, competition) as write_files:
@@ -64,8 +64,6 @@ def open_writer(
 
     with files.atomic_write(path) as beside, open(beside, "wb", buffering=1 << 20) as file:
         yield write
-        if not shape:
-            raise Refused(f"{path}: there is no image to write")
 
 
 def _wide_rows(ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:

@@ -5,11 +5,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,20 +128,14 @@ def fit(
     def wait_for_batches() -> list[Batch]:
         """The batches of the next step. Nothing is half done meanwhile, so what ends the waiting costs nothing."""
         try:
-            stop.waits = distributed.world_size() == 1  # ranks stop together, later
-            if stop.waits and stop.asked:
-                raise KeyboardInterrupt
-            group = list(islice(loaded, config.optimizer.accumulate))
-            stop.waits = False
-            return group
+            return list(islice(loaded, config.optimizer.accumulate))
         except BaseException:
-            stop.waits = False
             settle()
             if state.trained:
                 save()
             raise
 
-    with closing(loader), _stop_requests() as stop:
+    with loader, _stop_requests() as stop:
         while not state.ended:
             model.freeze(state.epoch < config.model.frozen_epochs)
             model.train()
@@ -167,7 +160,7 @@ def fit(
                 state.batch += len(group)
                 bar.update(len(group))
                 progress = timer.progress((state.epoch + state.batch / steps) / config.epochs, samples)
-                state.progress, stopping = distributed.agree(progress, stop.asked)
+                state.progress, stopping = distributed.agree(progress, stop.is_set())
                 if state.progress >= 1.0 and state.batch < steps:
                     state.ended = "time budget"
                     if not state.epoch:
@@ -180,8 +173,6 @@ def fit(
                         raise KeyboardInterrupt
             bar.close()
             settle()
-            if averaging and state.updates < average_every:
-                averaging.apply_update_(model, 0.0)
             valid_loss, score, counted = math.nan, math.nan, list[np.ndarray]()
             if len(valid):
                 looked = time.monotonic()
@@ -195,7 +186,7 @@ def fit(
             if watch:
                 watch(state, averaged, *counted)
         save()
-        if distributed.agree(0.0, stop.asked)[1]:
+        if distributed.agree(0.0, stop.is_set())[1]:
             raise KeyboardInterrupt
     return segmenter.load_model(folder / runs.MODEL, machine.device)[0], state
 
@@ -218,8 +209,7 @@ def _end_epoch(
         if not distributed.rank():
             segmenter.save_model(model, folder / runs.MODEL, config)
     validated = "" if math.isnan(score) else f"  valid {valid_loss:.4f}  score {score:.4f}{' *' * better}"
-    scaled = f"  scale {scale:.0e}" if scale != 1.0 else ""
-    rates = f"{seconds:7.1f} s  lr {state.lr:.1e}{scaled}  loss {train_loss:.4f}"
+    rates = f"{seconds:7.1f} s  lr {state.lr:.1e}  loss {train_loss:.4f}"
     print(f"epoch {state.epoch + 1:>3}/{config.epochs}  {rates}{validated}", flush=True)
     if not distributed.rank():
         files.write_text(folder / runs.HISTORY, pd.DataFrame(state.history).to_csv(index=False, lineterminator="\n"))
@@ -266,20 +256,16 @@ def evaluate(
 
 
 @contextmanager
-def _stop_requests() -> Iterator[SimpleNamespace]:
-    """Turn the first Ctrl-C, SIGTERM or lost terminal into `asked`, and while the loop `waits` end the waiting."""
-    stop = SimpleNamespace(asked=False, waits=False)
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C, SIGTERM or lost terminal sets; a second one does what it always does."""
+    stop = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, old[number])  # a second one does what it always does
-        if stop.waits:
-            stop.waits = False
-            raise KeyboardInterrupt
+        stop.set()
+        signal.signal(number, old[number])
 
-    main = threading.current_thread() is threading.main_thread()  # no other may ask for signals
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup ignores one
-    old: dict[int, Any] = {number: signal.signal(number, ask) for number in heard if main}
+    old: dict[int, Any] = {number: signal.signal(number, ask) for number in heard}
     try:
         yield stop
     finally:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm, parameters_to_vector
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from comp import distributed
 from comp.config import Config, Optimizer
@@ -64,13 +64,10 @@ class Step:
             parameters["lr"] = lr * parameters.get("lr_scale", 1.0)
         before = parameters_to_vector(self._statistics)
         loss = self._gradients(group, seed, before)
-        self._restore_statistics(torch.where(loss.isfinite(), parameters_to_vector(self._statistics), before))
-        norm = loss
-        if self.clip:
-            self.scaler.unscale_(self.optimizer)
-            norm = clip_grad_norm_(self.model.parameters(), self.clip)
-        elif not self.scaler.is_enabled():
-            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        kept = torch.where(loss.isfinite(), parameters_to_vector(self._statistics), before)
+        vector_to_parameters(kept, self._statistics)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.model.parameters(), self.clip or torch.finfo(torch.float32).max)
         # On a CPU the numbers are looked at; on a GPU, where that would stall, the scaler looks.
         if self.scaler.is_enabled() or (loss.isfinite() and norm.isfinite()):
             self.scaler.step(self.optimizer)
@@ -98,7 +95,7 @@ class Step:
                     raise Refused("out of memory with a single image; use a smaller model or crops") from None
             self.parts *= 2
             self.model.zero_grad(set_to_none=True)
-            self._restore_statistics(before)
+            vector_to_parameters(before.clone(), self._statistics)
             print(f"out of memory: batches are now computed in {self.parts} parts")
 
     def _backward(self, group: list[Batch], seed: list[int]) -> Tensor:
@@ -124,9 +121,3 @@ class Step:
                     self.scaler.scale(loss * distributed.world_size()).backward()  # of which the mean is the sum
                 mean += loss.detach()
         return distributed.all_reduce(mean)
-
-    def _restore_statistics(self, flat: Tensor) -> None:
-        """Set the batch statistics to what one flat tensor holds."""
-        parts = flat.split([statistic.numel() for statistic in self._statistics])
-        views = [part.view_as(statistic) for part, statistic in zip(parts, self._statistics, strict=True)]
-        torch._foreach_copy_(self._statistics, views)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -78,7 +78,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     which = "" if number == FULL else f"fold {number}: "
     print(f"{which}{len(train)} images to train on, {len(valid) or 'none'} to validate on")
     # The three with the most classes are watched, for the filmstrip.
-    watched = np.argsort(-(data.index.counts[valid] > 0).sum(1), kind="stable")[:3]
+    watched = valid[np.argsort(-(data.index.counts[valid] > 0).sum(1), kind="stable")[:3]]
 
     seen_at = 0.0  # when the page may be drawn again
 
@@ -86,14 +86,9 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
         nonlocal seen_at
         if not counted or distributed.rank():
             return
-
-        def look(at: np.ndarray | list[int]) -> np.ndarray:
-            looked = predict.predict_rows(model, data.split.inputs, valid[at], config.predict)
-            return torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
-
         if state.epoch & (state.epoch - 1) == 0:  # 1, 2, 4, 8 …: most changes early, and the last is not known yet
             with files.atomic_write(folder / f"frame-{state.epoch:05}.npy") as beside:
-                np.save(beside, look(watched))
+                np.save(beside, _look(model, data, watched))
         began = time.monotonic()
         if began > seen_at and not state.ended:
             left = timedelta(seconds=round(state.seconds * (1 / max(state.progress, 1e-3) - 1)))
@@ -101,7 +96,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
             facts |= {"device": str(machine.device), "left": f"{state.progress:.0%} done, about {left} left"}
             live = Fold(folder, number, facts)
             with spare_what_is_trained("report.html"):
-                _draw(live, data, watched, look, *counted)
+                _draw(live, data, watched, model, *counted)
                 page = pages.write_run_page(folder.parent, live)
                 if not seen_at:
                     print(f"{page} shows how it goes")
@@ -126,13 +121,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     if len(valid):
         facts |= {"confusion": confusion.tolist(), "margins": margins.sum(0).tolist()}
         with spare_what_is_trained("figures"):
-            planes = fold.oof()[1]
-
-            def look(at: np.ndarray | list[int]) -> np.ndarray:
-                some = predict.from_planes(torch.from_numpy(planes[at]), model.overlap)
-                return predict.to_labels(some, model.overlap).numpy()
-
-            _draw(fold, data, watched, look, margins, counts)
+            _draw(fold, data, watched, model, margins, counts)
     files.write_json(folder / runs.METRICS, facts)  # last: it says that the fold is finished
 
 
@@ -140,7 +129,8 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     """Predict `rows` and write what `Fold.oof` reads; return the confusion of all of them, int64 (C, C)."""
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
-    confusion, ignored = torch.zeros(classes, classes, dtype=torch.int64), config.competition.arrays.ignored
+    known, ignored = 1 << classes - 1 if overlap else classes, config.competition.arrays.ignored
+    confusion = torch.zeros(known, known, dtype=torch.int64)  # of labels, which may hold several classes
     tally = metrics.Tally(split, rows, config.competition)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -148,13 +138,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels = predict.to_labels(probabilities, overlap)
             tally.add(batch, truth, labels, None if split.instances is None else split.instances[batch])
-            if overlap:  # how much of each class was taken for each: together more than all of it
-                kept = truth if ignored is None else truth.masked_fill(truth == ignored, 0)
-                true, seen = metrics.split_classes(kept, classes), metrics.split_classes(labels, classes)
-                shared = [(true[:, k : k + 1] & seen).sum((0, 2, 3)) for k in range(classes)]
-                confusion.add_(torch.stack(shared).cpu())
-            else:
-                confusion.add_(metrics.count_confusion(truth, labels, classes, ignored).sum(0).cpu())
+            confusion.add_(metrics.count_confusion(truth, labels, known, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
     def members() -> Iterator[tuple]:
@@ -164,24 +148,30 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         yield "counts", tally.counts.shape, np.float64, [tally.counts]
 
     npz.write_npz(path, members())
+    if overlap:  # how much of each class was taken for each: together more than all of it
+        holds = metrics.split_classes(torch.arange(known).view(1, 1, -1), classes)[0, :, 0].long()
+        confusion = holds @ confusion @ holds.T
     return confusion.numpy()
 
 
+def _look(model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
+    """What images are predicted as in figures: labels uint8 (n, H, W), where classes overlap the last of a pixel."""
+    looked = predict.predict_rows(model, data.split.inputs, rows, data.config.predict)
+    labels = torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
+    return figures.LastClasses(labels, ())[:] if model.overlap else labels
+
+
 def _draw(
-    fold: Fold, data: TrainingData, watched: np.ndarray, look: Callable, margins: np.ndarray, counts: np.ndarray
+    fold: Fold, data: TrainingData, watched: np.ndarray, model: Segmenter, margins: np.ndarray, counts: np.ndarray
 ) -> None:
-    """Draw a fold that is finished, or in training; `look` gives the labels of some of the images that validate."""
+    """Draw a fold that is finished, or in training, with what its model predicts of some images that validate."""
     config, split, own, folder = data.config, data.split, data.config.competition, fold.folder
-    metric, classes, overlap, best = own.metric, own.classes, own.overlap, fold.metrics["best_epoch"]
+    metric, classes, best = own.metric, own.classes, fold.metrics["best_epoch"]
     train, valid = data.rows(fold.number)
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
     unscored = {k for k in (own.arrays.ignored, 0 if metric.background == "drop_truth" else None) if k is not None}
-    if overlap:
+    if own.overlap:
         split = replace(split, masks=figures.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
-
-    def predicted(at: np.ndarray | list[int]) -> np.ndarray:
-        return figures.LastClasses(look(at), unscored)[:] if overlap else look(at)
-
     ended = fold.metrics["ended"]
     stopped = None if ended in ("", "all epochs") else ended
     title = f"{own.name} {config.recipe}, {folder.name}"
@@ -191,15 +181,14 @@ def _draw(
 
     scores = metrics.score_each(margins, metric, counts)
     at, labels = figures.choose_cases(scores)
-    cases = zip(valid[at].tolist(), predicted(at), labels, [scores[i] for i in at], strict=True)
+    cases = zip(valid[at].tolist(), _look(model, data, valid[at]), labels, scores[at], strict=True)
     figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
-    frames = {k: figures.LastClasses(one, unscored)[:] if overlap else one for k, one in frames.items()}
-    frames[best if ended else fold.metrics["epochs"]] = predicted(watched)
+    frames[best if ended else fold.metrics["epochs"]] = _look(model, data, watched)
     names = {epoch: f"epoch {epoch}" + ", kept" * bool(epoch == best and ended) for epoch in sorted(frames)[-8:]}
     film = {name: [(None, labels) for labels in frames[epoch]] for epoch, name in names.items()}
-    figures.draw_sheet(figures.series_rows(split, valid[watched], film), classes, folder / "filmstrip.png", unscored)
+    figures.draw_sheet(figures.series_rows(split, watched, film), classes, folder / "filmstrip.png", unscored)
 
     if transform := augment.build_transforms(config.augment.transforms):
         pairs = [(split.inputs[row], split.masks[row]) for row in train[:3]]
