@@ -173,6 +173,8 @@ def fit(
                         raise KeyboardInterrupt
             bar.close()
             settle()
+            if averaging and state.updates < average_every:
+                averaging.apply_update_(model, 0.0)
             valid_loss, score, counted = math.nan, math.nan, list[np.ndarray]()
             if len(valid):
                 looked = time.monotonic()
