@@ -187,7 +187,7 @@ def test_a_group_is_scored_whole_and_counts_are_added_up(tmp_path, batches):
         ("def score_image(a, b):\n    return 1 / 0", "line 2: ZeroDivisionError"),
         ("def score_image(a):\n    return 1", r"own\.py: TypeError: score_image\(\) takes 1"),
         ("def score_group(a, b, c):\n    return 1", "score_group needs groups"),
-        ("combine_counts = score_image = lambda *a: 1", "gives int 1; several numbers, for combine_counts, always as"),
+        ("combine_counts = score_image = lambda *a: 1", "gives int 1; several numbers, for combine_counts would"),
         ("combine_counts = score_image = lambda *a: [1, 2]", r"combine_counts gives .*; a number would fit"),
     ],
 )

@@ -63,15 +63,14 @@ class _Part(NamedTuple):
     device: torch.device
     overlap: bool
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor, np.ndarray | None]]:
-        """Rows, probabilities (n, C, H, W) of each run, truth uint8 (n, H, W) and its objects; with flat memory."""
-        step, masks, instances = max(1, BLOCK // self.stored[0][:1].size), self.split.masks, self.split.instances
+    def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor]]:
+        """Rows, the probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W); with flat memory."""
+        step, masks = max(1, BLOCK // self.stored[0][:1].size), self.split.masks
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
             truth = torch.from_numpy(masks[rows := self.rows[some]]).to(self.device)
-            true = None if instances is None else instances[rows]
-            yield rows, [predict.from_planes(one, self.overlap) for one in planes], truth, true
+            yield rows, [predict.from_planes(one, self.overlap) for one in planes], truth
         for array in (*self.stored, masks):
             release_pages(array)
 
@@ -162,13 +161,13 @@ def _count(
     if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
         tried = [_decide(chain, kind, target, value) for target in targets for value in values]
         tallies = [metrics.Tally(part.split, part.rows, competition, one.neck) for one in tried]
-        for rows, runs, truth, true in part.blocks():
+        for rows, runs, truth in part.blocks():
             for one, tally in zip(tried, tallies, strict=True):
-                tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap), true)
+                tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap))
         margins, counts = (np.stack(one) for one in zip(*((one.margins, one.counts) for one in tallies), strict=True))
         return np.split(metrics.contribute(margins, metric, counts), len(targets))
     counted: list[list[np.ndarray]] = [[] for _ in targets]
-    for _, runs, truth, _ in part.blocks():
+    for _, runs, truth in part.blocks():
         blended = _blend(runs, chain)
         labels = deciding.label_images(blended, chain, overlap)
         for some, target in zip(counted, targets, strict=True):

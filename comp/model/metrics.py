@@ -7,7 +7,6 @@ left out of means; a mean over nothing is 0, as in Keras."""
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +105,23 @@ class Tally:
     up, of most a value and 1; NaN of an image that adds none, as all of a group but its last."""
 
     def __init__(self, split: Split, rows: np.ndarray, competition: config.Competition, necks: tuple = ()):
-        """`rows` of the split, in ascending order, are of all images that will come. Raises Refused."""
-        metric = competition.metric
-        self._rows, self._ids, self._competition, self._necks = rows, split.ids[rows], competition, necks
-        self._own: Callable | None = None
+        """`rows` of the split are of all images that will come. Raises Refused."""
+        self._split, self._rows, self._order, self._competition = split, rows, np.argsort(rows), competition
+        self._necks, metric = necks, competition.metric
         self.margins = np.zeros((len(rows), 4, len(competition.classes)), np.int64)
-        self.counts, self._known = np.full((len(rows), 2), np.nan), False
         self.units = np.arange(len(rows))  # a number for each image, the same for those that are scored together
-        if metric.function:
-            self._own = load_own(metric)
-            self._several = "combine_counts" in files.load_functions(metric.function)
-            if self._own.__name__ == "score_group":
-                if split.groups is None:
-                    raise Refused(f"{metric.function}: score_group needs groups, as source.group makes them")
-                self.units = number_groups(split.groups[rows])
-        self._sizes = Counter(self.units.tolist())
+        self._own = load_own(metric) if metric.function else None
+        self._several = bool(metric.function) and "combine_counts" in files.load_functions(metric.function)
+        if self._own and self._own.__name__ == "score_group":
+            if split.groups is None:
+                raise Refused(f"{metric.function}: score_group needs groups, as source.group makes them")
+            self.units = number_groups(split.groups[rows])
+        self._sizes, self._counts = Counter(self.units.tolist()), dict[int, np.ndarray]()
         self._waiting: dict[int, dict[int, list]] = defaultdict(dict)
 
-    def add(self, rows: np.ndarray, truth: Tensor, prediction: Tensor, true: np.ndarray | None = None) -> None:
-        """Count some images: labels uint8 (n, H, W), `true` their objects, which else are found in the truth.
-
-        Raises Refused for what a function of the user's raises, and for what it gives that is no number."""
-        places = np.searchsorted(self._rows, rows)
+    def add(self, rows: np.ndarray, truth: Tensor, prediction: Tensor) -> None:
+        """Count some images, labels uint8 (n, H, W). Raises Refused for what a function of the user's raises."""
+        places = self._order[np.searchsorted(self._rows, rows, sorter=self._order)]
         self.margins[places] = count_margins(truth, prediction, self._competition).cpu().numpy()
         if not needs_images(self._competition.metric):
             return
@@ -137,32 +131,35 @@ class Tally:
             waiting[place] = image
             if len(waiting) == self._sizes[unit]:
                 whole.append(self._waiting.pop(unit))
-        found = repeat(None) if true is None else true  # of single images alone
         with ThreadPoolExecutor() as pool:
-            for images, counts in zip(whole, pool.map(self._score, whole, found), strict=True):
-                if not self._known:  # how many there are
-                    self.counts, self._known = np.full((len(self._rows), len(counts)), np.nan), True
-                self.counts[max(images)] = counts
+            self._counts |= zip(map(max, whole), pool.map(self._score, whole), strict=True)
 
-    def _score(self, images: dict[int, list], true: np.ndarray | None) -> np.ndarray:
+    def _score(self, images: dict[int, list]) -> np.ndarray:
         """Counts of one unit's images, which are pairs of labels (H, W) by their places."""
-        competition, places = self._competition, sorted(images)
-        truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in places), strict=True))
+        competition, rows = self._competition, self._rows[sorted(images)]
+        truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
         if not self._own:
-            there = objects.find_objects(truth[0], competition) if true is None else true
+            known = self._split.instances
+            there = objects.find_objects(truth[0], competition) if known is None else known[rows[0]]
             found = objects.find_objects(prediction[0], competition, self._necks)
             value: Any = objects.score_objects(there, found, competition.metric)
             return np.array([value, 0 * value + 1])
         whole = self._own.__name__ == "score_group"
-        value = self._own(truth, prediction, self._ids[places]) if whole else self._own(truth[0], prediction[0])
+        value = self._own(truth, prediction, self._split.ids[rows]) if whole else self._own(truth[0], prediction[0])
         if value is None and not self._several:
             return np.full(2, np.nan)
-        width = self.counts.shape[1] if self._known else np.size(value)
-        if not _are_numbers(value) or np.shape(value) != ((width,) if self._several else ()):
-            fits = "several numbers, for combine_counts, always as many" if self._several else "a number or None"
+        if not _are_numbers(value) or np.ndim(value) != self._several:
+            fits = "several numbers, for combine_counts" if self._several else "a number or None"
             what = f"{self._own.__name__} gives {type(value).__name__} {value!r:.40}"
             raise Refused(f"{competition.metric.function}: {what}; {fits} would fit")
         return np.array(value if self._several else [value, 1], np.float64)
+
+    @property
+    def counts(self) -> np.ndarray:
+        counts = np.full((len(self._rows), max(map(len, self._counts.values()), default=2)), np.nan)
+        for place, row in self._counts.items():
+            counts[place] = row
+        return counts
 
 
 def score(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None = None) -> float:

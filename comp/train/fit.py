@@ -239,8 +239,7 @@ def evaluate(
     def look(images: Tensor, batch: np.ndarray, settings: Predict) -> Tensor:
         logits = predict.predict_tiles(lambda x: predict.logits(model, x), images, settings)
         masks = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(logits.device)
-        true = None if split.instances is None else split.instances[batch]
-        tally.add(batch, masks, predict.to_labels(logits, competition.overlap), true)
+        tally.add(batch, masks, predict.to_labels(logits, competition.overlap))
         return loss_of(logits, masks).double() * len(batch)
 
     # Each rank looks at its share, and the sum over ranks holds all.

@@ -137,7 +137,7 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
             labels = predict.to_labels(probabilities, overlap)
-            tally.add(batch, truth, labels, None if split.instances is None else split.instances[batch])
+            tally.add(batch, truth, labels)
             confusion.add_(metrics.count_confusion(truth, labels, known, ignored).sum(0).cpu())
             yield predict.to_planes(probabilities).cpu().numpy()
 
