@@ -117,8 +117,8 @@ def write_audit(
     write_text(folder / "audit.txt", text + "\n")
     write_text(folder / "audit.csv", findings.to_csv(index=False))
     unscored = [label for label in [competition.arrays.ignored] if label is not None]
-    rows = _rows(train, test, findings, competition.overlap, unscored)
-    figures.draw_sheet(rows, competition.classes, folder / "audit.png", unscored)
+    rows = _rows(train, test, findings)
+    figures.draw_sheet(rows, competition.classes, folder / "audit.png", unscored, competition.overlap)
     return text
 
 
@@ -134,9 +134,7 @@ def _class_table(competition: Competition, index: Index, area: int) -> str:
     return table.rename_axis(columns="class").to_string()
 
 
-def _rows(
-    train: TrainSplit, test: Split | None, findings: pd.DataFrame, overlap: bool, unscored: list[int]
-) -> Iterator[figures.Row]:
+def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame) -> Iterator[figures.Row]:
     """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
     places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
     if test is not None:
@@ -144,8 +142,7 @@ def _rows(
 
     def cell(name: str) -> figures.Cell:
         split, k = places[name]
-        masks = figures.LastClasses(split.masks, unscored) if overlap and split.masks is not None else split.masks
-        return split.images[k], None if masks is None else masks[k]
+        return split.images[k], None if split.masks is None else split.masks[k]
 
     yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}
     for kind, of_kind in findings.groupby("finding", sort=False):

@@ -4,7 +4,6 @@ A history has an epoch a row: epoch, seconds, lr, train_loss, valid_loss, score.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,14 +122,16 @@ def choose_cases(scores: Sequence[float] | np.ndarray) -> tuple[list[int], list[
     return [int(order[place]) for place in places], labels
 
 
-def case_rows(split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = ()) -> Iterator[Row]:
+def case_rows(
+    split: TrainSplit, cases: Iterable[Case], unscored: Collection[int] = (), overlap: bool = False
+) -> Iterator[Row]:
     """A row a case: image, truth, prediction, and where the two differ, which they never do at an `unscored` truth."""
     for row, prediction, label, score in cases:
         image, truth = split.images[row], split.masks[row]
         differ = (truth != prediction) & ~np.isin(truth, [*unscored])
         grey = overlay(image, None).mean(-1, keepdims=True)
         grey = np.minimum(grey / max(np.percentile(grey, 99), 1), 1) * 90  # dimmed, but a dark image stays legible
-        wrong = np.where(differ[..., None], overlay(None, prediction, unscored), grey).astype(np.uint8)
+        wrong = np.where(differ[..., None], overlay(None, prediction, unscored, overlap), grey).astype(np.uint8)
         name = shorten(f"{label}: {split.ids[row]}", 60)
         caption = f"{name} · {format_number(score)} · {differ.mean():.1%} of the pixels differ"
         cells = {"image": (image, None), "truth": (image, truth), "prediction": (image, prediction)}
@@ -144,19 +145,24 @@ def series_rows(split: TrainSplit, rows: Iterable[int], columns: Mapping[str, Se
         yield split.ids[row], {"image": (split.images[row], None)} | cells | {"truth": (None, split.masks[row])}
 
 
-def class_colours(n: int = 256, unscored: Collection[int] = ()) -> np.ndarray:
-    """Colours of the labels 0 … n-1 as uint8 (n, 3), all distinct but for `unscored` and 255, which are white."""
+def class_colours(n: int = 256, unscored: Collection[int] = (), overlap: bool = False) -> np.ndarray:
+    """Colours of the labels 0 … n-1 as uint8 (n, 3), all distinct but for `unscored` and 255, which are white.
+
+    Where classes overlap, a label has the colour of the last class that it holds."""
     k = np.arange(256 - len(FIRST))
     # Steps of the golden ratio spread any number of hues evenly; four levels, from dark to pale, tell close hues apart.
     hues = np.stack([k * 0.618034 % 1, 0.9 - 0.15 * (k % 4), 0.55 + 0.13 * (k % 4)], axis=1)
     colours = np.vstack([[to_rgb(colour) for colour in FIRST], hsv_to_rgb(hues)])
-    colours[[*unscored, 255]] = 1
+    colours = colours[[label.bit_length() for label in range(256)]] if overlap else colours
+    colours[[*unscored, *([] if overlap else [255])]] = 1
     return (colours[:n] * 255).round().astype(np.uint8)
 
 
-def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = ()) -> np.ndarray:
+def overlay(
+    image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = (), overlap: bool = False
+) -> np.ndarray:
     """A cell as uint8 (H, W, 3), of its first three channels or its first; under an image, label 0 has no colour."""
-    colours = class_colours(unscored=unscored)
+    colours = class_colours(256, unscored, overlap)
     if image is None:
         return colours[mask]
     rgb = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
@@ -165,24 +171,18 @@ def overlay(image: np.ndarray | None, mask: np.ndarray | None, unscored: Collect
     return np.where(mask[..., None] == 0, rgb, rgb * 0.5 + colours[mask] * 0.5).astype(np.uint8)
 
 
-class LastClasses:
-    """Masks of overlapping classes, each pixel as its last class, but for `unscored` labels; indexed as an array is."""
-
-    def __init__(self, masks: np.ndarray, unscored: Collection[int]):
-        self._masks = masks
-        self._shown = np.array([k if k in unscored else k.bit_length() for k in range(256)], np.uint8)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return self._shown[self._masks[rows]]
-
-
 @styled
-def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = ()) -> None:
+def draw_sheet(
+    rows: Iterable[Row], classes: Sequence[str], path: str | Path, unscored: Collection[int] = (), overlap: bool = False
+) -> None:
     """Draw rows of images, pixel by pixel, which keeps masks sharp, and a legend of the classes' colours."""
     rows = list(rows)
     columns = max(len(cells) for _, cells in rows)
     side = min(CELL, WIDEST // columns - GAP)
-    fitted = [(caption, {key: _fitted(cell, side, unscored) for key, cell in cells.items()}) for caption, cells in rows]
+    fitted = [
+        (caption, {key: _fitted(overlay(*cell, unscored, overlap), side) for key, cell in cells.items()})
+        for caption, cells in rows
+    ]
     height, width = np.max([cell.shape[:2] for _, cells in fitted for cell in cells.values()], axis=0).tolist()
     total = max(columns * (width + GAP) + GAP, 420)
     names = [shorten(name, 28) for name in classes] + ["not scored"] * bool(unscored)
@@ -204,9 +204,9 @@ def draw_sheet(rows: Iterable[Row], classes: Sequence[str], path: str | Path, un
     save_figure(figure, path)
 
 
-def _fitted(cell: Cell, side: int, unscored: Collection[int]) -> np.ndarray:
+def _fitted(cell: np.ndarray, side: int) -> np.ndarray:
     """uint8 (h, w, 3) with its larger side at most `side`: small ones enlarged by a whole factor, large ones shrunk."""
-    shown = Image.fromarray(overlay(*cell, unscored))
+    shown = Image.fromarray(cell)
     scale = side / max(shown.size)
     scale = max(int(scale), min(scale, 1))
     return np.asarray(shown.resize([max(1, round(n * scale)) for n in shown.size], Image.Resampling.BOX))

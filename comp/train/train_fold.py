@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -155,10 +154,9 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
 
 
 def _look(model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
-    """What images are predicted as in figures: labels uint8 (n, H, W), where classes overlap the last of a pixel."""
+    """What images are predicted as: labels uint8 (n, H, W)."""
     looked = predict.predict_rows(model, data.split.inputs, rows, data.config.predict)
-    labels = torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
-    return figures.LastClasses(labels, ())[:] if model.overlap else labels
+    return torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
 
 
 def _draw(
@@ -170,8 +168,7 @@ def _draw(
     train, valid = data.rows(fold.number)
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
     unscored = {k for k in (own.arrays.ignored, 0 if metric.background == "drop_truth" else None) if k is not None}
-    if own.overlap:
-        split = replace(split, masks=figures.LastClasses(split.masks, unscored))  # type: ignore[arg-type]
+    shown: Any = {"unscored": unscored, "overlap": own.overlap}
     ended = fold.metrics["ended"]
     stopped = None if ended in ("", "all epochs") else ended
     title = f"{own.name} {config.recipe}, {folder.name}"
@@ -182,15 +179,15 @@ def _draw(
     scores = metrics.score_each(margins, metric, counts)
     at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), _look(model, data, valid[at]), labels, scores[at], strict=True)
-    figures.draw_sheet(figures.case_rows(split, cases, unscored), classes, folder / "examples.png", unscored)
+    figures.draw_sheet(figures.case_rows(split, cases, **shown), classes, folder / "examples.png", **shown)
 
     frames = {int(path.stem[6:]): np.load(path, allow_pickle=False) for path in folder.glob("frame-*.npy")}
     frames[best if ended else fold.metrics["epochs"]] = _look(model, data, watched)
     names = {epoch: f"epoch {epoch}" + ", kept" * bool(epoch == best and ended) for epoch in sorted(frames)[-8:]}
     film = {name: [(None, labels) for labels in frames[epoch]] for epoch, name in names.items()}
-    figures.draw_sheet(figures.series_rows(split, watched, film), classes, folder / "filmstrip.png", unscored)
+    figures.draw_sheet(figures.series_rows(split, watched, film), classes, folder / "filmstrip.png", **shown)
 
     if transform := augment.build_transforms(config.augment.transforms):
         pairs = [(split.inputs[row], split.masks[row]) for row in train[:3]]
         draws = {f"augmented {k + 1}": [transform(*one, 4 * i + k) for i, one in enumerate(pairs)] for k in range(4)}
-        figures.draw_sheet(figures.series_rows(split, train[:3], draws), classes, folder / "samples.png", unscored)
+        figures.draw_sheet(figures.series_rows(split, train[:3], draws), classes, folder / "samples.png", **shown)
