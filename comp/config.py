@@ -138,6 +138,7 @@ class Submission(Section):
     empty: str = ""  # what an empty mask is written as
     # rle: a row for each image (of class 1), for each image and class, or for each object; pixels: or for each pixel
     rows: Literal["image", "image_class", "instance", "pixel"] = "image"
+    join: str = ""  # instance: what stands between an image's objects where they share one row
     file: str = "{id}.png"  # files: the name of each in the archive; it ends in .png, .tif, .tiff, .bmp, .npy or .h5
     values: tuple[Value, ...] | tuple[Colour, ...] = ()  # files: what each class is in them; empty: 0, 1, 2, …
     suffix: Annotated[str, Field(pattern=r"^(\.[a-z0-9]+)?$")] = ""  # of the submission; empty: .csv, of files .zip

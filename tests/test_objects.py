@@ -228,3 +228,18 @@ def test_arrays_without_objects_are_refused_where_they_are_scored(tmp_path):
 def test_what_does_not_go_with_objects_is_refused(overrides):
     with pytest.raises(Refused, match=r"objects"):
         load_config("dsb2018", overrides=overrides)
+
+
+def test_objects_of_an_image_may_share_a_row(tmp_path):
+    layout = {"runs": "json", "join": ";", "empty": "none"}
+    own = NUCLEI.model_copy(update={"submission": NUCLEI.submission.model_copy(update=layout)})
+    labels = np.zeros((2, *SIZE), np.uint8)
+    labels[0, :2, 0], labels[0, 5, 5] = 1, 1
+    with open_writer(tmp_path / "s.csv", own) as write:
+        write(["x", "y"], labels)
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines[1:] == [f'x,"[1, 2];[{5 * SIZE[0] + 6}, 1]"', "y,none"]
+    assert check_submission(tmp_path / "s.csv", own, ["x", "y"], SIZE) == 2
+    (tmp_path / "s.csv").write_text("\n".join([*lines, "y,none"]) + "\n")
+    with pytest.raises(Refused, match="a second row of this id"):
+        check_submission(tmp_path / "s.csv", own, ["x", "y"], SIZE)

@@ -46,7 +46,7 @@ def check_submission(
     taken: dict[str, list[np.ndarray]] = defaultdict(list)  # of each image its objects' starts and ends
     for row, (key, value) in enumerate(rows, 1):
         try:
-            if key in seen and not by_object:
+            if key in seen and (layout.join or not by_object):
                 raise Refused("a second row of this id")
             if known and key not in known:
                 raise Refused(f"no such id in {source}; there they look like {', '.join(next(iter(known)))!r:.80}")
@@ -59,9 +59,10 @@ def check_submission(
                 raise Refused(f"no value; an empty mask is written {empty!r}")
             elif value != empty:
                 pixels = math.prod(known.get(key) or [runlength.UNKNOWN])
-                starts, lengths = runlength.parse_runs(value, pixels, layout.runs, layout.base)
-                if by_object:
-                    taken[key[0]].append(np.stack([starts, starts + lengths]))
+                for runs in value.split(layout.join) if layout.join else [value]:
+                    starts, lengths = runlength.parse_runs(runs, pixels, layout.runs, layout.base)
+                    if by_object:
+                        taken[key[0]].append(np.stack([starts, starts + lengths]))
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({', '.join(key)!r:.80}): {problem}") from None
     for image_id, objects in taken.items():

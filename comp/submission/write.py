@@ -98,6 +98,8 @@ def _keyed_rows(
             keys = [keys[written.index(image[one].min()) * (len(keys) > 1)] for one in objects] or keys[:1]
             texts = [encode(one[np.newaxis])[0] for one in objects] or [""]
         texts = [runlength.to_dialect(text, submission, image.size) if text else submission.empty for text in texts]
+        if submission.join:
+            keys, texts = keys[:1], [submission.join.join(texts)]
         if submission.rows == "pixel":
             texts = list(map(str, (image.T if submission.order == "column" else image).ravel().tolist()))
         rows = ((*key, text) for key, text in zip(keys, texts, strict=True))
