@@ -97,8 +97,7 @@ class Source(Section):
     labels: dict[str, str] = {}
     # the image values that become 0 and 255, for all channels or for each; or "percentiles" of the training images
     range: Literal["percentiles"] | tuple[float, float] | tuple[tuple[float, float], ...] = ()
-    # height, width of windows into which large images are cut; each becomes a row of `size`, and predictions are
-    # stitched together again
+    # height, width of windows that large images are cut into, each a row of `size`; their predictions are stitched
     cut: tuple[Positive, Positive] | tuple[()] = ()
     size: tuple[Positive, Positive] = (256, 256)  # height, width of the arrays
 
@@ -111,9 +110,8 @@ class Metric(Section):
     name: Literal[
         "mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta", "object_dice"
     ] = "mean_iou"
-    # Instead, a .py file beside the TOML with score_image(truth, prediction), labels uint8 (H, W), or of whole groups
-    # score_group(truth, prediction, ids), (N, H, W): a number, or None; or numbers that are added up, of which
-    # combine_counts(counts) makes the score.
+    # instead, a .py file beside the TOML: score_image(truth, prediction) of labels (H, W), or score_group(truth,
+    # prediction, ids) of (N, H, W), gives a number or None, or numbers that are added up for combine_counts(counts)
     function: str = ""
     average: Literal["global", "per_image"] = "global"
     beta: Annotated[float, Field(gt=0)] = 1.0  # f_beta: how many times as much as precision recall counts

@@ -1,15 +1,12 @@
 """The competitions that ship: drawn downloads under their own file names become arrays, and hidden images, too."""
 
 import csv
-import io
-import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from drawn import image, save
-from PIL import Image
 
 from comp import config, files
 from comp.data import arrays
@@ -111,10 +108,6 @@ LAYOUTS = {
         {f"{k}@0,0": [f"train/{k}/surface_volume/{n:02}.tif" for n in range(65)] for k in "12"},
         ("a", [f"test/a/surface_volume/{n:02}.tif" for n in range(65)]),
     ),
-    "xview2": (
-        {k: [f"train/images/{k}_{when}_disaster.png" for when in ("pre", "post")] for k in ("nepal_01", "x_00000002")},
-        ("00000", [f"test/images/test_{when}_00000.png" for when in ("pre", "post")]),
-    ),
     "recodai": (
         {"10138-forged": "train_images/forged/10138.png", "10147-forged": "train_images/forged/10147.png"},
         ("45", "test_images/45.png"),
@@ -133,7 +126,7 @@ GROUPS = {
     "vesuvius-ink": ["1", "2"],
     "recodai": ["10138", "10147"],
 }
-CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1, "xview2": 6}
+CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1}
 CHANNELS |= {"nasa-harvest": 16, "siim": 1, "landslide4sense": 14, "vesuvius-ink": 16}
 # Rows of one image; the halves of an object are two where there is a border.
 ROWS = {"image": 1, "instance": 1, "pixel": SIZE[0] * SIZE[1]}
@@ -150,8 +143,6 @@ def draw(name, number, bright):
         return base.astype(np.uint8)
     if name == "landslide4sense":
         return np.repeat(base[..., None] / np.float32(100), 14, axis=-1)
-    if name == "xview2":
-        return np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
     if name == "kelp":
         return np.repeat(base[..., None], 7, axis=-1).astype(np.int16) * 40 - 500
     return base.astype(np.uint8) if name in CHANNELS else np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
@@ -270,9 +261,6 @@ def save_masks(folder, name, ids, masks):
         case "vesuvius-ink":
             for id, mask in zip(ids, any_class, strict=True):
                 save(folder / f"train/{id[0]}/inklabels.png", mask * np.uint8(255))
-        case "xview2":
-            for id, labels in zip(ids, exclusive(masks), strict=True):
-                save(folder / f"train/targets/{id}_post_disaster_target.png", labels.astype(np.uint8))
         case "recodai":
             for id, mask in zip(ids, any_class, strict=True):
                 halves = [mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k) for k in range(2)]
@@ -340,13 +328,8 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         assert test.asked[0].tolist() == anew.asked[0].tolist() == [hidden[0]] and (test.images == anew.images).all()
         # The truth of two training images, as if it were predicted for that test image: an accepted file, a full score.
         path, labels = tmp_path / f"submission{own.submission.ending}", train.masks[:1]
-        if own.submission.function:
-            own_files = files.load_function(own.submission.function, "write_submission(path, predictions)")
-            own_files(path, zip(test.asked[0].tolist(), labels, strict=True))
-            check_own_files(path, labels[0])
-        else:
-            with open_writer(path, own) as write:
-                write(test.asked[0], labels)
+        with open_writer(path, own) as write:
+            write(test.asked[0], labels)
         rows = check_submission(path, own, *test.asked)
         assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
         truth = torch.from_numpy(train.masks.copy())
@@ -355,13 +338,6 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         tally = metrics.Tally(replace(train, instances=None), rows, own)
         tally.add(rows, truth, truth)
         assert metrics.score(tally.margins, own.metric, tally.counts) == pytest.approx(1)
-
-
-def check_own_files(path, labels):
-    with zipfile.ZipFile(path) as archive:
-        there = {member: io.BytesIO(archive.read(member)) for member in archive.namelist()}
-    found = {member[5:-21]: np.asarray(Image.open(data)) for member, data in there.items()}
-    assert (found["damage"] == labels).all() and (found["localization"] == (labels > 0)).all()
 
 
 def test_every_competition_that_ships_is_drawn_here_or_elsewhere():

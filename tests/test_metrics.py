@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import count_margins
@@ -215,19 +216,25 @@ def test_scores_of_no_samples_or_no_counted_pixels_are_json_too():
         assert tables.score_table(values)
 
 
+def folds_table(folds, pooled):
+    """As `runs.summarize_folds` prints it."""
+    frames = tables.folds_frame(folds), tables.folds_frame({"pooled": pooled})
+    return f"score: {pooled['metric']}\n{tables.to_text(pd.concat(frames))}"
+
+
 def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
     margins = count_margins(*pair(n=20), 5)
     names = ("background", "soil", "bedrock", "sand", "a class whose name is far too long for any table")
     metric = Metric(background="drop_class")
     pooled = metrics.scores(margins, names, metric)
     folds = {k: metrics.scores(margins[k::3], names, metric) for k in range(3)}
-    for text in (tables.score_table(pooled), tables.folds_table(folds, pooled)):
+    for text in (tables.score_table(pooled), folds_table(folds, pooled)):
         assert max(map(len, text.splitlines())) <= 100
         assert "mean IoU without class 0" in text
     one = tables.score_table(pooled).splitlines()
     assert [line.split()[0] for line in one[:5]] == ["class", *names[:4]]
     assert len({len(line) for line in one[:6]}) == 1
-    rows = {line[:6].strip(): line.split() for line in tables.folds_table(folds, pooled).splitlines()[1:]}
+    rows = {line[:6].strip(): line.split() for line in folds_table(folds, pooled).splitlines()[1:]}
     assert list(rows) == ["fold", "0", "1", "2", "mean", "± std", "pooled"]
     three = [values["score"] for values in folds.values()]
     assert rows["mean"][1] == f"{np.mean(three):.4f}"
@@ -237,7 +244,7 @@ def test_tables_are_aligned_narrow_and_show_every_class_and_fold():
 
 def test_a_single_fold_has_no_spread():
     values = metrics.scores(count_margins(*pair(), 5), tuple("abcde"), Metric())
-    assert "std" not in tables.folds_table({0: values}, values)
+    assert "std" not in folds_table({0: values}, values)
 
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

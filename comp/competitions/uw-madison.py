@@ -1,22 +1,18 @@
 """0.4 of Dice, the mean over slices and organs, and 0.6 of how near volumes are: 1 less their Hausdorff distance.
 
-A volume is an organ on one day, and fills the unit cube, whose diagonal is 1. What neither truth nor prediction has is
-left out, as the hosts said; against nothing, a volume is as far as can be."""
+A volume, an organ on one day, fills the unit cube, whose diagonal counts as 1. What neither truth nor prediction has is
+left out, as the hosts said; a volume against nothing is as far as can be."""
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-CLASSES = 3
-
 
 def score_group(truth, prediction, ids):
-    days = np.array([id.rpartition("_slice_")[0] for id in ids])
-    counts = np.zeros(4)
-    for day, k in ((day, k) for day in np.unique(days) for k in range(CLASSES)):
+    days, counts = np.array([id.rpartition("_slice_")[0] for id in ids]), np.zeros(4)
+    for day, k in ((day, k) for day in np.unique(days) for k in range(3)):
         true, seen = (one[days == day] >> k & 1 > 0 for one in (truth, prediction))
-        both = true.sum((1, 2)) + seen.sum((1, 2))
-        counts[0] += (2 * (true & seen).sum((1, 2))[both > 0] / both[both > 0]).sum()
-        counts[1] += (both > 0).sum()
+        shared, both = (true & seen).sum((1, 2)), true.sum((1, 2)) + seen.sum((1, 2))
+        counts[:2] += (2 * shared[both > 0] / both[both > 0]).sum(), (both > 0).sum()
         if both.any():
             counts[2:] += 1 - measure_hausdorff(true, seen), 1
     return counts
@@ -26,8 +22,7 @@ def measure_hausdorff(one, other):
     """The largest distance from a voxel of one volume, bool (D, H, W), to the nearest of the other; 0 to 1."""
     if not (one.any() and other.any()):
         return 1.0
-    spacing = [1 / side for side in one.shape]
-    places = np.argwhere(one | other)
+    spacing, places = [1 / side for side in one.shape], np.argwhere(one | other)
     box = tuple(map(slice, places.min(0), places.max(0) + 1))
     pairs = ((one[box], other[box]), (other[box], one[box]))
     return max(distance_transform_edt(~b, spacing)[a].max() for a, b in pairs) / 3**0.5

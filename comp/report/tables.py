@@ -53,9 +53,3 @@ def score_table(scores: Mapping[str, Any]) -> str:
     """One fold's scores as text: a line per class, then the headlines."""
     headlines = folds_frame({"all": scores}).rename_axis("class")
     return f"{to_text(class_frame(scores))}\n\nscore: {scores['metric']}\n{to_text(headlines)}"
-
-
-def folds_table(folds: Mapping[int, Mapping[str, Any]], pooled: Mapping[str, Any]) -> str:
-    """`folds_frame` as text, and below it `pooled`: the scores of all folds' confusions together."""
-    frame = pd.concat([folds_frame(folds), folds_frame({"pooled": pooled})])
-    return f"score: {pooled['metric']}\n{to_text(frame)}"

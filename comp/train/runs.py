@@ -95,7 +95,8 @@ def summarize_folds(done: list[Fold], config: Config) -> str:
     """The table over folds, with the spread and all samples counted as one."""
     margins, counts = map(np.concatenate, zip(*(fold.oof()[2:] for fold in done), strict=True))
     pooled = metrics.scores(margins, config.competition.classes, config.competition.metric, counts)
-    return tables.folds_table({fold.number: fold.metrics for fold in done}, pooled)
+    frames = tables.folds_frame({fold.number: fold.metrics for fold in done}), tables.folds_frame({"pooled": pooled})
+    return f"score: {pooled['metric']}\n{tables.to_text(pd.concat(frames))}"
 
 
 def read_fold(folder: Path) -> Fold:
