@@ -7,6 +7,5 @@ import pydicom
 def read_samples(folder, part):
     known = {*pd.read_csv(folder / "train-rle.csv")["ImageId"]} if part == "train" else ()
     for path in sorted(folder.rglob("*.dcm")):
-        to_train = "train" in path.relative_to(folder).parts[0]
-        if to_train == (part == "train") and (not to_train or path.stem in known):
+        if path.stem in known if part == "train" else "train" not in path.relative_to(folder).parts[0]:
             yield path.stem, pydicom.dcmread(path).pixel_array, None, None

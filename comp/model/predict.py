@@ -106,9 +106,7 @@ def predict_tiles(look_at: Callable[[Tensor], Tensor], images: Tensor, settings:
 
 
 def make_fade(size: Sequence[int]) -> Tensor:
-    """Weights of a tile's pixels, float32 (H, W), which fade towards its rim.
-
-    Hann's window, taken at the pixels' centres, is 0 nowhere: an image's own rim lies in one tile alone."""
+    """Weights of a tile's pixels, float32 (H, W): Hann's window at their centres fades to the rim, and is 0 nowhere."""
     return torch.outer(*(torch.hann_window(2 * side + 1, periodic=False)[1::2] for side in size))
 
 

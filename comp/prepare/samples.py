@@ -74,9 +74,7 @@ class Sample:
 
 
 def cut_windows(samples: Iterable[Sample], cut: Size | tuple[()], overlap: float) -> list[Sample]:
-    """The samples, or where `cut` says how large, windows that cover their images, of a whole side at most.
-
-    At least the share `overlap` of a window is in the next one."""
+    """The samples, or windows as large as `cut` that cover each; a share of one, `overlap` at least, is in the next."""
     if not cut:
         return [*samples]
 
