@@ -60,16 +60,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def own_share() -> slice:
-    """This rank's part of a sequence that all ranks hold."""
-    return slice(rank(), None, world_size())
-
-
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    all_reduce(torch.zeros(1))
-
-
 def all_reduce(values: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place."""
     if world_size() > 1:

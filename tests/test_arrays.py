@@ -6,6 +6,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -331,9 +332,9 @@ def cached(folder):
 
 def test_the_cache_is_used_until_the_file_changes(folder, monkeypatch):
     save(folder, True, train_images=good_images, train_masks=good_masks)
-    arrays.load_train(competition(), folder)
+    arrays.build_index(arrays.load_train(competition(), folder), competition())
     before = cached(folder)
-    assert len(before) == 2
+    assert len(before) == 3
     with monkeypatch.context() as patch:
         patch.setattr(npz, "iterate_blocks", None)  # a second conversion would fail
         arrays.load_train(competition(), folder)
@@ -468,6 +469,37 @@ def test_a_label_that_is_no_class_is_refused(folder, ignore):
     own = competition(ignore=ignore)
     with pytest.raises(Refused, match=r"own\.npz: sample 'e' has label 9; 0 to 2 would fit"):
         arrays.build_index(arrays.load_train(own, folder), own)
+
+
+def test_the_index_is_kept_and_made_again_for_other_questions(folder, monkeypatch):
+    save(folder, train_images=good_images, train_masks=good_masks, test_images=good_images[::-1], test_masks=good_masks)
+    own = competition()
+    split = arrays.load_train(own, folder)
+    first = arrays.build_index(split, own)
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "_scan", None)
+        again = arrays.build_index(arrays.load_train(own, folder), own)
+    for field in vars(first):
+        np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
+    test = arrays.build_index(arrays.load_test(own, folder), own)
+    np.testing.assert_array_equal(test.image_hash, first.image_hash[::-1])
+    assert arrays.build_index(split, competition(ignore=2)).counts[:, 2].sum() == 0
+    some = replace(split, images=split.images[:3], masks=split.masks[:3], ids=split.ids[:3])
+    assert len(arrays.build_index(some, own).counts) == 3
+    (damaged,) = [file for file in (folder / ".cache").iterdir() if file.name.startswith(split.cache.name)][:1]
+    damaged.write_bytes(b"not an npz")
+    np.testing.assert_array_equal(arrays.build_index(split, own).counts, first.counts)
+
+
+def test_the_index_survives_a_full_disk(folder, monkeypatch):
+    save(folder, train_images=good_images, train_masks=good_masks)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    split = arrays.load_train(competition(), folder)
+    assert arrays.build_index(split, competition()).counts.sum() == good_masks.size
 
 
 def test_released_pages_can_be_read_again(folder):

@@ -67,18 +67,6 @@ def test_probabilities_are_averaged_and_not_logits():
     )
 
 
-@pytest.mark.parametrize("size", [(30, 20), (9, 40)])
-def test_predictions_come_back_to_the_images_own_size(size):
-    labels = torch.zeros(64, 64, dtype=torch.long)
-    labels[:, :32] = 1
-    probabilities = nn.functional.one_hot(labels, 2).permute(2, 0, 1).float()
-    back = predict.resize_to_original(probabilities, size).argmax(0)
-    expected = torch.zeros(size, dtype=torch.long)
-    expected[:, : size[1] // 2] = 1
-    assert back.shape == size
-    assert (back == expected).float().mean() > 0.95
-
-
 @pytest.mark.parametrize("size", [(100, 77), (33, 64), (32, 150), (65, 64), (31, 20)])
 @pytest.mark.parametrize("tta", ["none", "d4"])
 def test_tiles_cover_every_pixel_once_blended(size, tta):

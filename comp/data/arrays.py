@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,9 +19,10 @@ from comp import files
 from comp.config import Arrays, Competition
 from comp.data import demo, npz
 from comp.errors import Refused
-from comp.files import find_below_input
+from comp.files import atomic_write, find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
+INDEX_VERSION = 3  # raised when `build_index` changes, so that older caches are not used
 Size = tuple[int, int]  # height, width
 
 
@@ -60,7 +62,7 @@ class Split:
     groups: np.ndarray | None  # str (N,); "" is no group
     sizes: np.ndarray | None  # int32 (N, 2): original height, width
     folds: np.ndarray | None = None  # int16 (N,): the fold in which each validates, where a split is given
-    cache: Path | None = None  # begins the paths of what is cached, by file state and selectors
+    cache: Path | None = None  # begins the paths of what is cached, by file state and selectors; None: nothing is
     extra: np.ndarray | None = None  # bool (N,): which train in every fold and validate in none
     instances: np.ndarray | None = None  # integers (N, H, W): objects of each image, numbered from 1
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
@@ -162,7 +164,20 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
 
 
 def build_index(split: Split, competition: Competition) -> Index:
-    """Count and hash every sample in one pass, in flat memory. Refused: a label of no class, unless ignored."""
+    """Count and hash every sample in one pass, cached, in flat memory. Refused: a label of no class, unless ignored."""
+    if split.cache is None:
+        return _scan(split, competition)
+    asked = [INDEX_VERSION, len(competition.classes), competition.arrays.ignored, competition.overlap]
+    stored = split.cache.with_name(f"{split.cache.name}.index-{npz.digest(asked, split.ids.tobytes())}.npz")
+    with suppress(Refused):  # it is missing, or cut short
+        return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
+    found = _scan(split, competition)
+    with suppress(OSError), atomic_write(stored) as beside:  # a full disk costs the cache, not the result
+        np.savez(beside, **vars(found))
+    return found
+
+
+def _scan(split: Split, competition: Competition) -> Index:
     samples, classes, ignore = len(split.images), len(competition.classes), competition.arrays.ignored
     known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
     counts = np.zeros((samples, known), np.int64)

@@ -104,7 +104,7 @@ def write_submission(
                 yield test.ids[rows], labels.cpu().numpy()
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
-                resized = (predict.resize_to_original(one, size)[None] for one, size in own)
+                resized = (F.interpolate(one[None], size, mode="bilinear", align_corners=False) for one, size in own)
                 images = [label_images(one, decisions, competition.overlap)[0].cpu().numpy() for one in resized]
                 yield test.ids[rows], images
 

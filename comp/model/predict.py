@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.config import Predict
-from comp.data.arrays import Neighbours, Size
+from comp.data.arrays import Neighbours
 from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused, print_once
 from comp.model.segmenter import Segmenter
@@ -183,8 +183,3 @@ def for_each_batch(
             if settings.batch_size == 1:
                 raise Refused("out of memory with a single image; use a smaller model or predict.tile") from None
             settings = settings.model_copy(update={"batch_size": settings.batch_size // 2})
-
-
-def resize_to_original(probabilities: Tensor, size: Size) -> Tensor:
-    """Bring one image's probabilities (C, H, W) back to its own (height, width)."""
-    return F.interpolate(probabilities[None], size=tuple(size), mode="bilinear", align_corners=False)[0]

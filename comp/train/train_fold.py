@@ -56,7 +56,7 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
             files.write_text(run_folder / runs.CONFIG, data.config.model_dump_json(indent=2) + "\n")
         if not runs.is_finished(folder):
             _train(data, number, folder, machine)
-            distributed.barrier()  # the files are rank 0's
+            distributed.agree(0.0, False)  # wait for rank 0, whose the files are
         if not distributed.rank():  # only an unfinished fold needs these
             for left in (folder / runs.CHECKPOINT, *folder.glob("frame-*.npy")):
                 left.unlink(missing_ok=True)
