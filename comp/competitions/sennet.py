@@ -1,7 +1,6 @@
 """Surface Dice of each kidney, at tolerance 0: of all surface, the share that truth and prediction both have.
 
-Between eight voxels that are not all alike lies a piece of surface, with the area that the hosts' table has of them,
-which is that of DeepMind's surface-distance; voxels beyond the volume are empty."""
+Between eight voxels that are not all alike lies surface, as much as the hosts' table says; beyond it is nothing."""
 
 import numpy as np
 

@@ -1,7 +1,6 @@
 """0.4 of Dice, the mean over slices and organs, and 0.6 of how near volumes are: 1 less their Hausdorff distance.
 
-A volume, an organ on one day, fills the unit cube, whose diagonal counts as 1. What neither truth nor prediction has is
-left out, as the hosts said; a volume against nothing is as far as can be."""
+A volume is an organ on one day, in a unit cube whose diagonal is 1; what both lack is left out, as the hosts said."""
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -29,5 +28,4 @@ def measure_hausdorff(one, other):
 
 
 def combine_counts(counts):
-    dice, slices, near, volumes = counts
-    return 0.4 * dice / max(slices, 1) + 0.6 * near / max(volumes, 1)
+    return 0.4 * counts[0] / max(counts[1], 1) + 0.6 * counts[2] / max(counts[3], 1)

@@ -92,11 +92,10 @@ class TrainBatches(AbstractContextManager):
 
     def _load(self, first: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         plans = (self._plan(epoch)[skip if epoch == first else 0 :] for epoch in count(first))
-        rank, ranks = distributed.rank(), distributed.world_size()
         loader = DataLoader(
             self._samples,
-            sampler=(keys[rank::ranks] for plan in plans for keys in plan),  # whole batches at a time
-            batch_size=None,
+            sampler=(keys[distributed.rank() :: distributed.world_size()] for plan in plans for keys in plan),
+            batch_size=None,  # since the sampler gives whole batches
             num_workers=self._count,
             multiprocessing_context="fork" if self._count else None,  # whatever a notebook set: the arrays are mapped
             prefetch_factor=AHEAD if self._count else None,

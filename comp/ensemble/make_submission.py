@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from comp.config import Competition, Predict
 from comp.data import npz
 from comp.data.arrays import Index, Size, Split
 from comp.device import Device
-from comp.ensemble.decisions import Decisions, describe, label_images
+from comp.ensemble.decisions import AREA, HOLE, TOTAL, Decisions, describe, label_images
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
 from comp.model.predict import Predictions
@@ -91,7 +91,9 @@ def write_submission(
         """The ids of a batch, and its labels at the images' own sizes."""
         if test.places is not None:
             for name, whole, size in stitch_windows(blended, test):
-                labels = label_images(whole[None], decisions, competition.overlap)
+                part = test.images[0, ..., 0].size / whole[0].numel()  # of which areas are shares
+                areas = {kind: tuple(part * one for one in getattr(decisions, kind)) for kind in (HOLE, AREA, TOTAL)}
+                labels = label_images(whole[None], replace(decisions, **areas), competition.overlap)
                 # Decided before they are enlarged, since a slide of gigapixels has no room as probabilities.
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
@@ -125,9 +127,9 @@ def write_submission(
 
 
 def stitch_windows(blended: Predictions, test: Split) -> Iterator[tuple[str, Tensor, Size]]:
-    """Put windows together: ids of images, probabilities (C, h, w) in the windows' scale, and the images' own sizes.
+    """Ids of images, probabilities (C, h, w) of their windows, which fade into one another, and their own sizes.
 
-    Windows fade into one another. Memory holds an image until its last window has come."""
+    Memory holds an image until its last window has come."""
     assert test.places is not None and test.sizes is not None
     names = [id.rpartition("@")[0] for id in test.ids.tolist()]
     left, canvases, fade = Counter(names), dict[str, Tensor](), predict.make_fade(test.images.shape[1:3])

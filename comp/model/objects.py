@@ -1,6 +1,7 @@
 """Objects, numbered from 1 in an array of the image's size, 0 is none: found in labels, matched with the true ones."""
 
 from collections.abc import Sequence
+from math import prod
 
 import cv2
 import numpy as np
@@ -19,9 +20,10 @@ def find_objects(labels: np.ndarray, competition: Competition, necks: Sequence[f
     from skimage.measure import label
     from skimage.segmentation import watershed
 
-    found = np.zeros(labels.shape, np.int32)
+    found, cut = np.zeros(labels.shape, np.int32), competition.source.cut
+    side = min(labels.size, prod(cut) if cut else labels.size) ** 0.5  # of a window, where necks were found on those
     for k in competition.written:
-        body, neck = labels == k, necks[k] * labels.size**0.5 if necks else 0.0
+        body, neck = labels == k, necks[k] * side if necks else 0.0
         area = body | (labels == len(competition.classes) - 1) if competition.source.border else body
         seeds = parts = label(body, connectivity=2)
         if neck or competition.source.border:
