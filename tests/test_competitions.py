@@ -27,7 +27,7 @@ LAYOUTS = {
         ("0005bb9630", "test/images/0005bb9630.png"),
     ),
     "dsb2018": (
-        {k: f"stage1_train/{k}/images/{k}.png" for k in ("00071198d0", "0121d6759c")},
+        {f"{k}@0,0": f"stage1_train/{k}/images/{k}.png" for k in ("00071198d0", "0121d6759c")},
         ("0287e7ee5b", "stage1_test/0287e7ee5b/images/0287e7ee5b.png"),
     ),
     "carvana": (
@@ -119,6 +119,7 @@ LAYOUTS = {
 }  # fmt: skip
 GROUPS = {
     "carvana": ["00087a6bd4dc"] * 2,
+    "dsb2018": ["0121d6759c", "00071198d0"],
     "on-cloud-n": ["Chifunfu", "Lagos"],
     "uw-madison": ["case123"] * 2,
     "sennet": ["kidney_1_dense", "kidney_2"],
@@ -195,7 +196,7 @@ def save_masks(folder, name, ids, masks):
             for id, mask in zip(ids, any_class, strict=True):
                 for k in range(2):  # left and right, an object each
                     half = mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k)
-                    save(folder / f"stage1_train/{id}/masks/{k}.png", half * np.uint8(255))
+                    save(folder / f"stage1_train/{id.partition('@')[0]}/masks/{k}.png", half * np.uint8(255))
         case "carvana":
             for id, mask in zip(ids, any_class, strict=True):
                 save(folder / f"train_masks/{id[:-4]}_mask.gif", mask * np.uint8(255))
