@@ -98,7 +98,8 @@ def write_submission(
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
         for rows, probabilities in blended:
-            labels = label_images(probabilities, decisions, competition.overlap)
+            if test.masks is not None or test.sizes is None:
+                labels = label_images(probabilities, decisions, competition.overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 tally.add(rows, truth, labels)
@@ -107,8 +108,10 @@ def write_submission(
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 resized = (F.interpolate(one[None], size, mode="bilinear", align_corners=False) for one, size in own)
-                images = [label_images(one, decisions, competition.overlap)[0].cpu().numpy() for one in resized]
-                yield test.ids[rows], images
+                yield (
+                    test.ids[rows],
+                    [label_images(x, decisions, competition.overlap)[0].cpu().numpy() for x in resized],
+                )
 
     if layout.function:
         write_own = files.load_function(layout.function, "write_submission(path, predictions)")
