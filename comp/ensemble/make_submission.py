@@ -84,7 +84,7 @@ def write_submission(
 
     Returns the number of rows and, for a practice competition whose test masks are known, the scores.
     `sample` is the competition's sample submission. Raises Refused for a file that Kaggle would refuse."""
-    layout = competition.submission
+    layout, overlap = competition.submission, competition.overlap
     tally = metrics.Tally(test, np.arange(len(test.ids)), competition, decisions.neck)
 
     def label() -> Iterator[tuple[np.ndarray, np.ndarray | list[np.ndarray]]]:
@@ -93,13 +93,13 @@ def write_submission(
             for name, whole, size in stitch_windows(blended, test):
                 part = test.images[0, ..., 0].size / whole[0].numel()  # of which areas are shares
                 areas = {kind: tuple(part * one for one in getattr(decisions, kind)) for kind in (HOLE, AREA, TOTAL)}
-                labels = label_images(whole[None], replace(decisions, **areas), competition.overlap)
+                labels = label_images(whole[None], replace(decisions, **areas), overlap)
                 # Decided before they are enlarged, since a slide of gigapixels has no room as probabilities.
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
         for rows, probabilities in blended:
             if test.masks is not None or test.sizes is None:
-                labels = label_images(probabilities, decisions, competition.overlap)
+                labels = label_images(probabilities, decisions, overlap)
             if test.masks is not None:
                 truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
                 tally.add(rows, truth, labels)
@@ -108,10 +108,7 @@ def write_submission(
             else:
                 own = zip(probabilities, test.sizes[rows].tolist(), strict=True)
                 resized = (F.interpolate(one[None], size, mode="bilinear", align_corners=False) for one, size in own)
-                yield (
-                    test.ids[rows],
-                    [label_images(x, decisions, competition.overlap)[0].cpu().numpy() for x in resized],
-                )
+                yield test.ids[rows], [label_images(x, decisions, overlap)[0].cpu().numpy() for x in resized]
 
     if layout.function:
         write_own = files.load_function(layout.function, "write_submission(path, predictions)")
