@@ -244,7 +244,7 @@ def test_what_a_killed_script_was_writing_does_not_stay(tmp_path):
         ({}, ["--fold", "0", "--competition", "nowhere"], "no competition named 'nowhere'"),
         ({}, ["--fold", "0", "--run", "../up"], "--run ../up"),
         ({}, ["--fold", "0", "--input", "elsewhere"], "tiny.npz: no such file"),
-        ({"train_masks": draw(24, 0)[1] * 9}, ["--fold", "0"], "18"),
+        ({"train_masks": draw(24, 0)[1] * 9}, ["--fold", "0"], "has label 9; 0 to 2 would fit"),
         ({"train_masks": np.minimum(draw(24, 0)[1], 1)}, ["--fold", "0"], "'spot'"),
         ({"train_images": np.zeros((24, 32), np.uint8)}, ["--fold", "0"], "train_images"),
     ],
