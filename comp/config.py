@@ -325,7 +325,10 @@ def _check_together(config: Config) -> None:
     for value, name in zip(labels or range(count), classes, strict=True):
         fits = "a value of none would fit, or leave it out of classes and name the others' values in arrays.labels"
         refuse(value == ignore, f"arrays.ignore: {ignore} is the class {name!r}; {fits}")
-    refuse(near and 0 not in near, "arrays.neighbours: 0, the image itself, must be one of them")
+    fits = "0, the image itself, must be one of them, and images not cut"
+    refuse(near and (0 not in near or source.cut), f"arrays.neighbours: {fits}")
+    joined = layout.join and (layout.rows != "instance" or layout.class_column)
+    refuse(joined, 'submission.join: rows = "instance" without a column of classes would fit')
     refuse(weights and not any(weights[metric.background != "keep" :]), "metric.weights: 0 for every scored class")
     mixed = metric.average == "global" and (metric.empty is not None or metric.thresholds) and not objects
     refuse(mixed, 'metric: average = "per_image" would fit beside empty and thresholds')

@@ -137,7 +137,7 @@ def write_own(folder, text, **update):
 
 def tally(own, truth, prediction, groups=None, batches=1):
     rows = np.arange(len(truth))
-    split = arrays.Split(truth.numpy()[..., None], None, rows.astype(str), groups, None)
+    split = arrays.Split(truth.numpy()[..., None], truth.numpy(), rows.astype(str), groups, None)
     found = metrics.Tally(split, rows, own)
     for some in np.array_split(rows, batches):
         found.add(some, truth[some], prediction[some])

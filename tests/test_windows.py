@@ -1,5 +1,7 @@
 """Large images: cut into windows of a size, and their predictions stitched together again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from comp.data import arrays
 from comp.data.folds import find_groups
 from comp.ensemble.decisions import Decisions
 from comp.ensemble.make_submission import stitch_windows, write_submission
+from comp.errors import Refused
 from comp.prepare import build
 from comp.prepare.samples import Sample, cut_windows
 from comp.submission.runlength import encode_runs
@@ -100,3 +103,41 @@ def test_blank_windows_of_several_slides_are_no_copies(tmp_path):
     train = arrays.load_train(own, tmp_path)
     index = arrays.build_index(train, own)
     assert len({*find_groups(index, train.groups, np.arange(len(train.ids))).tolist()}) == len(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["competition.arrays.neighbours=[-1, 0, 1]"], "images not cut"),
+        (["competition.submission.join=;"], r"submission\.join: rows = \"instance\""),
+    ],
+)
+def test_what_windows_and_joined_rows_do_not_go_with(overrides, problem):
+    with pytest.raises(Refused, match=problem):
+        load_config("hubmap-kidney", overrides=overrides)
+
+
+def test_decisions_of_windows_hold_in_whole_images(tmp_path, monkeypatch):
+    """A part as large as 60 of a window's pixels, and a gate on as many pixels, whatever the image's size."""
+    own, folder = toml((32, 40), (32, 40)), tmp_path / "input/slug"
+    lay_out(folder)
+    build.prepare(own, folder, tmp_path / own.file, own.source.size)
+    test = arrays.load_test(own, tmp_path)
+
+    def blended():
+        for rows in np.arange(len(test.ids))[:, None]:
+            bright = torch.from_numpy(test.images[rows][..., 0]).float() / 220
+            yield rows, torch.stack([1 - bright, bright], 1)
+
+    def write(**decided):
+        plain = Decisions.neutral(1, 2)
+        decisions = replace(plain, **{kind: (getattr(plain, kind)[0], value) for kind, value in decided.items()})
+        write_submission(tmp_path / "s.csv", blended(), decisions, test, own, None)
+        return {line.split(",")[0]: line.split(",")[1] for line in (tmp_path / "s.csv").read_text().splitlines()[1:]}
+
+    whole = write()
+    largest = {id: sum(map(int, text.split()[1::2])) for id, text in whole.items()}
+    for share in (0.5 * largest["b"] / (32 * 40), 1.5 * largest["b"] / (32 * 40)):
+        assert (
+            bool(write(area=share)["b"]) == bool(write(gate=(share, 0.99))["b"]) == (share < largest["b"] / (32 * 40))
+        )

@@ -21,7 +21,7 @@ from comp.config import Competition, Predict
 from comp.data import npz
 from comp.data.arrays import Index, Size, Split
 from comp.device import Device
-from comp.ensemble.decisions import AREA, HOLE, TOTAL, Decisions, describe, label_images
+from comp.ensemble.decisions import AREA, GATE, HOLE, TOTAL, Decisions, describe, label_images
 from comp.errors import Refused
 from comp.model import metrics, predict, segmenter
 from comp.model.predict import Predictions
@@ -93,6 +93,7 @@ def write_submission(
             for name, whole, size in stitch_windows(blended, test):
                 part = test.images[0, ..., 0].size / whole[0].numel()  # of which areas are shares
                 areas = {kind: tuple(part * one for one in getattr(decisions, kind)) for kind in (HOLE, AREA, TOTAL)}
+                areas[GATE] = tuple((part * share, least) for share, least in decisions.gate)
                 labels = label_images(whole[None], replace(decisions, **areas), overlap)
                 # Decided before they are enlarged, since a slide of gigapixels has no room as probabilities.
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
@@ -136,7 +137,7 @@ def stitch_windows(blended: Predictions, test: Split) -> Iterator[tuple[str, Ten
     for rows, probabilities in blended:
         for row, seen in zip(rows.tolist(), probabilities.cpu(), strict=True):
             name, scale = names[row], np.array(seen.shape[1:]) / test.sizes[row]
-            top, start, height, width = np.rint(test.places[row] * np.tile(scale, 2)).astype(int).tolist()
+            top, start, height, width = np.floor(test.places[row] * np.tile(scale, 2) + 0.5).astype(int).tolist()
             if name not in canvases:
                 canvases[name] = torch.zeros(len(seen) + 1, height, width)
             top, start = min(top, height - len(fade)), min(start, width - fade.shape[1])

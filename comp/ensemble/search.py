@@ -160,12 +160,13 @@ def _count(
     metric, overlap = competition.metric, competition.overlap
     if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
         tried = [_decide(chain, kind, target, value) for target in targets for value in values]
-        tallies = [metrics.Tally(part.split, part.rows, competition, one.neck) for one in tried]
-        for rows, runs, truth in part.blocks():
-            for one, tally in zip(tried, tallies, strict=True):
+        contributed = []
+        for one in tried:  # each alone, since a tally may hold the labels of a group
+            tally = metrics.Tally(part.split, part.rows, competition, one.neck)
+            for rows, runs, truth in part.blocks():
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap))
-        margins, counts = (np.stack(one) for one in zip(*((one.margins, one.counts) for one in tallies), strict=True))
-        return np.split(metrics.contribute(margins, metric, counts), len(targets))
+            contributed.append(metrics.contribute(tally.margins, metric, tally.counts))
+        return np.split(np.stack(contributed), len(targets))
     counted: list[list[np.ndarray]] = [[] for _ in targets]
     for _, runs, truth in part.blocks():
         blended = _blend(runs, chain)

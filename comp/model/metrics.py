@@ -112,7 +112,7 @@ class Tally:
         self.units = np.arange(len(rows))  # a number for each image, the same for those that are scored together
         self._own = load_own(metric) if metric.function else None
         self._several = bool(metric.function) and "combine_counts" in files.load_functions(metric.function)
-        if self._own and self._own.__name__ == "score_group":
+        if self._own and self._own.__name__ == "score_group" and split.masks is not None:
             if split.groups is None:
                 raise Refused(f"{metric.function}: score_group needs groups, as source.group makes them")
             self.units = number_groups(split.groups[rows])

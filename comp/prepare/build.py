@@ -2,8 +2,8 @@
 
 Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
 1, uint16, where they are asked for), train_ids, train_sizes (the originals', int32 (N, 2)), train_groups (of the TOML,
-or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids, sizes, groups,
-and masks where all have one. Samples are read while they are written."""
+a window's image, or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids,
+sizes, groups, places of windows, and masks where all have one. Samples are read while they are written."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -68,13 +68,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         def members() -> Iterator[tuple]:
             yield from rows.members("train", train, reader)
             yield from replace(rows, strict=False).members("test", test, reader)
-            facts = {
-                "version": VERSION,
-                "digest": digest,
-                "size": size,
-                "channels": channels,
-                "scaling": asdict(scaling),
-            }
+            facts: dict = {"version": VERSION, "digest": digest, "size": size, "cut": own.cut}
+            facts |= {"channels": channels, "scaling": asdict(scaling)}
             facts["odd"] = found.odd + odd + sorted(rows.odd | reader.odd)  # when all has been read
             yield _member("prepared", np.array(json.dumps(facts)))
 
@@ -96,7 +91,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
-        samples = cut_windows(_inspect(found.test, rows.channels)[0], competition.source.cut, OVERLAP)
+        samples = cut_windows(_inspect(found.test, rows.channels)[0], tuple(facts["cut"]), OVERLAP)
         npz.write_npz(place / competition.file, rows.members("test", samples))
     for id, finding, detail, _ in sorted(rows.odd)[:5]:
         print(f"{id}: {finding}: {detail}")
@@ -122,7 +117,7 @@ def _read_facts(path: Path) -> dict:
         return {}
     facts = json.loads(str(npz.read_array(npz.read_member(path, "prepared"))))
     if facts.get("version") != VERSION:
-        raise Refused(f"{path}: was made by another version; make it anew with kernels/prepare.py")
+        raise Refused(f"{path}: was made by another version; delete it, and make it anew with kernels/prepare.py")
     return facts
 
 
@@ -155,7 +150,7 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
 
 @dataclass(frozen=True)
 class _Rows:
-    """How samples become the rows of an npz. Strict: values beyond what the scaling was found from are refused."""
+    """How samples become the rows of an npz. Strict: values that are not finite are refused."""
 
     size: arrays.Size
     channels: int

@@ -250,7 +250,7 @@ def evaluate(
     width, seen = tally.counts.shape[1], int(mine.any())
     told = distributed.all_reduce(torch.tensor([width * seen, seen]))
     counts = torch.zeros(len(rows), int(told[0] / told[1]), dtype=torch.float64)
-    counts[mine, :width] = torch.from_numpy(tally.counts[mine])
+    counts[mine] = torch.from_numpy(tally.counts[mine][:, : counts.shape[1]])
     sums = (total.cpu() / len(rows), torch.from_numpy(tally.margins), counts)
     mean, margins, counts = map(distributed.all_reduce, sums)
     return mean.item(), margins.numpy(), counts.numpy()
