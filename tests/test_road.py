@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import RECIPE, ROOT, TINY, count_margins, draw, inside, lay_out
+from conftest import COMPETITION, RECIPE, ROOT, TINY, count_margins, draw, inside, lay_out
 
 from comp import config, files
 from comp.kaggle import sandbox
@@ -280,3 +280,29 @@ def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys)
     (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
     archive, job = ("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
     assert "ARCHIVE = " in archive and "'--fold'" in job and "run(ARCHIVE, 'train_fold.py', ARGUMENTS)" in job
+
+
+OWN = """
+def score_group(truth, prediction, ids):
+    return [(truth == prediction).sum(), truth.size, len(ids)]
+
+def combine_counts(counts):
+    assert len(counts) == 3
+    return counts[0] / counts[1]
+"""
+
+
+def test_the_road_of_a_score_that_groups_add_up_to(tmp_path, monkeypatch, capsys):
+    """Trained, drawn, decided and predicted by a function of the user's: here the accuracy of all pixels."""
+    own = COMPETITION.replace('name = "mean_iou"\nbackground = "drop_class"', 'function = "own.py"')
+    groups = {"train_groups": (np.arange(24) // 3).astype(str), "test_groups": (np.arange(7) // 2).astype(str)}
+    lay_out(tmp_path, competition=own, **groups)
+    (tmp_path / "own.py").write_text(OWN)
+    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
+    metrics_of_fold = json.loads((tmp_path / "runs/tiny/recipe/fold-0/metrics.json").read_text())
+    assert metrics_of_fold["score"] == pytest.approx(metrics_of_fold["pixel_accuracy"])
+    assert "score_group of own.py" in (tmp_path / "runs/tiny/recipe/report.html").read_text()
+    said = inside(monkeypatch, capsys, "ensemble.py", *TINY, "--folds", "0", cwd=tmp_path)
+    (made,) = (tmp_path / "submissions").glob("*.json")
+    about = json.loads(made.read_text())["score"]
+    assert 0 < about["leaderboard"] <= 1 and about["out_of_fold"] >= metrics_of_fold["score"] - 1e-4, said

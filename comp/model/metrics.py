@@ -180,7 +180,8 @@ def contribute(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | 
 
     The sum is margins (…, 1, 4, C)."""
     if needs_images(metric):
-        return np.full((*margins.shape[:-2], 2), np.nan) if counts is None else counts
+        assert counts is not None  # margins alone do not tell what such a metric counts
+        return counts
     return margins.sum(-3, keepdims=True) if metric.average == "global" else _values(margins, metric)
 
 

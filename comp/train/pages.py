@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from comp import files
-from comp.config import Competition, Config
+from comp.config import Competition, Config, Metric
 from comp.model import metrics
 from comp.report import figures, tables
 from comp.train.runs import Fold, find_folds, read_config
@@ -94,7 +94,8 @@ def _describe_folds(run_folder: Path, folds: list[Fold], competition: Competitio
     """What finished folds scored, and their figures; those of all together are drawn in the run's folder."""
     every = {fold.number: fold.metrics for fold in folds}
     confusion, margins = (np.sum([one[key] for one in every.values()], axis=0) for key in ("confusion", "margins"))
-    by_class = tables.class_frame(metrics.scores(margins[None], competition.classes, competition.metric))
+    # Of all images' margins alone there is no score of a metric that looks at images, nor is one shown.
+    by_class = tables.class_frame(metrics.scores(margins[None], competition.classes, Metric()))
     by_fold = tables.folds_frame(every)
     for number, one in every.items():
         by_fold.loc[number, "best epoch"] = f"{one['best_epoch']} of {one['epochs']}"
