@@ -19,7 +19,7 @@ from comp.config import Competition
 from comp.data import folds
 from comp.data.arrays import Index, TrainSplit, release_pages
 from comp.ensemble import decisions as deciding
-from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, NEUTRAL, RUN, TOTAL, Decisions
+from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, NEUTRAL, RUN, SHARES, TOTAL, Decisions
 from comp.errors import Refused
 from comp.model import metrics, predict
 from comp.report.tables import shorten
@@ -35,7 +35,7 @@ _AREAS = [0.0, *(2.0 ** np.arange(-16, -2, 0.5)).tolist()]
 CANDIDATES: dict[str, list[Any]] = {
     RUN: (2.0 ** np.arange(2, -2.5, -0.5)).tolist(),
     FACTOR: (2.0 ** np.arange(3, -3.1, -0.125)).tolist(),
-    GATE: [(share, k / 40) for share in deciding.SHARES for k in range(40)],
+    GATE: [(share, k / 40) for share in SHARES for k in range(40)],
     HOLE: _AREAS[::-1],
     AREA: _AREAS,
     TOTAL: _AREAS,
@@ -172,11 +172,8 @@ def _count(
         blended = _blend(runs, chain)
         labels = deciding.label_images(blended, chain, overlap)
         for some, target in zip(counted, targets, strict=True):
-            blocks = list[np.ndarray]()
-            for share in deciding.SHARES if kind == GATE else (0.0,):  # along the values of one, a class shrinks
-                limits = [value[1] for value in values if value[0] == share] if kind == GATE else values
-                level, other = _levels(blended, labels, chain, kind, target, limits, share, overlap)
-                blocks.append(_tally(truth, level, other, len(limits), target, competition))
+            levels = _levels(blended, labels, chain, kind, target, values, overlap)
+            blocks = [_tally(truth, *one, target, competition) for one in levels]
             some.append(metrics.contribute(np.concatenate(blocks), metric))
     return [np.concatenate(some, 1) for some in counted]
 
@@ -186,26 +183,27 @@ def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
 
 
 def _levels(
-    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list, share: float, overlap: bool
-) -> tuple[Tensor, Tensor]:
-    """Under how many of the values, the first ones, a pixel is of class `c`; what it is otherwise: both (n, H, W)."""
+    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list, overlap: bool
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Under how many of the values, the first ones, a pixel is of class `c`, what it is otherwise, both (n, H, W), and
+    how many values there are: of all at once, but of a gate for each share, along whose values a class shrinks."""
     if overlap:  # class c against the rest, while the other classes stay as they are
-        level, _ = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, share, False)
-        return level, labels & ~(1 << c - 1)
-    weighted, limits = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device)
+        alone = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, False)
+        yield from ((level, labels & ~(1 << c - 1), count) for level, _, count in alone)
+        return
+    weighted, limits, here = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device), labels == c
     other = deciding.next_likely(weighted, c)
     if kind == FACTOR:  # it is while p · factor exceeds all others
         rest = weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
         first = torch.where(other > c, 1 + 1e-6, 1 - 1e-6)  # of two that are equal
-        return torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other
-    here = labels == c
-    if kind == GATE:
-        sizes = deciding.measure_gate(blended, c, share).view(-1, 1, 1)
-    else:
+        yield torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other, len(values)
+    elif kind == HOLE:
         sizes = deciding.measure_sizes(here, kind).contiguous()
-    if kind == HOLE:
-        return torch.bucketize(-sizes, -limits, right=True).masked_fill(here, len(values)), labels
-    return torch.bucketize(sizes, limits, right=True) * here, torch.where(here, other, labels)
+        yield torch.bucketize(-sizes, -limits, right=True).masked_fill(here, len(values)), labels, len(values)
+    else:
+        gates = ((deciding.measure_gate(blended, c, s).view(-1, 1, 1), limits[limits[:, 0] == s, 1]) for s in SHARES)
+        for sizes, least in gates if kind == GATE else [(deciding.measure_sizes(here, kind).contiguous(), limits)]:
+            yield torch.bucketize(sizes, least, right=True) * here, torch.where(here, other, labels), len(least)
 
 
 def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, competition: Competition) -> np.ndarray:
