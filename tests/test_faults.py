@@ -192,21 +192,22 @@ def same_result(place, calm):
 @pytest.mark.parametrize("command", [TRAIN, WORKERS], ids=["alone", "with workers"])
 def test_killed_at_twenty_random_moments(tmp_path, calm, command):
     undisturbed, place = calm(40), lay_out(tmp_path, 40)
-    longest = 0.1 * json.loads((undisturbed / FOLD / "metrics.json").read_text())["seconds"]
-    moments, rows, before = random.Random(0), [], None
+    seconds = json.loads((undisturbed / FOLD / "metrics.json").read_text())["seconds"]
+    chance, rows = random.Random(0), []
     while len(rows) < 20:
+        # Each start gets two epochs further at most, and then a moment more: so the kills are spread
+        # over the run however fast or busy the machine is.
+        goal = _epochs_done(place) + chance.randint(0, 2)
         process = start(place, command)
-        process.join(moment := moments.uniform(0.02, longest))
+        while process.is_alive() and _epochs_done(place) < goal:
+            time.sleep(0.005)
+        process.join(chance.uniform(0.02, 0.1 * seconds))
         if process.exitcode is None:
             process.kill()
             process.join()
             everything_is_whole(place)
-            history = place / FOLD / "history.csv"
-            rows.append(len(history.read_text().splitlines()) - 1 if history.exists() else 0)
-            print(f"killed {moment:.2f} s after its start, {rows[-1]} epochs done")
-            if (after := contents(place)) == before:  # a machine so busy that nothing was done
-                longest *= 1.3
-            before = after
+            rows.append(_epochs_done(place))
+            print(f"killed after {rows[-1]} epochs")
         else:
             assert process.exitcode == 0, (place / "errors.txt").read_text()
             same_result(place, undisturbed)
@@ -215,6 +216,12 @@ def test_killed_at_twenty_random_moments(tmp_path, calm, command):
     status, _, errors = finish(place, command)
     assert status == 0, errors
     same_result(place, undisturbed)
+
+
+def _epochs_done(place):
+    """Rows of the history, which each epoch replaces as a whole."""
+    history = place / FOLD / "history.csv"
+    return len(history.read_text().splitlines()) - 1 if history.exists() else 0
 
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
