@@ -72,13 +72,12 @@ def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str
     return names
 
 
-def fold_numbers(text: str, count: int, full: bool = True) -> list[int]:
-    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused, naming "full" where it is possible."""
+def fold_numbers(text: str, count: int) -> list[int]:
+    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused."""
     numbers = {str(number): number for number in range(count)}
     chosen = numbers.keys() if text == "all" else {*text.split(",")}
     if not chosen <= numbers.keys():
-        last = "all, or full" if full else "or all"
-        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, {last}")
+        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
     return sorted(numbers[part] for part in chosen)
 
 
@@ -123,7 +122,7 @@ def entry(parser: argparse.ArgumentParser, main: Callable[..., int | None], jobs
 
     `jobs` makes the kernels that stand for the same command in the sandbox or on Kaggle."""
     if jobs:
-        where = "here; rehearsed as Kaggle would run it; on Kaggle; or written as a notebook for it (default: here)"
+        where = "here; rehearsed as Kaggle would run it; on Kaggle; or put there as a notebook (default: here)"
         parser.add_argument("--on", choices=["here", "sandbox", "kaggle", "notebook"], default="here", help=where)
     _mend_surroundings()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -133,9 +132,9 @@ def entry(parser: argparse.ArgumentParser, main: Callable[..., int | None], jobs
         arguments = parser.parse_args()
         if jobs is None or arguments.on == "here":
             sys.exit(main(arguments))
-        from comp.kaggle.jobs import run_in_sandbox, run_on_kaggle, write_notebooks
+        from comp.kaggle.jobs import push_drafts, run_in_sandbox, run_on_kaggle
 
-        there = {"sandbox": run_in_sandbox, "kaggle": run_on_kaggle, "notebook": write_notebooks}
+        there = {"sandbox": run_in_sandbox, "kaggle": run_on_kaggle, "notebook": push_drafts}
         there[arguments.on](jobs(arguments))
         sys.exit()
     except Refused as refused:

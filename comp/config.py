@@ -4,7 +4,6 @@ Those that ship lie in `comp/competitions` and `comp/recipes`. A key has the sam
 in code and in reports. An unknown key or a wrong type is refused with the key's full name and what would fit."""
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Iterable
@@ -188,10 +187,6 @@ class Model(Section):
     freeze_encoder: bool | Positive = False  # true: always; a number: for so many epochs
     start: str = ""  # a run's folder, runs/<competition>/<run>: a fold begins with the weights of that run's fold
     options: dict[str, Any] = {}  # handed to the architecture: decoder_channels, encoder_depth, …
-
-    @property
-    def frozen_epochs(self) -> float:
-        return math.inf if self.freeze_encoder is True else self.freeze_encoder
 
 
 class Optimizer(Section):

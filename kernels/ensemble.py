@@ -135,11 +135,16 @@ def jobs(args: argparse.Namespace) -> list:
 
 def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     """The finished folds of each run, or the one model of all images. Raises Refused."""
+    from comp.kaggle.jobs import find_kernel
     from comp.train import runs
 
     pattern = "full" if args.folds == "full" else "fold-*"
     names = cli.run_names(args, config)
-    return [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
+    found = [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
+    images = {kernel.image for run in found for fold in run if (kernel := find_kernel(fold)) and kernel.image}
+    if len(images) > 1:
+        print(f"folds were trained in several of Kaggle's images, whose libraries differ: {', '.join(sorted(images))}")
+    return found
 
 
 def same_folds(found: list[list], numbers: list[int]) -> list[list]:

@@ -154,6 +154,7 @@ def train_one(args: argparse.Namespace, number: int, device: str, processes: int
 
 def jobs(args: argparse.Namespace) -> list:
     """One kernel for every two folds: it has two GPUs, whose hours Kaggle counts together."""
+    from comp import files
     from comp.kaggle.jobs import Job
     from comp.train import runs
 
@@ -161,6 +162,8 @@ def jobs(args: argparse.Namespace) -> list:
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
     numbers = [runs.FULL] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
     runs.check_configuration(run_folder, config, numbers[0])
+    if args.on == "kaggle" and not runs.has_begun(run_folder):  # for the page, which shows how it goes there
+        files.write_text(run_folder / runs.CONFIG, config.model_dump_json(indent=2) + "\n")
     made = []
     for start in range(0, len(numbers), 2):
         folders = [runs.fold_folder(run_folder, number) for number in numbers[start : start + 2]]

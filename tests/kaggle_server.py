@@ -63,6 +63,7 @@ class Version:
     failure: str = ""
     files: Path | None = None
     events: list[dict] = field(default_factory=list)
+    image: str = ""
 
     def say(self, line: str) -> None:
         self.events.append({"stream_name": "stdout", "time": len(self.events), "data": line + "\n"})
@@ -93,6 +94,7 @@ class Kaggle:
         self.faults: list[Fault] = []
         self.token, self.expired = TOKEN, False
         self.places = 2  # kernels that may run at a time
+        self.image = "gcr.io/kaggle-gpu-images/python@sha256:one"  # in which the next kernel runs
         self.hours = 2.5, 30.0  # of GPUs: used in this week, and allowed
         self.looks_until_ready = 1  # of a dataset
         self.looks_until_scored = 1
@@ -185,13 +187,16 @@ class Kaggle:
             return {"error": f"Maximum batch GPU session count of {self.places} reached."}
         ref = f"{owner}/{_slug(body.get('newTitle', slug))}"  # a title that does not fit moves the kernel
         versions = self.kernels.setdefault(ref, [])
-        versions.append(Version(len(versions) + 1, body))
+        versions.append(Version(len(versions) + 1, body, image=self.image))
         known = {"dataset": self.datasets, "kernel": self.kernels, "competition": self.competitions, "model": {}}
         invalid = {}
         for kind, there in known.items():
             lost = [source for source in body.get(f"{kind}DataSources", []) if source not in there]
             invalid |= {f"invalid{kind.title()}Sources": lost} if lost else {}
-        threading.Thread(target=self._run, args=(versions[-1],), daemon=True).start()
+        if body.get("kernelExecutionType") == "QUICK_SAVE":
+            versions[-1].status = "COMPLETE"
+        else:
+            threading.Thread(target=self._run, args=(versions[-1],), daemon=True).start()
         url = f"https://www.kaggle.com/code/{ref}"
         return {"ref": f"/code/{ref}", "url": url, "versionNumber": len(versions), **invalid}
 
@@ -234,6 +239,7 @@ class Kaggle:
         version = self.latest(ref)
         sent = version.request
         metadata = {"ref": ref, "title": sent["newTitle"], "currentVersionNumber": version.number}
+        metadata["dockerImage"] = version.image
         kind = {"language": sent["language"], "kernelType": sent["kernelType"]}
         return {"metadata": metadata | kind, "blob": {"source": sent["text"], "slug": body["kernelSlug"], **kind}}
 

@@ -311,18 +311,17 @@ def test_a_push_that_finds_no_free_place(kaggle):
 # Following
 
 
-def test_the_log_is_said_as_it_comes_and_once(kaggle, monkeypatch):
+def test_the_log_is_said_as_it_comes_and_once(kaggle):
     _run.hold, said = threading.Event(), []
     kernel = _push()
     kaggle.latest(kernel.ref).say("zero")
 
-    def say(line, **_):
+    def say(line):
         said.append((line, kaggle.latest(kernel.ref).status))
         if line == "zero":  # it came while the kernel ran: only then may the run end
             _run.hold.set()
 
-    monkeypatch.setattr(api, "print", say, raising=False)
-    api.follow_kernel(kernel)
+    api.follow_kernel(kernel, say)
     assert [line for line, _ in said] == ["zero", *LINES.split()]
     assert said[0][1] == "RUNNING"
 

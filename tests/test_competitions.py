@@ -1,12 +1,15 @@
 """The competitions that ship: drawn downloads under their own file names become arrays, and hidden images, too."""
 
 import csv
+import io
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from drawn import image, save
+from PIL import Image
 
 from comp import config, files
 from comp.data import arrays
@@ -108,6 +111,14 @@ LAYOUTS = {
         {f"{k}@0,0": [f"train/{k}/surface_volume/{n:02}.tif" for n in range(65)] for k in "12"},
         ("a", [f"test/a/surface_volume/{n:02}.tif" for n in range(65)]),
     ),
+    "xview2": (
+        {k: [f"train/images/{k}_{when}_disaster.png" for when in ("pre", "post")] for k in ("nepal_01", "x_00000002")},
+        ("00000", [f"test/images/test_{when}_00000.png" for when in ("pre", "post")]),
+    ),
+    "cags": (
+        {k: f"cags.{k.partition('-')[0]}.tfrecord" for k in ("dev-00000", "train-00000")},
+        ("test-00000", "cags.test.tfrecord"),
+    ),
     "recodai": (
         {"10138-forged": "train_images/forged/10138.png", "10147-forged": "train_images/forged/10147.png"},
         ("45", "test_images/45.png"),
@@ -128,7 +139,7 @@ GROUPS = {
     "recodai": ["10138", "10147"],
 }
 CHANNELS = {"on-cloud-n": 4, "kelp": 7, "uw-madison": 1, "sennet": 1, "dfc2025": 1, "sartorius": 1}
-CHANNELS |= {"nasa-harvest": 16, "siim": 1, "landslide4sense": 14, "vesuvius-ink": 16}
+CHANNELS |= {"nasa-harvest": 16, "siim": 1, "landslide4sense": 14, "vesuvius-ink": 16, "xview2": 6}
 # Rows of one image; the halves of an object are two where there is a border.
 ROWS = {"image": 1, "instance": 1, "pixel": SIZE[0] * SIZE[1]}
 
@@ -144,6 +155,8 @@ def draw(name, number, bright):
         return base.astype(np.uint8)
     if name == "landslide4sense":
         return np.repeat(base[..., None] / np.float32(100), 14, axis=-1)
+    if name == "xview2":
+        return np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
     if name == "kelp":
         return np.repeat(base[..., None], 7, axis=-1).astype(np.int16) * 40 - 500
     return base.astype(np.uint8) if name in CHANNELS else np.repeat(base[..., None], 3, axis=-1).astype(np.uint8)
@@ -153,9 +166,9 @@ def save_images(folder, name, paths, number, bright):
     for path in [paths] if isinstance(paths, str) else paths:
         options = {"planarconfig": "contig"} if name == "kelp" else {}
         target = folder / path
-        if target.suffix in (".dcm", ".h5"):
+        if own := {".dcm": save_dicom, ".h5": save_h5, ".tfrecord": save_record}.get(target.suffix):
             target.parent.mkdir(parents=True, exist_ok=True)
-            (save_dicom if target.suffix == ".dcm" else save_h5)(target, draw(name, number, bright))
+            own(target, draw(name, number, bright))
             continue
         save(target if target.suffix != ".tiff" else target.with_suffix(".tif"), draw(name, number, bright), **options)
         if target.suffix == ".tiff":
@@ -176,6 +189,28 @@ def save_h5(path, values, key="img"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with pytest.importorskip("h5py").File(path, "w") as file:
         file[key] = values
+
+
+def save_record(path, pixels, mask=None):
+    """A TFRecord of one tf.train.Example, by the rules of its format: https://protobuf.dev/programming-guides/encoding."""
+
+    def message(number, data):
+        size, length = len(data), b""
+        while size > 127:
+            size, length = size >> 7, length + bytes([size & 127 | 128])
+        return bytes([number << 3 | 2]) + length + bytes([size]) + data
+
+    def png(values):
+        data = io.BytesIO()
+        Image.fromarray(values).save(data, "PNG")
+        return data.getvalue()
+
+    values = {"mask": png(np.zeros(SIZE, np.uint8) if mask is None else mask), "image": png(pixels)}
+    features = {key: message(1, message(1, value)) for key, value in values.items()}
+    features["label"] = message(3, message(1, b"\1"))  # a list of int64
+    entries = [message(1, message(1, key.encode()) + message(2, value)) for key, value in features.items()]
+    example = message(1, b"".join(entries))
+    path.write_bytes(len(example).to_bytes(8, "little") + b"head" + example + b"tail")
 
 
 def table(folder, file, *rows):
@@ -262,6 +297,13 @@ def save_masks(folder, name, ids, masks):
         case "vesuvius-ink":
             for id, mask in zip(ids, any_class, strict=True):
                 save(folder / f"train/{id[0]}/inklabels.png", mask * np.uint8(255))
+        case "xview2":
+            for id, labels in zip(ids, exclusive(masks), strict=True):
+                save(folder / f"train/targets/{id}_post_disaster_target.png", labels.astype(np.uint8))
+        case "cags":  # images and masks lie in one file
+            for k, (id, mask) in enumerate(zip(ids, any_class, strict=True)):
+                path = folder / f"cags.{id.partition('-')[0]}.tfrecord"
+                save_record(path, draw(name, k, mask), mask * np.uint8(255))
         case "recodai":
             for id, mask in zip(ids, any_class, strict=True):
                 halves = [mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k) for k in range(2)]
@@ -329,8 +371,13 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         assert test.asked[0].tolist() == anew.asked[0].tolist() == [hidden[0]] and (test.images == anew.images).all()
         # The truth of two training images, as if it were predicted for that test image: an accepted file, a full score.
         path, labels = tmp_path / f"submission{own.submission.ending}", train.masks[:1]
-        with open_writer(path, own) as write:
-            write(test.asked[0], labels)
+        if own.submission.function:
+            write_own = files.load_function(own.submission.function, "write_submission(path, predictions)")
+            write_own(path, zip(test.asked[0].tolist(), labels, strict=True))
+            check_own_file(name, path, labels[0])
+        else:
+            with open_writer(path, own) as write:
+                write(test.asked[0], labels)
         rows = check_submission(path, own, *test.asked)
         assert rows == ROWS.get(own.submission.rows, len(own.written)) + bool(own.source.border)
         truth = torch.from_numpy(train.masks.copy())
@@ -339,6 +386,31 @@ def test_a_drawn_download_becomes_arrays_and_so_do_hidden_images(tmp_path, monke
         tally = metrics.Tally(replace(train, instances=None), rows, own)
         tally.add(rows, truth, truth)
         assert metrics.score(tally.margins, own.metric, tally.counts) == pytest.approx(1)
+
+
+def check_own_file(name, path, labels):
+    """What a function of the competition's own wrote for one image, which `check_submission` does not look into."""
+    if name == "cags":
+        lengths = [*map(int, path.read_text().split())]
+        assert path.read_text().count("\n") == 1 and len(lengths) % 2 and len(lengths) > 3
+        values = np.repeat(np.arange(len(lengths)) % 2, lengths)
+        assert (values.reshape(SIZE) == labels).all()
+        return
+    with zipfile.ZipFile(path) as archive:
+        there = {member: io.BytesIO(archive.read(member)) for member in archive.namelist()}
+    found = {member: np.asarray(Image.open(data)) for member, data in there.items()}
+    assert (found["test_damage_00000_prediction.png"] == labels).all() and len(found) == 2
+    assert (found["test_localization_00000_prediction.png"] == (labels > 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "line"),
+    [([[0, 0], [0, 0]], "4"), ([[1, 1], [1, 1]], "0 4"), ([[0, 1], [1, 0]], "1 2 1"), ([[1, 0], [0, 1]], "0 1 2 1")],
+)
+def test_lengths_of_ground_and_animal_fill_the_image(tmp_path, labels, line):
+    write = files.load_function(config.load_config("cags").competition.submission.function, "write_submission(…)")
+    write(tmp_path / "s.txt", [("a", np.array(labels, np.uint8))] * 2)
+    assert (tmp_path / "s.txt").read_text() == f"{line}\n{line}\n"
 
 
 def test_every_competition_that_ships_is_drawn_here_or_elsewhere():

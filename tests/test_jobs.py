@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +182,8 @@ def test_five_words_from_arrays_to_a_score(tmp_path, kaggle, monkeypatch, capsys
     on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
     for fold in (0, 1):
         folder = place / f"runs/tiny/recipe/fold-{fold}"
-        assert json.loads((folder / "kernel.json").read_text())["version"] == 1
+        kernel = json.loads((folder / "kernel.json").read_text())
+        assert kernel["version"] == 1 and kernel["image"] == kaggle.image
         assert (folder / "model.safetensors").exists() and (folder / "curves.png").exists()
     assert [len(versions) for versions in kaggle.kernels.values()] == [1]  # which has two GPUs
     on_kaggle(monkeypatch, "train_fold.py", "--fold", "0,1")
@@ -315,8 +318,19 @@ def test_a_hubs_weights_travel_and_a_kernel_without_a_network_trains_from_them(t
     lay_out(tmp_path, competition=ON_KAGGLE)
     hub = ("--set", "model.encoder=tu-resnet10t", "--set", "model.encoder_weights=imagenet")
     words = (*TINY, *hub, "--fold", "0", "--time-budget", "10m", "--on", "kaggle")
+    shown, write = [], jobs.pages.write_run_page
+
+    def show(run, live=None):
+        shown.append(live)
+        return write(run, live)
+
+    monkeypatch.setattr(jobs.pages, "write_run_page", show)
     inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
     facts = json.loads((tmp_path / "runs/tiny/recipe/fold-0/metrics.json").read_text())
+    # What the log told of epochs was shown while it trained; of what came back the page is whole.
+    live = [one.text for one in shown if one]
+    assert len(live) > 1 and "fold 0: " in live[0] and "epoch   1/2" in live[0] and "epoch   2/2" in live[1]
+    assert shown[-1] is None and 'http-equiv="refresh"' not in (tmp_path / "runs/tiny/recipe/report.html").read_text()
     assert facts["weights"].startswith("timm/resnet10t.c3_in1k@01234567, sha256 ")
     assert "licence apache-2.0" in facts["weights"] and "from scratch" not in facts["weights"]
     pushed = next(body for call, body in kaggle.calls if call == "SaveKernel")
@@ -328,6 +342,33 @@ def test_a_hubs_weights_travel_and_a_kernel_without_a_network_trains_from_them(t
     uploads = kaggle.count("CreateDataset")
     inside(monkeypatch, capsys, "train_fold.py", *words, "--set", "epochs=1", cwd=tmp_path)
     assert kaggle.count("CreateDataset") == uploads and kaggle.count("SaveKernel") == 2
+
+
+def test_a_notebook_lies_on_kaggle_as_a_draft_beside_what_it_reads(tmp_path, monkeypatch, capsys, kaggle):
+    lay_out(tmp_path, competition=ON_KAGGLE)
+    words = (*TINY, "--fold", "0", "--on", "notebook")
+    assert "open it there, and run it" in inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
+    ((version,),) = kaggle.kernels.values()
+    sent = version.request
+    archive, own = (cell["source"] for cell in json.loads(sent["text"])["cells"])
+    assert "ARCHIVE = " in archive and "'--fold'" in own and "run(ARCHIVE, 'train_fold.py', ARGUMENTS)" in own
+    assert sent["kernelType"] == "notebook" and sent["isPrivate"] and version.files is None
+    assert sent["competitionDataSources"] == ["tiny-on-kaggle"] and [*kaggle.datasets] == sent["datasetDataSources"]
+    assert "not pushed again" in inside(monkeypatch, capsys, "train_fold.py", *words, cwd=tmp_path)
+    assert kaggle.count("SaveKernel") == 1
+
+
+def test_folds_of_two_images_are_told_of(trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained[0] / "runs", tmp_path / "runs")
+    entry, settings = load("ensemble.py"), config.load_config("demo", overrides=["competition.name=tiny"])
+    words = ["--run", "recipe", "--runs", str(tmp_path / "runs")]
+    for images in (("one", "one"), ("one", "two")):
+        for fold, image in enumerate(images):
+            about = {"ref": "me/tiny", "version": 1, "image": f"python@{image}"}
+            files.write_json(tmp_path / f"runs/tiny/recipe/fold-{fold}/kernel.json", about)
+        entry.find(entry.arguments().parse_args(words), settings)
+    said = "folds were trained in several of Kaggle's images, whose libraries differ: python@one, python@two\n"
+    assert capsys.readouterr().out == said
 
 
 # What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
@@ -525,3 +566,29 @@ def test_the_real_pack_is_small_and_the_same_each_time():
     one = packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"])
     assert one == packing.pack(ROOT / "kernels/train_fold.py", ["--fold", "0"])
     assert len(one.encode()) < 400_000
+
+
+@needs_namespaces
+def test_the_sandbox_rehearses_on_a_newer_image_too(tmp_path):
+    """Python 3.13 and torch 2.11, in an environment that uv makes beside the one of the tests."""
+    uv, python = shutil.which("uv"), tmp_path / "image/bin/python"
+    if not uv:
+        pytest.skip("needs uv")
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = ["torch==2.11.*", *(need for need in about if not need.startswith("torch>"))]
+    for command in (["venv", "--quiet", "--python", "3.13", "image"], ["pip", "install", "--python", python, *wanted]):
+        made = subprocess.run([uv, "--no-config", *command], cwd=tmp_path, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"needs Python 3.13 and torch 2.11, which uv cannot bring: {made.stderr.strip()[-200:]}")
+    lay_out(tmp_path / "place")
+    said = "import sys, torch; print('in', sys.version_info[:2], torch.__version__, flush=True)\n"
+    rehearse = "import sys; from comp import cli; from comp.kaggle import packing; pack = packing.pack\n"
+    rehearse += f"packing.pack = lambda *given: {said!r} + pack(*given)\n"
+    rehearse += f"import runpy; sys.argv[0] = {str(ROOT / 'kernels/train_fold.py')!r}\n"
+    rehearse += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [python, "-c", rehearse, *TINY, "--fold", "0", "--on", "sandbox"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, cwd=tmp_path / "place", env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "in (3, 13) 2.11" in ended.stdout
+    assert (tmp_path / "place/runs/tiny/recipe/fold-0/metrics.json").exists()

@@ -62,6 +62,21 @@ def test_uw_madison_joins_slices_and_volumes():
     assert own["combine_counts"](own["score_group"](truth, truth, ids)) == 1
 
 
+def test_xview2_is_the_hosts_formula():
+    own, random = functions("xview2"), np.random.default_rng(1)
+    truth, prediction = random.integers(0, 5, (2, 6, 20, 20))
+    counts = np.sum([own["score_image"](*pair) for pair in zip(truth, prediction, strict=True)], axis=0)
+
+    def f1(true, seen):
+        hits = (true & seen).sum()
+        return 2 * hits / (true.sum() + seen.sum()) if hits else 0
+
+    there = truth > 0
+    damage = [f1(truth[there] == k, prediction[there] == k) for k in range(1, 5)]
+    expected = 0.3 * f1(there, prediction > 0) + 0.7 * 4 / sum(1 / (one + 1e-6) for one in damage)
+    assert own["combine_counts"](counts) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("true", "found", "score"),
     [

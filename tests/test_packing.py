@@ -244,7 +244,7 @@ def test_notebook_is_valid_and_runs_its_job(entry, tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbformat.validate(nbformat.reads(text, as_version=4))
     unpacking, job = document["cells"]
-    assert unpacking["metadata"]["jupyter"]["source_hidden"] and len(job["source"]) < 10
+    assert unpacking["metadata"]["jupyter"]["source_hidden"] and job["source"].count("\n") < 10
     source = "".join(unpacking["source"]) + "\n" + "".join(job["source"])
     ended = start(source, tmp_path)
     assert ended.returncode == 0 and "arguments ['--fold', '0']" in ended.stdout, ended.stderr

@@ -274,14 +274,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(tmp_path
     assert not any(name.endswith(".safetensors") for name in done.stdout.splitlines())
 
 
-def test_a_notebook_is_written_for_kaggles_editor(tmp_path, monkeypatch, capsys):
-    lay_out(tmp_path)
-    inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", "--on", "notebook", cwd=tmp_path)
-    (path,) = (tmp_path / "runs/tiny").glob("*.ipynb")
-    archive, job = ("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
-    assert "ARCHIVE = " in archive and "'--fold'" in job and "run(ARCHIVE, 'train_fold.py', ARGUMENTS)" in job
-
-
 OWN = """
 def score_group(truth, prediction, ids):
     return [(truth == prediction).sum(), truth.size, len(ids)]

@@ -31,8 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")  # through which a worker hands its batches ove
 
 def draws_per_image(counts: np.ndarray, oversample: dict[str, float], classes: tuple[str, ...]) -> np.ndarray:
     """How often each image is drawn per epoch: float64 (N,), from pixel counts int64 (N, classes)."""
-    factors = [oversample.get(name, 1.0) for name in classes]
-    return np.where(counts > 0, factors, 1.0).max(axis=1, initial=1.0)
+    return np.where(counts > 0, [oversample.get(name, 1.0) for name in classes], 1.0).max(axis=1, initial=1.0)
 
 
 def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -45,8 +44,7 @@ def plan_epoch(rows: np.ndarray, times: np.ndarray, batch_size: int, seed: int, 
     drawn = generator.permutation(np.repeat(rows, whole + (generator.random(len(rows)) < times - whole)))
     keys = np.stack([np.full(len(drawn), epoch), np.arange(len(drawn)), drawn], axis=1)
     batches = max(1, min(-(-len(keys) // batch_size), len(keys) // min(batch_size, 2)))
-    cuts = np.linspace(0, len(keys), batches + 1).round().astype(int)
-    return np.split(keys, cuts[1:-1])
+    return np.split(keys, np.linspace(0, len(keys), batches + 1).round().astype(int)[1:-1])
 
 
 class TrainBatches(AbstractContextManager):

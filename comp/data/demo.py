@@ -17,7 +17,9 @@ HEIGHT, WIDTH = 64, 128
 TRAIN, TEST = 480, 160
 DUPLICATES, OUTLIERS = 16, 12
 SKY, SAND, ROCK, GRAVEL, CRYSTAL = range(5)
-CELL = 16  # pixels of the noise field over which noise changes
+# Of each class in grey levels: how bright it is, and what fine noise, relief and ripples add.
+BRIGHTNESS, GRAIN = np.array([170, 146, 122, 130, 205]), np.array([4, 5, 9, 26, 10])
+RELIEF, RIPPLES = np.array([0, 4, 20, 3, 10]), np.array([0, 11, 0, 0, 0])
 
 
 def ensure_demo(folder: Path) -> Path:
@@ -36,64 +38,37 @@ def draw_demo() -> dict[str, np.ndarray]:
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(0)
-    field = gaussian_filter(rng.standard_normal((2048, 2048), np.float32), 0.35 * CELL, mode="wrap")
-    field *= 0.21 / field.std()
-    images, masks = map(np.stack, zip(*(_draw_scene(field, rng) for _ in range(TRAIN + TEST)), strict=True))
+    fields = [gaussian_filter(rng.standard_normal((1024, 1024)), sigma, mode="wrap") for sigma in (0.7, 3, 6, 9, 25)]
+    fields = [field / field.std() for field in fields]
+    images, masks = map(np.stack, zip(*(_draw_scene(fields, rng) for _ in range(TRAIN + TEST)), strict=True))
     outliers, copies, originals, _ = np.split(rng.permutation(TRAIN), np.cumsum([OUTLIERS, DUPLICATES, DUPLICATES]))
     images[copies], masks[copies] = images[originals], masks[originals]
     masks[outliers] = np.indices((HEIGHT, WIDTH)).sum(axis=0) // 16 % 2  # stripes that no terrain has
-    return {
-        "train_images": images[:TRAIN],
-        "train_masks": masks[:TRAIN],
-        "train_ids": np.array([f"train-{number:03d}" for number in range(TRAIN)]),
-        "test_images": images[TRAIN:],
-        "test_masks": masks[TRAIN:],
-        "test_ids": np.array([f"test-{number:03d}" for number in range(TEST)]),
-    }
+    ids = np.array([f"{part}-{k:03d}" for part, count in (("train", TRAIN), ("test", TEST)) for k in range(count)])
+    parts, drawn = {"train": slice(TRAIN), "test": slice(TRAIN, None)}, {"images": images, "masks": masks, "ids": ids}
+    return {f"{part}_{key}": values[rows] for part, rows in parts.items() for key, values in drawn.items()}
 
 
-def _draw_scene(field: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an image and its mask, uint8 (64, 128); noise is a look at a place of `field` of its own."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
+def _draw_scene(fields: list[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its mask, uint8 (64, 128), of looks across fields of noise, from fine to wide."""
 
-    def noise(down: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Smooth noise, mostly -0.5 to 0.5, at places given in cells."""
-        down, right = (np.rint(cells * CELL).astype(int) + rng.integers(len(field)) for cells in (down, right))
-        return field[down % len(field), right % len(field)]
+    def look(field: np.ndarray, down: np.ndarray | int, right: np.ndarray) -> np.ndarray:
+        top, left = rng.integers(len(field), size=2)
+        return field[(top + down) % len(field), (left + right) % len(field)]
 
-    def octaves(down: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return 0.75 * noise(down / 2, right / 2) + 0.25 * noise(down * 2, right * 2)
-
-    horizon = rng.uniform(-8, 30) + 21 * noise(0 * x, x / 28)
+    y, x = np.indices((HEIGHT, WIDTH))
+    horizon = rng.uniform(-8, 30) + 9 * look(fields[4], 0, x)
     below = np.maximum(y - horizon, 0)
-    along, away = (x - WIDTH / 2) / (9 + below / 2), 3 * np.log1p(below / 15)  # cells grow towards the viewer
-    rough, loose, sparkle = octaves(away, along), octaves(away, along), noise(away * 2, along * 2)
-    rock_from, gravel_from = rng.uniform(-0.04, 0.14), rng.uniform(0.02, 0.17)
-    crystal_from = 0.33 if rng.random() < 0.25 else np.inf
-
-    def label(wobble: np.ndarray) -> np.ndarray:
-        classes = np.full(wobble.shape, SAND, np.uint8)
-        classes[loose + wobble > gravel_from] = GRAVEL
-        classes[rough + wobble > rock_from] = ROCK
-        classes[(sparkle > crystal_from) & (classes == ROCK) & (below > 4)] = CRYSTAL
-        classes[y < horizon + 64 * wobble] = SKY
-        return classes
-
-    drawn = label(0 * rough)
-    mask = label(noise(y / 6.4, x / 6.4) / 22)  # annotators do not see edges exactly where they are
-
-    fine, facets = noise(y / 1.7, x / 1.7), np.rint(5 * noise(away * 4, along * 4))
-    ripples = abs((away * 5 + noise(away, along) * 4) % 2 - 1) - 0.5
-    brightness = np.choose(
-        drawn,
-        [
-            rng.uniform(140, 200) - y / 2 + 44 * noise(y / 16, x / 51),
-            rng.uniform(130, 165) + 21 * ripples,
-            rng.uniform(95, 140) + 14 * facets + 19 * fine,
-            rng.uniform(110, 150) + 82 * fine,
-            rng.uniform(190, 235) + 19 * facets,
-        ],
-    )
-    light = 0.9 + noise(y / 43, x / 64) / 2 + (x / WIDTH - 0.5) * rng.uniform(-0.3, 0.3)
-    image = brightness * light * rng.uniform(0.7, 1.17) + rng.normal(0, 5.3, drawn.shape)
-    return image.clip(0, 255).astype(np.uint8), mask
+    # What is far is small, and lies close together.
+    down, right = (75 * np.log1p(below / 15)).astype(int), ((x - WIDTH / 2) * (2 - below / HEIGHT)).astype(int)
+    spots, relief, rough, loose = (look(fields[k], down, right) for k in (1, 2, 3, 3))
+    labels = np.full((HEIGHT, WIDTH), SAND, np.uint8)
+    labels[loose > rng.uniform(-0.1, 0.8)] = GRAVEL
+    labels[rough > rng.uniform(0, 0.8)] = ROCK
+    labels[(spots > 2) & (labels == ROCK)] = CRYSTAL
+    labels[y < horizon] = SKY
+    image = BRIGHTNESS[labels] + RELIEF[labels] * relief + RIPPLES[labels] * np.sin(down / 2 + 3 * loose)
+    image += GRAIN[labels] * look(fields[0], y, x)
+    image = image * rng.uniform(0.7, 1.17) * (0.9 + y / 400) + rng.normal(0, 5, y.shape)
+    dy, dx = rng.integers(-1, 2, 2)  # annotators do not see edges exactly where they are
+    return image.clip(0, 255).astype(np.uint8), labels[(y + dy).clip(0, HEIGHT - 1), (x + dx).clip(0, WIDTH - 1)]

@@ -158,8 +158,7 @@ def write_pseudo_labels(
     ignored = competition.arrays.ignored or 0  # kernels/ensemble.py has seen that there is one
     masks = np.empty(test.images.shape[:3], np.uint8)
     for rows, seen in blended:
-        unsure = seen.amax(1) < least
-        masks[rows] = label_images(seen, decisions).masked_fill(unsure, ignored).cpu().numpy()
+        masks[rows] = label_images(seen, decisions).masked_fill(seen.amax(1) < least, ignored).cpu().numpy()
     if (masks == ignored).all():
         raise Refused(f"no pixel of the test images has a probability of {least:g}; a lower --pseudo would fit")
     members = {"train_images": test.images, "train_masks": masks, "train_ids": test.ids}

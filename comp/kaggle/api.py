@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ PATIENCE = 3600.0  # seconds to wait for a dataset or a score
 class Kernel(NamedTuple):
     ref: str  # owner/slug
     version: int
+    image: str = ""  # of Docker, in which the version runs
 
     @property
     def path(self) -> str:
@@ -45,27 +46,30 @@ def username() -> str:
     return call_client("get_config_value", tries=2, name="username")
 
 
-def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **reads: Sequence[str]) -> Kernel | None:
+def push_kernel(
+    ref: str, source: str, limit: int = 0, needed: float = 0.0, draft: bool = False, **reads: Sequence[str]
+) -> Kernel | None:
     """Push a script as a private kernel on T4s without internet, which starts it; None while Kaggle has no place free.
 
-    Where Kaggle's latest version already has this very source and is not a failure, that version is returned
-    and nothing pushed. Kaggle ends it after `limit` seconds, 0 for its own 12 hours. `needed` are the GPU hours that it
-    and those after it may take. `reads` names what it reads by kind: dataset, competition, kernel, model. Raises
-    Refused, also where fewer hours are left in this week."""
+    A draft is a notebook's JSON, and is only saved. Where Kaggle's latest version already has this very source and is
+    not a failure, that version is returned and nothing pushed. Kaggle ends it after `limit` seconds, 0 for its own 12
+    hours. `needed` are the GPU hours that it and those after it may take. `reads` names what it reads by kind: dataset,
+    competition, kernel, model. Raises Refused, also where fewer hours are left in this week."""
+    form, file = ("notebook", "notebook.ipynb") if draft else ("script", "script.py")
     about = {
         "id": ref, "title": ref.partition("/")[2],  # another title would make another slug
-        "code_file": "script.py", "language": "python", "kernel_type": "script", "is_private": True,
+        "code_file": file, "language": "python", "kernel_type": form, "is_private": True,
         "enable_gpu": True, "machine_shape": "NvidiaTeslaT4", "enable_internet": False,  # the client's default is true
         **{f"{kind}_sources": names for kind, names in reads.items()},
     }  # fmt: skip
-    latest, before = _find_latest(ref)
+    latest, before = find_latest(ref)
     if before == source.strip():
-        run = _find("kernels_status", kernel=latest.path)
-        if run and run["status"] in (*ACTIVE, "COMPLETE"):
-            print(f"{ref}: version {latest.version} is this very job, {run['status'].lower()}; not pushed again")
+        state = "SAVED" if draft else (_find("kernels_status", kernel=latest.path) or {}).get("status")
+        if state in ("SAVED", *ACTIVE, "COMPLETE"):
+            print(f"{ref}: version {latest.version} is this very job, {state.lower()}; not pushed again")
             return latest
 
-    if hours := _find("get_gpu_hours"):
+    if not draft and (hours := _find("get_gpu_hours")):
         used, allowed = hours
         print(f"GPU hours of this week: {used:.1f} of {allowed:.1f} used", flush=True)
         if needed > allowed - used:
@@ -73,15 +77,15 @@ def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **re
             raise Refused(f"{ref}: {needed:.1f} GPU hours are asked for, and {allowed - used:.1f} are left; {fits}")
 
     def arrived() -> Kernel | None:
-        now, there = _find_latest(ref)
-        return now if there == source.strip() and now != latest else None
+        now, there = find_latest(ref)
+        return now if there == source.strip() and now.version != latest.version else None
 
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "script.py"
+        script = Path(folder) / file
         script.write_text(source, encoding="utf-8")
         credentials.refuse_credentials([script])
         files.write_json(Path(folder) / "kernel-metadata.json", about)
-        answer = call_client("kernels_push", arrived, folder=folder, timeout=str(limit) if limit else None)
+        answer = call_client("kernels_push", arrived, folder=folder, timeout=str(limit or ""), no_run=draft)
     if isinstance(answer, Kernel):
         return answer
     if "session count" in (answer["error"] or ""):
@@ -92,12 +96,13 @@ def push_kernel(ref: str, source: str, limit: int = 0, needed: float = 0.0, **re
     if lost := [f"{kind} {name}" for kind in reads for name in answer[f"invalid{kind.title()}Sources"] or []]:
         without = f"version {kernel.version} runs without: stop it at {page}, correct the source, push again"
         raise Refused(f"{ref}: Kaggle has no {', '.join(lost)} for you; {without}")
-    print(f"{ref}: version {kernel.version} pushed, {page}; Ctrl-C here leaves it running", flush=True)
+    then = "open it there, and run it" if draft else "Ctrl-C here leaves it running"
+    print(f"{ref}: version {kernel.version} pushed, {page}; {then}", flush=True)
     return kernel
 
 
-def follow_kernel(kernel: Kernel) -> str:
-    """Wait until a kernel has run, printing each line of its log once, as it comes; return why it failed, or "".
+def follow_kernel(kernel: Kernel, say: Callable[[str], None] = print) -> str:
+    """Wait until a kernel has run, saying each line of its log once, as it comes; return why it failed, or "".
 
     Raises Refused where Kaggle does not tell."""
     told = 0
@@ -107,7 +112,7 @@ def follow_kernel(kernel: Kernel) -> str:
         if run["status"] != "QUEUED":
             with contextlib.suppress(Declined):  # the stream is cut now and then, and begins anew
                 for line in itertools.islice(client.read_log(kernel.path), told, None):
-                    print(line, flush=True)
+                    say(line)
                     told += 1
         if run["status"] == "COMPLETE":
             return ""
@@ -117,11 +122,13 @@ def follow_kernel(kernel: Kernel) -> str:
         time.sleep(30)
 
 
-def _find_latest(ref: str) -> tuple[Kernel, str]:
+def find_latest(ref: str) -> tuple[Kernel, str]:
     """The latest version of a kernel and its source; version 0 without one where there is no such kernel."""
     if not (there := _find("get_kernel", ref=ref)):
         return Kernel(ref, 0), ""
-    return Kernel(ref, there["metadata"]["currentVersionNumber"] or 0), (there["blob"]["source"] or "").strip()
+    about = there["metadata"]
+    kernel = Kernel(ref, about["currentVersionNumber"] or 0, about.get("dockerImage") or "")
+    return kernel, (there["blob"]["source"] or "").strip()
 
 
 def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:

@@ -1,5 +1,6 @@
 """The same command somewhere else: rehearsed in the sandbox, or run on Kaggle, its output brought back."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -7,21 +8,22 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from comp import files
 from comp.config import Competition, Model
 from comp.data import arrays
-from comp.errors import Refused
+from comp.errors import Refused, spare_what_is_trained
 from comp.kaggle import api, packing, sandbox
 from comp.kaggle.client import call_client
 from comp.model import hub
 from comp.prepare import build
 from comp.submission.check import check_against_input
 from comp.train import pages
-from comp.train.runs import METRICS, Fold, fold_files, has_begun
+from comp.train.runs import CONFIG, METRICS, Fold, fold_files, has_begun
 
 MARGIN = 1200  # seconds that a kernel has beside its time budget, to begin and to finish
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
@@ -52,14 +54,12 @@ def make_slug(name: str) -> str:
     return f"{plain[:27].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}-{plain[-15:].strip('-')}"
 
 
-def write_notebooks(jobs: Iterable[Job]) -> None:
-    """Write each job as a notebook, for those who work in Kaggle's editor. Raises Refused."""
+def push_drafts(jobs: Iterable[Job]) -> None:
+    """Push each job as a private notebook that does not run yet, for work in Kaggle's editor. Raises Refused."""
     for job in jobs:
-        path = job.runs / job.competition.name / f"{job.name}.ipynb"
-        files.write_text(path, packing.make_notebook(packing.pack(job.entry, job.arguments)))
-        here = [str(file) for contents in _find_inputs(job, job.folds).values() for file in contents.values()]
-        reads = [*filter(None, [job.competition.kaggle]), *job.competition.datasets, *here]
-        print(f"{path}: upload it on Kaggle, and attach what it reads: {', '.join(reads) or 'nothing'}")
+        source, reads = _make_kernel(job)
+        ref = f"{api.username()}/{make_slug(f'{job.name}-notebook')}"
+        api.push_kernel(ref, packing.make_notebook(source), draft=True, **reads)
 
 
 def run_in_sandbox(jobs: Iterable[Job]) -> None:
@@ -87,7 +87,8 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
     def finish(job: Job, kernel: api.Kernel) -> None:
         # Of one that failed comes what it had finished; after one that failed, the other kernels' output.
         try:
-            failed = api.follow_kernel(kernel)
+            failed = api.follow_kernel(kernel, _watch(job))
+            kernel = kernel._replace(image=api.find_latest(kernel.ref)[0].image)
             with tempfile.TemporaryDirectory() as folder:
                 call_client("kernels_output", kernel=kernel.path, path=folder)
                 bring_home(job, Path(folder), kernel, failed)
@@ -98,16 +99,9 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
     waiting = [*itertools.filterfalse(_is_done, jobs)]
     limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]
     for number, job in enumerate(waiting):
-        ref = f"{api.username()}/{make_slug(job.name)}"
-        datasets, kernels = _ensure_datasets(job), sorted({*filter(None, map(_find_kernel, job.folds))})
-        # What it reads is named in the source, so that the same source is the same job.
-        versions = [*job.competition.models, *(f"{ref} {api.find_version(ref)}" for ref in job.competition.datasets)]
-        reads = "".join(f"# reads {name}\n" for name in [*datasets, *versions, *(kernel.path for kernel in kernels)])
-        source = packing.pack(job.entry, job.arguments) + reads
-        inputs = {"competition": [*filter(None, [job.competition.kaggle])], "dataset": datasets}
-        inputs |= {"kernel": [kernel.ref for kernel in kernels], "model": [*job.competition.models]}
+        ref, (source, reads) = f"{api.username()}/{make_slug(job.name)}", _make_kernel(job)
         hours = sum(limits[number:]) / 3600
-        while (kernel := api.push_kernel(ref, source, limits[number], hours, **inputs)) is None:
+        while (kernel := api.push_kernel(ref, source, limits[number], hours, **reads)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             finish(*pushed.pop(0)) if pushed else time.sleep(30)
         pushed.append((job, kernel))
@@ -115,6 +109,33 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         finish(job, kernel)
     if refusals:
         raise refusals[0]
+
+
+def _make_kernel(job: Job) -> tuple[str, dict[str, Any]]:
+    """A kernel's source, and by kind what it reads there; what Kaggle lacks of that is uploaded. Raises Refused."""
+    own, datasets, kernels = job.competition, _ensure_datasets(job), {*filter(None, map(find_kernel, job.folds))}
+    # What it reads is named in the source, so that the same source is the same job.
+    versions = [*own.models, *(f"{name} {api.find_version(name)}" for name in own.datasets)]
+    versions += sorted({kernel.path for kernel in kernels})
+    reads = {"competition": [*filter(None, [own.kaggle])], "dataset": datasets, "model": [*own.models]}
+    reads["kernel"] = sorted({kernel.ref for kernel in kernels})
+    return packing.pack(job.entry, job.arguments) + "".join(f"# reads {name}\n" for name in datasets + versions), reads
+
+
+def _watch(job: Job) -> Callable[[str], None]:
+    """Something to say a kernel's lines to: it prints them, and shows them on the page of the run that it trains."""
+    told: list[str] = []
+    runs = {leaf.parents[1] for leaf in job.leaves if (leaf.parents[1] / CONFIG).exists()}
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        told.append(line)
+        if "epoch " in line:  # whatever becomes of the page, the kernel is followed
+            with contextlib.suppress(Refused, OSError), spare_what_is_trained("report.html"):
+                for run in runs:
+                    pages.write_run_page(run, pages.Section("In training on Kaggle", text="\n".join(told)))
+
+    return say
 
 
 def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed: str = "") -> None:
@@ -193,7 +214,7 @@ def _find_inputs(job: Job, folds: Iterable[Fold], with_arrays: bool = True) -> d
     return {name: contents for name, contents in found.items() if contents}
 
 
-def _find_kernel(fold: Fold) -> api.Kernel | None:
+def find_kernel(fold: Fold) -> api.Kernel | None:
     """The kernel that trained a fold; None for a fold that was trained here."""
     file = fold.folder / KERNEL
     return api.Kernel(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
@@ -201,7 +222,7 @@ def _find_kernel(fold: Fold) -> api.Kernel | None:
 
 def _ensure_datasets(job: Job) -> list[str]:
     """The Kaggle datasets that a job reads, as owner/slug; what Kaggle lacks is uploaded as such."""
-    competition, here = job.competition, [fold for fold in job.folds if not _find_kernel(fold)]
+    competition, here = job.competition, [fold for fold in job.folds if not find_kernel(fold)]
     refs, own = list(competition.datasets), job.input / competition.file
     size = api.find_size(competition.kaggle, own.name) if competition.kaggle and not refs else None
     if size and own.exists() and own.stat().st_size != size:

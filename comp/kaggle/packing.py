@@ -6,13 +6,9 @@ segmentation-models-pytorch, and the TOML files that the arguments name, with th
 folder that these name. So credentials, which lie in none of them, cannot."""
 
 import base64
-import inspect
 import io
+import json
 import lzma
-import os
-import runpy
-import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -47,34 +43,15 @@ def pack(entry: Path, arguments: Sequence[str] = ()) -> str:
     archive = base64.encodebytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)).decode()
     given = "".join(f"    {word!r},\n" for word in words)
     template = Path(__file__).with_name("script.template").read_text(encoding="utf-8")
-    script = template.format(entry=entry.name, run=inspect.getsource(run), archive=archive, arguments=given)
+    script = template.format(entry=entry.name, archive=archive, arguments=given)
     if (size := len(script.encode())) >= LIMIT:
         raise Refused(f"the pack has {size:,} bytes; Kaggle takes fewer than {LIMIT:,}")
     return script
 
 
-# This function is copied into every script, so it uses nothing of comp.
-def run(archive: str, entry: str, arguments: list[str]) -> None:
-    """Run the entry script of an archive as `python kernels/ENTRY ARGUMENTS…` would, in this working folder."""
-    # albumentations looks for an update when it is imported, and stalls without a network.
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    data = lzma.decompress(base64.b64decode(archive))
-    folder = tempfile.mkdtemp(prefix="comp-")  # it stays: a traceback reads its lines from these files
-    zipfile.ZipFile(io.BytesIO(data)).extractall(folder)
-    sys.path.insert(0, folder)
-    os.environ["PYTHONPATH"] = folder  # for processes that this one starts or becomes
-    path = os.path.join(folder, "kernels", entry)
-    sys.argv = [path, *(word.replace("pack:", folder + "/") for word in arguments)]
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as end:
-        if end.code:  # a notebook shows even exit status 0 as an error
-            raise
-
-
 def make_notebook(script: str) -> str:
-    """A packed script as a notebook: archive folded away, then the job."""
-    from nbformat import v4, writes
+    """A packed script as a notebook's JSON, as the client sends it: archive folded away, then the job."""
+    from nbformat import v4
 
     library, arguments, job = script.partition("ARGUMENTS = [")
     hidden = {"jupyter": {"source_hidden": True}, "_kg_hide-input": True}
@@ -82,7 +59,7 @@ def make_notebook(script: str) -> str:
     cells = [v4.new_code_cell(library, id="archive", metadata=hidden), v4.new_code_cell(arguments + job, id="job")]
     machine = {"accelerator": "nvidiaTeslaT4", "isGpuEnabled": True, "isInternetEnabled": False}
     python = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return writes(v4.new_notebook(cells=cells, metadata={"kaggle": machine, "kernelspec": python})) + "\n"
+    return json.dumps(v4.new_notebook(cells=cells, metadata={"kaggle": machine, "kernelspec": python}))
 
 
 def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:

@@ -24,13 +24,6 @@ from tqdm import tqdm
 
 from comp.errors import Refused
 
-# What Kaggle's image holds of what a kernel may import, as observed; what these require is there, too.
-IMAGE = (
-    "accelerate", "albumentations", "huggingface-hub", "jinja2", "joblib", "kornia", "matplotlib", "nbformat", "numba",
-    "numpy", "omegaconf", "opencv-python-headless", "optuna", "pandas", "polars", "pycocotools", "pydantic",
-    "pytorch-lightning", "safetensors", "scikit-image", "scikit-learn", "scipy", "tensorboard", "timm", "torch",
-    "tifffile", "torchmetrics", "torchvision", "tqdm", "transformers",
-)  # fmt: skip
 WORKING_LIMIT = 20e9  # bytes; Kaggle keeps no more
 MACHINE = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")  # describe hardware, not the user
 SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/nix", "/opt", "/sbin", "/sys", "/usr")
@@ -129,7 +122,8 @@ def _image(folder: Path) -> set[Path]:
     venv.create(folder, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     places = {Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}
-    wanted = list(IMAGE)
+    # What Kaggle's image holds of what a kernel may import, as observed; what these require is there, too.
+    wanted = Path(__file__).with_name("image.txt").read_text(encoding="utf-8").split()
     for name in wanted:  # which grows meanwhile
         with contextlib.suppress(metadata.PackageNotFoundError):
             distribution = metadata.distribution(name)

@@ -240,13 +240,8 @@ def scores(
     Under "classes", by name: iou, dice, precision and recall, None where undefined; share, its part of all pixels."""
     pooled = margins.sum(0)
     hits, truth, prediction, _ = pooled
-    columns = {
-        "iou": iou(pooled),
-        "dice": f_beta(pooled, 1.0),
-        "precision": _ratio(hits, prediction),
-        "recall": _ratio(hits, truth),
-        "share": _ratio(truth, truth.sum()),
-    }
+    columns = {"iou": iou(pooled), "dice": f_beta(pooled, 1.0), "share": _ratio(truth, truth.sum())}
+    columns |= {"precision": _ratio(hits, prediction), "recall": _ratio(hits, truth)}
     readings = {name: score(margins, config.Metric(**fields)) for name, (_, fields) in READINGS.items()}
     by_class = {
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}

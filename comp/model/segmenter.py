@@ -92,7 +92,7 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
     note = f"{model.encoder} from scratch" if encoder else "from scratch"
     if weights := hub.find_weights(model):
-        note = f"{weights.about}: {_load_encoder(encoder, weights.path)}"
+        note = f"{weights.about}: {load_fitting(encoder, weights.path)}"
         mean, std = torch.tensor(weights.mean) * 255, torch.tensor(weights.std) * 255
         if channels != 3:
             mean, std = mean.mean().expand(channels), std.mean().expand(channels)
@@ -142,11 +142,11 @@ def _create_network(smp: Any, model: Model, channels: int, classes: int) -> nn.M
         raise Refused(f"model: {model.architecture} with {model.encoder}: {' '.join(str(error).split())}") from None
 
 
-def _load_encoder(encoder: nn.Module, path: Path) -> str:
-    """Load a file of encoder weights by its keys, and tell what fitted and what did not."""
+def load_fitting(module: nn.Module, path: Path) -> str:
+    """Load what fits of a file's tensors, by their keys; tell what did and what did not. Refused: less than half."""
     import timm
 
-    given, wanted = files.read_tensors(path)[0], encoder.state_dict()
+    given, wanted = files.read_tensors(path)[0], module.state_dict()
     fitting, unused = {}, []
     for key, value in given.items():
         # timm's encoders sit one level deeper, and some of their stages are one level flatter, than in a file.
@@ -160,10 +160,10 @@ def _load_encoder(encoder: nn.Module, path: Path) -> str:
         else:
             unused.append(key)
     missing = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
-    fit = f"{len(fitting)} of the encoder's {len(wanted)} tensors"
+    fit = f"{len(fitting)} of {len(wanted)} tensors"
     if len(missing) > len(wanted) / 2:
         raise Refused(f"{path}: fits {fit}; it has {next(iter(given), 'nothing')!r}, not {missing[0]!r}")
-    encoder.load_state_dict(fitting, strict=False)
+    module.load_state_dict(fitting, strict=False)
     note = f"{fit} fitted"
     for what, keys in (("from scratch", missing), ("unused", unused)):
         if keys:

@@ -11,7 +11,7 @@ from pathlib import Path
 from comp.config import Competition
 from comp.errors import Refused
 from comp.prepare import reader, table
-from comp.prepare.samples import SPLITS, Finding, Found, Layer, Sample, as_seen, fill, is_image, list_files, match_files
+from comp.prepare.samples import SPLITS, Finding, Found, Sample, as_seen, is_image, list_files, match_files
 
 IMAGES = "images", "train/images", "train"
 MASKS = ["masks", "labels", "trimaps", "annotations/trimaps"]
@@ -143,18 +143,15 @@ def _line(place: str, stems: dict[str, str]) -> str:
 
 
 def _read_voc(competition: Competition, lists: Path) -> Found:
-    images, masks = (
-        {as_seen(path.stem): path for path in (lists.parents[1] / folder).glob("*") if is_image(path)}
-        for folder in ("JPEGImages", "SegmentationClass")
-    )
-    train, test = dict[str, Sample](), dict[str, Sample]()
-    for name, fold, part in (("train", 1, train), ("val", 0, train), ("trainval", 1, train), ("test", 1, test)):
-        path = lists / f"{name}.txt"
-        text = as_seen(path.read_text("utf-8-sig", "surrogateescape")) if path.exists() else ""
-        for stem in text.split():
-            if stem not in images or (name != "test" and stem not in masks):
-                raise Refused(f"{path}: names {stem}, which JPEGImages or SegmentationClass lacks")
-            id = fill("source.id", competition.source.id, {"id": stem, "name": as_seen(images[stem].name)})
-            mask = (Layer(masks[stem]),) if stem in masks else None
-            part.setdefault(stem, Sample(id, (images[stem],), mask, fold))
-    return Found([*train.values()], [*test.values()], [])
+    images, masks, parts = "JPEGImages/{id}.*", "SegmentationClass/{id}.*", dict[str, dict[str, Sample]]()
+    said = {"images": images, "masks": masks, "test": images, "test_masks": masks}
+    own = competition.model_copy(update={"source": competition.source.model_copy(update=said)})
+    found = match_files(own, lists.parents[1], ("train", "test"))
+    for name in ("trainval", "train", "val", "test"):
+        path, samples = lists / f"{name}.txt", found.test if name == "test" else found.train
+        known = {as_seen(one.images[0].stem): one for one in samples}
+        named = as_seen(path.read_text("utf-8-sig", "surrogateescape")).split() if path.exists() else []
+        if lacking := [stem for stem in named if stem not in known]:
+            raise Refused(f"{path}: names {lacking[0]}, which JPEGImages or SegmentationClass lacks")
+        parts[name] = {stem: replace(known[stem], fold=int(name != "val")) for stem in named}
+    return Found([*(parts["trainval"] | parts["train"] | parts["val"]).values()], [*parts["test"].values()], [])

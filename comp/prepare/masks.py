@@ -147,10 +147,9 @@ def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int |
             if not re.fullmatch(pattern, code) or (value := int(code.lstrip("#"), base)) >= LENGTHS[kind]:
                 raise Refused(f"source.labels: {code!r}; all are values 0–{LARGEST}, or all are colours like '#3c1098'")
             if name not in labels:
-                void = (
-                    did_you_mean(name, [*labels]) if name != "ignore" else "; arrays.ignore is not set; 255 would fit"
-                )
-                raise Refused(f"source.labels.{code}: no class {name!r}{void}")
+                unset = "; arrays.ignore is not set; 255 would fit"
+                hint = unset if name == "ignore" else did_you_mean(name, [*labels])
+                raise Refused(f"source.labels.{code}: no class {name!r}{hint}")
             meaning[value] = labels[name]
     else:
         some = masks[:: -(-len(masks) // SAMPLE)]

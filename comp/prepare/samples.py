@@ -64,8 +64,7 @@ class Sample:
     @property
     def order(self) -> tuple:
         """What samples are sorted by: ids, in which numbers count as such, so that slice_9 comes before slice_10."""
-        parts = re.split("([0-9]+)", self.id)
-        return [int(part) if k % 2 else part for k, part in enumerate(parts)], self.id
+        return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", self.id))], self.id
 
     @property
     def mask_files(self) -> list[tuple[Path, int | None]]:

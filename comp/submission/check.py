@@ -82,8 +82,7 @@ def check_against_input(path: Path, competition: Competition, folder: Path) -> i
     sample = arrays.find_sample_submission(competition, folder)
     if competition.datasets and not (folder / competition.file).exists():
         return check_submission(path, competition, sample=sample)
-    test = arrays.load_test(competition, folder)
-    return check_submission(path, competition, *test.asked, sample)
+    return check_submission(path, competition, *arrays.load_test(competition, folder).asked, sample)
 
 
 def read_header(path: str | Path) -> list[str]:
@@ -121,10 +120,8 @@ def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
                     raise csv.Error(f"{len(fields)} columns; the header has {columns}")
                 yield [*fields[:keys], ",".join(fields[keys:])] if row else fields
                 row += 1
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Refused(f"{path}: not UTF-8") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: {getattr(error, 'strerror', 'not UTF-8')}") from None
     except csv.Error as error:
         raise Refused(f"{path}: {f'row {row}' if row else 'the header'}: {error}") from None
     if not row:

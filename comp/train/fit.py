@@ -137,7 +137,7 @@ def fit(
 
     with loader, _stop_requests() as stop:
         while not state.ended:
-            model.freeze(state.epoch < config.model.frozen_epochs)
+            model.freeze(config.model.freeze_encoder is True or state.epoch < config.model.freeze_encoder)
             model.train()
             steps = loader.steps(state.epoch)
             average_every = min(EMA_EVERY, math.ceil(steps / config.optimizer.accumulate))  # once an epoch at least

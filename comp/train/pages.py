@@ -60,16 +60,13 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_run_page(run_folder: Path, live: Fold | None = None) -> Path:
+def write_run_page(run_folder: Path, live: Section | None = None) -> Path:
     """Write runs/<competition>/<run>/report.html from what its folder and the audit beside it hold. Raises Refused.
 
-    `live` is a fold in training, whose metrics say under "left" how far it is; the page then loads itself anew."""
+    `live` shows a fold in training; the page then loads itself anew."""
     config = read_config(run_folder)
     folds = find_folds(run_folder, needed=not live)
-    competition, model, sections = config.competition, config.model, list[Section]()
-    if live:
-        heading = f"Fold {live.number}, in training: epoch {live.metrics['epochs']}, {live.metrics['left']}"
-        sections.append(Section(heading, figures=read_figures(live.folder)))
+    competition, model, sections = config.competition, config.model, [live] if live else []
     if folds:
         sections += _describe_folds(run_folder, folds, competition)
     beside = {"What is decided after the blend": run_folder / "decisions"}
@@ -81,10 +78,10 @@ def write_run_page(run_folder: Path, live: Fold | None = None) -> Path:
     ran = command.read_text(encoding="utf-8") if command.exists() else ""
     values = {"every value of the configuration": config.model_dump_json(indent=2)}
     sections.append(Section("Command and configuration", text=ran, details=values))
-    facts = [*([live] if live else []), *folds][0].metrics
+    facts = folds[0].metrics if folds else {}
     title = f"{competition.title or competition.name}: {run_folder.name}"
     subtitle = f"recipe {config.recipe}, {model.architecture}; {facts.get('weights') or model.encoder}; "
-    subtitle += f"{len(folds)} of {config.folds.count} folds on {facts['device']}; "
+    subtitle += f"{len(folds)} of {config.folds.count} folds" + f" on {facts.get('device')}" * bool(folds) + "; "
     subtitle += f"out-of-fold {metrics.describe_metric(competition.metric)}, "
     subtitle += f"test-time augmentation: {config.predict.tta} (none in the curves)"
     return write_page(run_folder / "report.html", title, subtitle, sections, live is not None)

@@ -17,7 +17,7 @@ from comp.config import Config
 from comp.data import npz
 from comp.data.folds import FULL
 from comp.errors import Refused
-from comp.model import metrics
+from comp.model import metrics, segmenter
 from comp.report import tables
 
 MODEL, OOF, METRICS, HISTORY = "model.safetensors", "oof.npz", "metrics.json", "history.csv"
@@ -127,12 +127,7 @@ def load_start(model: nn.Module, run_folder: Path, fold: str, valid: np.ndarray)
     if len(valid) and (known := {*valid.tolist()} - {*start.oof()[0].tolist()}):
         fits = "the same folds.count, folds.seed and groups would fit"
         raise Refused(f"model.start: {start.folder} may have trained on {min(known)!r}, which validates here; {fits}")
-    given, wanted = files.read_tensors(start.folder / MODEL)[0], model.state_dict()
-    fitting = {key: value for key, value in given.items() if key in wanted and value.shape == wanted[key].shape}
-    model.load_state_dict(fitting, strict=False)
-    lacking = [key for key in wanted if key not in fitting]
-    note = f"{start.folder}: {len(fitting)} of {len(wanted)} tensors fitted"
-    return note + f"; from scratch: {', '.join(lacking[:3])}{', …' * (len(lacking) > 3)}" * bool(lacking)
+    return f"{start.folder}: {segmenter.load_fitting(model, start.folder / MODEL)}"
 
 
 def save_checkpoint(

@@ -79,27 +79,30 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
     # The three with the most classes are watched, for the filmstrip.
     watched = valid[np.argsort(-(data.index.counts[valid] > 0).sum(1), kind="stable")[:3]]
 
-    seen_at = 0.0  # when the page may be drawn again
+    due = {"figures": 0.0, "page": 0.0}  # when each may be made again; the page tells of epochs between two drawings
 
     def watch(state: State, model: Segmenter, *counted: np.ndarray) -> None:
-        nonlocal seen_at
         if not counted or distributed.rank():
             return
         if state.epoch & (state.epoch - 1) == 0:  # 1, 2, 4, 8 …: most changes early, and the last is not known yet
             with files.atomic_write(folder / f"frame-{state.epoch:05}.npy") as beside:
                 np.save(beside, _look(model, data, watched))
-        began = time.monotonic()
-        if began > seen_at and not state.ended:
-            left = timedelta(seconds=round(state.seconds * (1 / max(state.progress, 1e-3) - 1)))
-            facts = {"best_epoch": state.best_epoch + 1, "epochs": state.epoch, "ended": ""}
-            facts |= {"device": str(machine.device), "left": f"{state.progress:.0%} done, about {left} left"}
-            live = Fold(folder, number, facts)
-            with spare_what_is_trained("report.html"):
-                _draw(live, data, watched, model, *counted)
-                page = pages.write_run_page(folder.parent, live)
-                if not seen_at:
-                    print(f"{page} shows how it goes")
-            seen_at = time.monotonic() + (time.monotonic() - began) / SHARE
+        left = timedelta(seconds=round(state.seconds * (1 / max(state.progress, 1e-3) - 1)))
+        done = f"epoch {state.epoch}, {state.progress:.0%} done, about {left} left, on {machine.device}"
+        now = Fold(folder, number, {"best_epoch": state.best_epoch + 1, "epochs": state.epoch, "ended": ""})
+
+        def show() -> None:
+            live = pages.Section(f"Fold {number}, in training: {done}", figures=pages.read_figures(folder))
+            page = pages.write_run_page(folder.parent, live)
+            if not due["page"]:
+                print(f"{page} shows how it goes")
+
+        makers = {"figures": lambda: _draw(now, data, watched, model, *counted), "page": show}
+        with spare_what_is_trained("report.html"):
+            for what, make in makers.items():
+                if not state.ended and (began := time.monotonic()) > due[what]:
+                    make()
+                    due[what] = time.monotonic() + (time.monotonic() - began) / SHARE
 
     model, state = fit(data, number, folder, machine, watch)
     if distributed.rank():
