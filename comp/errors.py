@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 LONGEST = 1000  # characters of a line
 
@@ -20,10 +20,7 @@ class Refused(ValueError):
         super().__init__("".join(char if char.isprintable() else " " for char in line))
 
 
-@cache
-def print_once(line: str) -> None:
-    """Tell what concerns many batches or samples, but only once."""
-    print(line, flush=True)
+print_once = cache(partial(print, flush=True))  # for what concerns many batches or samples
 
 
 @contextmanager

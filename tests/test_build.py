@@ -83,6 +83,10 @@ def test_voc_lists_decide_split_and_fold(tmp_path):
     assert [(sample.id, sample.fold) for sample in layout.train] == [("a", 0), ("b", 1), ("c", 0)]
     assert [sample.id for sample in layout.test] == ["d"]
     assert layout.odd == []  # VOC's lists name a part of its images
+    for stem, place in (("e.1", "JPEGImages"), ("e.2", "JPEGImages")):  # names with a dot stay whole
+        save_image(tmp_path / f"VOC2007/{place}/{stem}.jpg")
+    (lists / "test.txt").write_text("e.1\ne.2\n")
+    assert [sample.id for sample in find(tmp_path).test] == ["e.1", "e.2"]
     (lists / "val.txt").write_bytes(b"c\nmissing\xe9\n")  # of Latin-1
     with pytest.raises(Refused, match=r"val\.txt: names missing"):
         find(tmp_path)

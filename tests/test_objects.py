@@ -78,6 +78,10 @@ def test_touching_objects_come_apart_at_their_necks():
     assert [one.max() for one in parted] == [2, 1]
     assert (parted[0] > 0).tolist() == (labels[0] > 0).tolist()
     assert objects.match_objects(discs[0], parted[0])[0].min() > 0.9
+    # In a larger image a neck is a share of a window's side, so that it is as many pixels.
+    wide = np.pad(labels[0], ((0, 3 * 64), (0, 3 * 96)))
+    assert (objects.find_objects(wide, NUCLEI, (0.0, 0.03), 64 * 96)[:64, :96] == parted[0]).all()
+    assert objects.find_objects(wide, NUCLEI, (0.0, 0.12)).max() == 1
 
 
 def test_objects_grow_back_over_their_border():

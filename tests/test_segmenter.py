@@ -145,6 +145,17 @@ def test_encoder_weights_from_a_file_are_matched_by_key(tmp_path, monkeypatch):
         build(3, encoder="resnet18", encoder_weights=str(_file(tmp_path, {"a": torch.zeros(1)})))
 
 
+def test_a_start_of_other_channels_leaves_the_normalisation(tmp_path):
+    loaded = config.load_config("demo")
+    start, _ = segmenter.build_segmenter(loaded.model, 3, 5, torch.full((3,), 90.0), torch.full((3,), 40.0))
+    segmenter.save_model(start, tmp_path / "m.safetensors", loaded)
+    model, _ = segmenter.build_segmenter(loaded.model, 1, 5, MEAN, STD)
+    assert "unused: mean, std" in segmenter.load_fitting(model, tmp_path / "m.safetensors")
+    assert model.mean.flatten().tolist() == MEAN.tolist() and model.std.flatten().tolist() == STD.tolist()
+    ours, theirs = (one.net.encoder.conv1.weight for one in (model, start))
+    torch.testing.assert_close(ours[:, 0], theirs.sum(1), atol=1e-5, rtol=1e-4)
+
+
 def test_timms_own_weights_fit_an_encoder_whose_stages_it_flattens(tmp_path):
     weights = {key: value.clone() for key, value in timm.create_model("convnext_atto").state_dict().items()}
     file = _file(tmp_path, weights)

@@ -54,7 +54,7 @@ def test_windows_cover_an_image_and_lie_inside_it():
                 assert (covered > 1).mean() > 0.4
 
 
-@pytest.mark.parametrize(("cut", "size"), [((32, 40), (32, 40)), ((32, 40), (16, 20))])
+@pytest.mark.parametrize(("cut", "size"), [((32, 40), (32, 40)), ((32, 40), (16, 20)), ((32, 40), (48, 60))])
 def test_slides_are_cut_predicted_and_stitched_together(tmp_path, monkeypatch, cut, size):
     own, folder = toml(cut, size), tmp_path / "input/slug"
     masks = lay_out(folder)
@@ -87,7 +87,7 @@ def test_slides_are_cut_predicted_and_stitched_together(tmp_path, monkeypatch, c
             assert written[id] == encode_runs(mask[None])[0]
         else:  # at half the scale a rim of a pixel or two is lost
             wrong = np.mean(decode(written[id], mask.shape) != mask)
-            assert wrong < 0.04
+            assert wrong < (0.04 if size < cut else 0.004)
 
 
 def decode(text, shape):

@@ -8,8 +8,7 @@ import numpy as np
 
 def score_image(truth, prediction):
     """Hits, predicted and true pixels of buildings, then of each level where there is truly a building."""
-    levels = ((truth == k, (prediction == k) & (truth > 0)) for k in range(1, 5))
-    pairs = [(truth > 0, prediction > 0), *levels]
+    pairs = [(truth > 0, prediction > 0), *((truth == k, (prediction == k) & (truth > 0)) for k in range(1, 5))]
     return [count for true, seen in pairs for count in ((true & seen).sum(), seen.sum(), true.sum())]
 
 

@@ -286,4 +286,8 @@ def _read_optional(path: Path, arrays: Arrays, name: str, dtype: type, shape: tu
     values = npz.read_array(member)
     if dtype is not str:
         return values.astype(dtype)
-    return np.array([one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in values.tolist()])
+    # Bytes that are not UTF-8 become surrogates, which are not printable.
+    texts = [v.decode(errors="surrogateescape") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+    if odd := [text for text in texts if not text.isprintable()]:
+        raise Refused(f"{member}: sample {texts.index(odd[0])} has {odd[0]!r}; printable text would fit")
+    return np.array(texts)

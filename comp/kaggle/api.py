@@ -126,9 +126,8 @@ def find_latest(ref: str) -> tuple[Kernel, str]:
     """The latest version of a kernel and its source; version 0 without one where there is no such kernel."""
     if not (there := _find("get_kernel", ref=ref)):
         return Kernel(ref, 0), ""
-    about = there["metadata"]
-    kernel = Kernel(ref, about["currentVersionNumber"] or 0, about.get("dockerImage") or "")
-    return kernel, (there["blob"]["source"] or "").strip()
+    about, source = there["metadata"], there["blob"]["source"] or ""
+    return Kernel(ref, about["currentVersionNumber"] or 0, about.get("dockerImage") or ""), source.strip()
 
 
 def upload_dataset(contents: Mapping[str, Path], slug: str) -> str:

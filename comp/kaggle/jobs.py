@@ -16,14 +16,14 @@ from typing import Any
 from comp import files
 from comp.config import Competition, Model
 from comp.data import arrays
-from comp.errors import Refused, spare_what_is_trained
+from comp.errors import Refused
 from comp.kaggle import api, packing, sandbox
 from comp.kaggle.client import call_client
 from comp.model import hub
 from comp.prepare import build
 from comp.submission.check import check_against_input
 from comp.train import pages
-from comp.train.runs import CONFIG, METRICS, Fold, fold_files, has_begun
+from comp.train.runs import METRICS, Fold, fold_files, has_begun
 
 MARGIN = 1200  # seconds that a kernel has beside its time budget, to begin and to finish
 KERNEL = "kernel.json"  # beside a fold that Kaggle trained: which kernel, which version
@@ -88,7 +88,10 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         # Of one that failed comes what it had finished; after one that failed, the other kernels' output.
         try:
             failed = api.follow_kernel(kernel, _watch(job))
-            kernel = kernel._replace(image=api.find_latest(kernel.ref)[0].image)
+            if (latest := api.find_latest(kernel.ref)[0]).version == kernel.version:
+                kernel = latest  # which says its image
+            for leaf in job.leaves if failed else ():  # the page of its log gives way to what comes
+                (leaf.parents[1] / "report.html").unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as folder:
                 call_client("kernels_output", kernel=kernel.path, path=folder)
                 bring_home(job, Path(folder), kernel, failed)
@@ -100,8 +103,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
     limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]
     for number, job in enumerate(waiting):
         ref, (source, reads) = f"{api.username()}/{make_slug(job.name)}", _make_kernel(job)
-        hours = sum(limits[number:]) / 3600
-        while (kernel := api.push_kernel(ref, source, limits[number], hours, **reads)) is None:
+        while (kernel := api.push_kernel(ref, source, limits[number], sum(limits[number:]) / 3600, **reads)) is None:
             print(f"{job.name}: waits until Kaggle has a place for it", flush=True)
             finish(*pushed.pop(0)) if pushed else time.sleep(30)
         pushed.append((job, kernel))
@@ -124,16 +126,18 @@ def _make_kernel(job: Job) -> tuple[str, dict[str, Any]]:
 
 def _watch(job: Job) -> Callable[[str], None]:
     """Something to say a kernel's lines to: it prints them, and shows them on the page of the run that it trains."""
-    told: list[str] = []
-    runs = {leaf.parents[1] for leaf in job.leaves if (leaf.parents[1] / CONFIG).exists()}
+    lines, due = list[str](), 0.0
+    runs = {leaf.parents[1] for leaf in job.leaves if leaf.match("fold-*/*")}
 
     def say(line: str) -> None:
+        nonlocal due
         print(line, flush=True)
-        told.append(line)
-        if "epoch " in line:  # whatever becomes of the page, the kernel is followed
-            with contextlib.suppress(Refused, OSError), spare_what_is_trained("report.html"):
-                for run in runs:
-                    pages.write_run_page(run, pages.Section("In training on Kaggle", text="\n".join(told)))
+        lines.append(line)
+        if "epoch " in line and time.monotonic() > due:
+            due = time.monotonic() + 20  # seconds, after which the page loads itself anew
+            for run in runs:
+                with contextlib.suppress(Exception):  # whatever becomes of the page, the kernel is followed
+                    pages.write_run_page(run, pages.Section(f"On Kaggle: {job.name}", text="\n".join(lines)))
 
     return say
 

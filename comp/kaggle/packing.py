@@ -64,8 +64,7 @@ def make_notebook(script: str) -> str:
 
 def _carry_tomls(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
     """The arguments as the kernel gets them, and the files that travel with them, by their paths in the pack."""
-    words: list[str] = []
-    carried: dict[str, bytes] = {}
+    words, carried = list[str](), dict[str, bytes]()
     for word in arguments:
         option, equals, name = word.rpartition("=") if word.startswith("--") else ("", "", word)
         if name.endswith(".toml"):

@@ -1,7 +1,7 @@
 """Objects, numbered from 1 in an array of the image's size, 0 is none: found in labels, matched with the true ones."""
 
+import math
 from collections.abc import Sequence
-from math import prod
 
 import cv2
 import numpy as np
@@ -10,23 +10,22 @@ from scipy.optimize import linear_sum_assignment
 from comp.config import Competition, Metric
 
 
-def find_objects(labels: np.ndarray, competition: Competition, necks: Sequence[float] = ()) -> np.ndarray:
+def find_objects(labels: np.ndarray, own: Competition, necks: Sequence = (), window: float = math.inf) -> np.ndarray:
     """The objects, int32 (H, W), that labels, uint8 (H, W), show: parts of one class that touch are one object.
 
-    They grow back over the class "border", which lies between objects. Of a class with a neck, a share of the image's
-    side, touching parts are two objects where each has a middle of its own: a watershed from the maxima of the distance
-    to the rim, which is smoothed over a neck, so that maxima are two necks apart at least."""
+    They grow back over the class "border", which lies between objects. Of a class with a neck, a share of the side of
+    the image, or of a `window` of so many pixels, touching parts are two objects where each has a middle of its own: a
+    watershed from the maxima of the distance to the rim, smoothed over a neck: maxima are two necks apart at least."""
     from skimage.feature import peak_local_max  # two seconds, which few need to wait for
     from skimage.measure import label
     from skimage.segmentation import watershed
 
-    found, cut = np.zeros(labels.shape, np.int32), competition.source.cut
-    side = min(labels.size, prod(cut) if cut else labels.size) ** 0.5  # of a window, where necks were found on those
-    for k in competition.written:
+    found, side = np.zeros(labels.shape, np.int32), min(labels.size, window) ** 0.5
+    for k in own.written:
         body, neck = labels == k, necks[k] * side if necks else 0.0
-        area = body | (labels == len(competition.classes) - 1) if competition.source.border else body
+        area = body | (labels == len(own.classes) - 1) if own.source.border else body
         seeds = parts = label(body, connectivity=2)
-        if neck or competition.source.border:
+        if neck or own.source.border:
             depth = cv2.distanceTransform(body.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
             if neck:
                 depth = cv2.GaussianBlur(depth, (0, 0), neck)

@@ -153,7 +153,7 @@ def load_fitting(module: nn.Module, path: Path) -> str:
         names = (f"model.{key}", f"model.{key.replace('.', '_', 1)}", f"model.model.{key}", key)
         name = next((name for name in names if name in wanted), None)
         shape = wanted[name].shape if name else None
-        if shape and len(shape) == value.ndim == 4 and value.shape[1] == 3:  # a first layer, made for colours
+        if shape and len(shape) == value.ndim == 4 and value.shape[1] == 3 < len(value):  # a first layer, for colours
             value = timm.models.adapt_input_conv(shape[1], value)
         if name and value.shape == shape:
             fitting[name] = value

@@ -143,7 +143,7 @@ def _line(place: str, stems: dict[str, str]) -> str:
 
 
 def _read_voc(competition: Competition, lists: Path) -> Found:
-    images, masks, parts = "JPEGImages/{id}.*", "SegmentationClass/{id}.*", dict[str, dict[str, Sample]]()
+    images, masks, parts = "JPEGImages/{id}.jpg", "SegmentationClass/{id}.png", dict[str, dict[str, Sample]]()
     said = {"images": images, "masks": masks, "test": images, "test_masks": masks}
     own = competition.model_copy(update={"source": competition.source.model_copy(update=said)})
     found = match_files(own, lists.parents[1], ("train", "test"))
@@ -154,4 +154,4 @@ def _read_voc(competition: Competition, lists: Path) -> Found:
         if lacking := [stem for stem in named if stem not in known]:
             raise Refused(f"{path}: names {lacking[0]}, which JPEGImages or SegmentationClass lacks")
         parts[name] = {stem: replace(known[stem], fold=int(name != "val")) for stem in named}
-    return Found([*(parts["trainval"] | parts["train"] | parts["val"]).values()], [*parts["test"].values()], [])
+    return Found([*(parts["trainval"] | parts["val"] | parts["train"]).values()], [*parts["test"].values()], [])

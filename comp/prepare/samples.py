@@ -164,8 +164,7 @@ def _match_images(pattern: re.Pattern, files: Files, said: str) -> list[tuple[Fi
     matched = [(found.groupdict(), path) for name, path in files if (found := pattern.fullmatch(name))]
     if images := [(fields, path) for fields, path in matched if is_image(path)]:
         return images
-    folders = {path.parent: name for name, path in reversed(files)}
-    shown = ", ".join([*folders.values()][::-1][:5])
+    shown = ", ".join([*{path.parent: name for name, path in reversed(files)}.values()][::-1][:5])
     only = f"only {matched[0][1].name} and its like, which a source.reader could read" if matched else ""
     raise Refused(f"{said}: matches {only or 'nothing'}; there are {shown or 'no files'}")
 

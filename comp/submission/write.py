@@ -92,7 +92,7 @@ def _keyed_rows(
     for image_id, image, *texts in zip(ids, labels, *by_class, strict=True):
         keys = row_keys(competition, image_id, image.shape)
         if submission.rows == "instance":
-            found = find_objects(image, competition, necks)
+            found = find_objects(image, competition, necks, math.prod(competition.source.cut or (math.inf,)))
             objects = [found == number for number in np.unique(found[found > 0])]
             # With a column of classes there is a key for each; an object's least label is its class, not a border.
             keys = [keys[written.index(image[one].min()) * (len(keys) > 1)] for one in objects] or keys[:1]
@@ -123,8 +123,7 @@ def make_header(competition: Competition, pixels: int) -> list[str]:
     """Names of all columns; `pixels` is the area of an image, and counts in the format "pixels" alone."""
     layout = competition.submission
     wide = layout.format == "pixels" and layout.rows != "pixel"
-    values: Iterable[Any] = range(pixels) if wide else [layout.value_column]
-    return [*key_columns(competition), *map(str, values)]
+    return [*key_columns(competition), *map(str, range(pixels) if wide else [layout.value_column])]
 
 
 def find_order(competition: Competition, columns: Sequence[str]) -> list[int]:

@@ -23,7 +23,7 @@ from comp.train import pages, runs
 from comp.train.fit import State, fit
 from comp.train.runs import Fold
 
-SHARE = 0.02  # of the time that drawing the page of a fold in training may take
+SHARE = 0.01  # of the time that figures of a fold in training may take, and its page as much
 
 
 def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) -> None:
@@ -89,7 +89,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
                 np.save(beside, _look(model, data, watched))
         left = timedelta(seconds=round(state.seconds * (1 / max(state.progress, 1e-3) - 1)))
         done = f"epoch {state.epoch}, {state.progress:.0%} done, about {left} left, on {machine.device}"
-        now = Fold(folder, number, {"best_epoch": state.best_epoch + 1, "epochs": state.epoch, "ended": ""})
+        unfinished = Fold(folder, number, {"best_epoch": state.best_epoch + 1, "epochs": state.epoch, "ended": ""})
 
         def show() -> None:
             live = pages.Section(f"Fold {number}, in training: {done}", figures=pages.read_figures(folder))
@@ -97,12 +97,12 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
             if not due["page"]:
                 print(f"{page} shows how it goes")
 
-        makers = {"figures": lambda: _draw(now, data, watched, model, *counted), "page": show}
-        with spare_what_is_trained("report.html"):
-            for what, make in makers.items():
-                if not state.ended and (began := time.monotonic()) > due[what]:
+        makers = {"figures": lambda: _draw(unfinished, data, watched, model, *counted), "page": show}
+        for what, make in makers.items():
+            if not state.ended and (began := time.monotonic()) > due[what]:
+                with spare_what_is_trained(f"the {what} of a fold in training"):
                     make()
-                    due[what] = time.monotonic() + (time.monotonic() - began) / SHARE
+                due[what] = time.monotonic() + (time.monotonic() - began) / SHARE
 
     model, state = fit(data, number, folder, machine, watch)
     if distributed.rank():
