@@ -87,7 +87,7 @@ def test_slides_are_cut_predicted_and_stitched_together(tmp_path, monkeypatch, c
             assert written[id] == encode_runs(mask[None])[0]
         else:  # at half the scale a rim of a pixel or two is lost
             wrong = np.mean(decode(written[id], mask.shape) != mask)
-            assert wrong < (0.04 if size < cut else 0.004)
+            assert wrong < (0.04 if size < cut else 0.01)
 
 
 def decode(text, shape):

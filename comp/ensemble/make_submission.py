@@ -92,12 +92,10 @@ def write_submission(
         if test.places is not None:
             for name, whole, size in stitch_windows(blended, test):
                 part = test.images[0, ..., 0].size / whole[0].numel()  # of which areas are shares
-                if size[0] * size[1] < whole[0].numel():  # windows were enlarged
-                    whole = F.interpolate(whole[None], size, mode="bilinear", antialias=True)[0]
                 areas = {kind: tuple(part * one for one in getattr(decisions, kind)) for kind in (HOLE, AREA, TOTAL)}
                 areas[GATE] = tuple((part * share, least) for share, least in decisions.gate)
                 labels = label_images(whole[None], replace(decisions, **areas), overlap)
-                # Decided before they are enlarged, since a slide of gigapixels has no room as probabilities.
+                # Decided before they are resized, since a slide of gigapixels has no room as probabilities.
                 yield np.array([name]), F.interpolate(labels[None], size=size, mode="nearest-exact")[0].numpy()
             return
         for rows, probabilities in blended:
