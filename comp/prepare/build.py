@@ -54,7 +54,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
         codings = [coding for coding in (reader.coding, reader.binary) if coding]
         texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
-        print(f"{source}: {len(train):,} training and {len(test):,} test images; {texts}")
+        print(f"{source}: {len(train):,} training and {len(test):,} test images, as {size[0]}×{size[1]}; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
         told += [own.table.get("starts"), competition.overlap]
         told.append(json.dumps([*map(asdict, samples)], default=npz.file_state))  # another text once a file changes

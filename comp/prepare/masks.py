@@ -165,7 +165,9 @@ def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int |
             if masks[0].suffix.lower() in (".jpg", ".jpeg"):
                 raise Refused(f"{masks[0]}: a JPEG, of {len(counts)} inexact values; a source.reader could round them")
             shown = ", ".join(f'"{_name(code, kind)}" = "…"' for code, _ in counts.most_common(len(classes) + 2))
-            void = "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""
+            rare = counts.most_common()[-1][0]
+            void = f"; {_name(rare, kind)} is in {next(path.name for path in some if rare in read_codes(path, kind))}"
+            void += "; if 255 is void, arrays.ignore = 255" if ignore is None and 255 in counts else ""
             what = f"the masks hold {len(counts)} {kind} for {len(classes)} classes; say which is which"
             raise Refused(f'{masks[0].parent}: {what}, a class or "ignore", in source.labels = {{{shown}}}{void}')
     table = np.full(LENGTHS[kind], -1, np.int16)
