@@ -72,12 +72,12 @@ def run_names(arguments: argparse.Namespace, config: configs.Config) -> list[str
     return names
 
 
-def fold_numbers(text: str, count: int) -> list[int]:
-    """Folds of "0", "0,2" or "all", of which there are `count`. Raises Refused."""
+def fold_numbers(text: str, count: int, last: str = "all, or full") -> list[int]:
+    """Folds of "0", "0,2" or "all", of which there are `count`. Refused: another; `last` ends what would fit."""
     numbers = {str(number): number for number in range(count)}
     chosen = numbers.keys() if text == "all" else {*text.split(",")}
     if not chosen <= numbers.keys():
-        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, or all")
+        raise Refused(f"fold {text}: there are folds 0 to {count - 1}; write one, several as 0,1, {last}")
     return sorted(numbers[part] for part in chosen)
 
 

@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     folder = comparison_folder(args, competition)
     build.check_hidden_test(competition, args.input)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
-    numbers = {name: cli.fold_numbers(args.fold, config.folds.count) for name, config in variants.items()}
+    numbers = {name: cli.fold_numbers(args.fold, config.folds.count, "or all") for name, config in variants.items()}
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         check_folds(data[name], numbers[name], folder.parent / name)
@@ -120,7 +120,7 @@ def jobs(args: argparse.Namespace) -> list:
     variants = configurations(args)
     config = next(iter(variants.values()))
     folder = comparison_folder(args, config.competition)
-    numbers = cli.fold_numbers(args.fold, config.folds.count)
+    numbers = cli.fold_numbers(args.fold, config.folds.count, "or all")
     folds = [runs.fold_folder(folder.parent / run, number) for run in variants for number in numbers]
     return [
         Job(

@@ -242,10 +242,10 @@ REFUSED = {
     "few ids": ({"train_ids": np.arange(6)}, {}, r"int64 of shape \(6,\); text or integers of shape \(7,\)"),
     "float ids": ({"train_ids": np.arange(7.0)}, {}, "float64 of shape"),
     "same ids": ({"train_ids": np.array([*"abcadef"])}, {}, "the id 'a' is empty or not unique"),
+    "empty id": ({"train_ids": np.array([*"abcdef", ""])}, {}, "the id '' is empty or not unique"),
     "control id": ({"train_ids": np.array([*"abcdef", "g\nh"])}, {}, r"sample 6 has 'g\\nh'"),
     "bad bytes": ({"train_ids": np.array([b"%d\xff" % k for k in range(7)])}, {}, r"sample 0 has '0\\udcff'"),
     "surrogate": ({"train_ids": (np.arange(7) + 0xD800).astype(np.uint32).view("<U1")}, {}, r"sample 0 has '\\ud800'"),
-    "empty id": ({"train_ids": np.array([*"abcdef", ""])}, {}, "the id '' is empty or not unique"),
     "groups": ({"train_groups": np.zeros((7, 2), int)}, {}, "train_groups: int64 of shape"),
 }  # fmt: skip
 

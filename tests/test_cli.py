@@ -36,7 +36,7 @@ def test_a_number_of_workers_that_fits():
         (("train_fold.py", "--flod=0"), "no option --flod; did you mean '--fold'?"),
         (("submit.py", "--mesage", "x"), "no option --mesage; did you mean '--message'?"),
         (("train_fold.py",), "the following arguments are required: --fold"),
-        (("train_fold.py", "--fold", "9"), "fold 9: there are folds 0 to 4; write one, several as 0,1, or all"),
+        (("train_fold.py", "--fold", "9"), "fold 9: there are folds 0 to 4; write one, several as 0,1, all, or full"),
         (("ensemble.py", "--folds", "full,0"), "no finished fold"),
         ((*COMPARE, "--fold", "full"), "fold full: there are folds 0 to 4; write one, several as 0,1, or all"),
     ],

@@ -90,7 +90,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
             failed = api.follow_kernel(kernel, _watch(job))
             if (latest := api.find_latest(kernel.ref)[0]).version == kernel.version:
                 kernel = latest  # which says its image
-            for leaf in job.leaves if failed else ():  # the page of its log gives way to what comes
+            for leaf in (leaf for leaf in job.leaves if failed and leaf.match("fold-*/*")):  # gives way to what comes
                 (leaf.parents[1] / "report.html").unlink(missing_ok=True)
             with tempfile.TemporaryDirectory() as folder:
                 call_client("kernels_output", kernel=kernel.path, path=folder)
