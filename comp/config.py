@@ -26,6 +26,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Value = Annotated[int, Field(ge=0, le=65535)]
 Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 Order = Literal["column", "row"]
+MetricName = Literal["mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta", "object_dice"]
 LossName = Literal["cross_entropy", "boundary", "focal", "dice", "bce_dice", "lovasz"]
 
 
@@ -46,6 +47,7 @@ class Arrays(Section):
     train_folds: str = "train_folds"  # where a split is given: the fold in which each sample validates
     train_extra: str = "train_extra"  # not 0: trains in every fold, and validates in none
     train_instances: str = "train_instances"  # objects numbered from 1 in each image, 0 is none
+    train_soft: str = "train_soft"  # of two classes, 255 times the share of annotators who saw the second
     train_sizes: str = "train_sizes"
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
@@ -90,6 +92,9 @@ class Source(Section):
     table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
     reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
     instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own
+    soft: bool = (
+        False  # of two classes: each file of a mask is one annotator's, or the mean of several, 0 to 1 or to 255
+    )
     # the last class, "border", is where two objects lie in the square of this many pixels; 0: none
     border: Annotated[int, Field(ge=0, le=31)] = 0
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
@@ -106,9 +111,7 @@ class Metric(Section):
 
     # Of objects, matched by their IoU: precision is hits / (hits + false + missed), and thresholds are of the IoU; dice
     # is the sum of the pairs' Dice over the larger number of objects.
-    name: Literal[
-        "mean_iou", "dice", "f_beta", "pixel_accuracy", "object_precision", "object_f_beta", "object_dice"
-    ] = "mean_iou"
+    name: MetricName = "mean_iou"
     # instead, a .py file beside the TOML: score_image(truth, prediction) of labels (H, W), or score_group(truth,
     # prediction, ids) of (N, H, W), gives a number or None, or numbers that are added up for combine_counts(counts)
     function: str = ""
@@ -211,8 +214,7 @@ class Schedule(Section):
 
 class Loss(Section):
     terms: Annotated[dict[LossName, float], Field(min_length=1)] = {"cross_entropy": 1.0}
-    # inverse class frequency on the fold's training part, to a power from 0 to 1 ("sqrt": 0.5, "inverse": 1); or
-    # weights by class name
+    # a power, 0 to 1, of the inverse class frequency in the fold's training part (sqrt: 0.5, inverse: 1); or by name
     class_weights: Literal["none", "inverse", "sqrt"] | Fraction | dict[str, Annotated[float, Field(ge=0)]] = "none"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0  # focal
@@ -357,6 +359,8 @@ def _check_together(config: Config) -> None:
         refuse(value not in fit, f"source.table.{key}: {value!r}; {' or '.join(fit)} would fit")
     apart = source.instances and classes[-1] == "border" and not own.overlap
     refuse(source.border and not apart, 'source.border: needs instances = true, and "border" as the last class apart')
+    hard = count > 2 or own.overlap or source.instances or source.table or source.labels
+    refuse(source.soft and hard, "source.soft: two classes, in files or by a reader, without labels would fit")
     by_class = {"oversample": config.oversample, "loss.class_weights": by_name if isinstance(by_name, dict) else {}}
     for key, names in by_class.items():
         if unknown := [name for name in names if name not in classes]:

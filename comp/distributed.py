@@ -1,11 +1,8 @@
 """One fold on several GPUs: processes that torchrun started and that share each batch. Alone, a process is rank 0 of 1.
 
-    torchrun --local-addr 127.0.0.1 --nproc-per-node 2 -- kernels/train_fold.py --competition mars --fold 0
-
 Each rank loads and augments its share of a batch; DistributedDataParallel averages the gradients. Rank 0 alone
 writes and prints, so the folder of the runs must be one for all."""
 
-import contextlib
 import os
 import sys
 from datetime import timedelta
@@ -76,8 +73,7 @@ def agree(progress: float, stop: bool) -> tuple[float, bool]:
 def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     """The model whose forward pass takes part in the averaging of gradients; alone, the model itself.
 
-    On GPUs batch statistics are those of the whole batch (SyncBatchNorm). On CPUs, which lack it, each rank has its
-    own in training, and rank 0's are kept."""
+    On GPUs batch statistics are those of the whole batch (SyncBatchNorm); on CPUs each rank's own; rank 0's stay."""
     if world_size() == 1:
         return model
     if device.type == "cuda":
@@ -87,11 +83,6 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
     gpus = [device.index] if device.type == "cuda" else None
     # Layers of an encoder beyond its depth get no gradient.
     return DistributedDataParallel(model, gpus, find_unused_parameters=True)
-
-
-def average_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextManager:
-    """Around forward and backward of a wrapped model: average the gradients over ranks now, or only add up."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else contextlib.nullcontext()
 
 
 def is_lost_peer(error: Exception) -> bool:

@@ -82,7 +82,13 @@ def test_factors_are_found_where_they_help(tmp_path):
     data = split()
     decisions, ladder = found([run(tmp_path, "biased", data, 1.6, (1, 1, 0.5))], data)
     assert decisions.factor[2] > decisions.factor[1] and by_kind(ladder)[FACTOR].used
-    assert by_kind(ladder)[FACTOR].score > ladder[0].score + 0.02
+    rung = by_kind(ladder)[FACTOR]
+    assert rung.score > ladder[0].score + 0.02
+    each = rung.words.partition(" (around it ")[2].removesuffix(")").split("; ")  # of each class that has a factor
+    assert len(each) == sum(one != 1 for one in decisions.factor)
+    for curve in each:
+        values = [float(one.strip("[]")) for one in curve.split()]
+        assert len(values) == 5 and curve.split()[2].startswith("[") and values[2] > max(values) - 0.01
 
 
 def test_what_does_not_help_is_not_used(tmp_path):

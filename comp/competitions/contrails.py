@@ -12,5 +12,7 @@ def read_samples(folder, part):
             b11, b14, b15 = (np.load(place / f"band_{k}.npy")[..., LABELLED] for k in (11, 14, 15))
             colours = np.stack([b15 - b14, b14 - b11, b14], axis=-1)
             image = (colours - RANGES[:, 0]) / np.ptp(RANGES, axis=1) * 255
-            mask = np.load(place / "human_pixel_masks.npy") if part == "train" else None
+            mask, each = None, place / "human_individual_masks.npy"
+            if part == "train":  # the hosts' own label is what more than half of the annotators saw
+                mask = np.load(each if each.exists() else place / "human_pixel_masks.npy").mean(axis=-1)
             yield place.name, image.round().clip(0, 255).astype(np.uint8), mask, None

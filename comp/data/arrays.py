@@ -1,6 +1,7 @@
 """From an npz file to checked arrays, and what one look at every sample tells of them."""
 
 import hashlib
+import math
 import mmap
 import os
 import re
@@ -67,6 +68,7 @@ class Split:
     instances: np.ndarray | None = None  # integers (N, H, W): objects of each image, numbered from 1
     neighbours: tuple[int, ...] = ()  # whose channels a network sees beside an image's own, by place in the group
     places: np.ndarray | None = None  # int32 (N, 4) of windows: top, left, and height and width of their image
+    soft: np.ndarray | None = None  # uint8 (N, H, W): 255 times the share of annotators who saw the second class
 
     @cached_property
     def inputs(self) -> np.ndarray | Neighbours:
@@ -111,6 +113,12 @@ def number_groups(groups: np.ndarray) -> np.ndarray:
     """A number for each sample, the same for those of one group; without a group, "", one of its own."""
     numbers = np.unique(groups, return_inverse=True)[1]
     return np.where(groups == "", len(groups) + np.arange(len(groups)), numbers)
+
+
+def spread_starts(side: int, length: int, overlap: float) -> list[int]:
+    """Where parts of a side begin that cover it, evenly; of each a share, `overlap` at least, is in the next."""
+    spare = max(0, side - length)
+    return np.linspace(0, spare, 1 + math.ceil(spare / (length * (1 - overlap)))).round().astype(int).tolist()
 
 
 def find_npz(file: str, folder: Path) -> Path:
@@ -238,18 +246,26 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     folds = _read_optional(path, arrays, f"{part}_folds", np.int16, (count,))
     _check_neighbours(path, arrays, part)
     extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
-    instances = None
+    instances = soft = None
     if part == "train" and competition.metric.name.startswith("object_"):
-        member = npz.read_member(path, arrays.train_instances)
-        if member.shape != images.shape[:3] or member.dtype.kind not in "iu":
-            fits = f"whole numbers of shape {images.shape[:3]} would fit"
-            raise Refused(f"{member}: {member.dtype} of shape {member.shape}; {fits}")
-        instances = npz.map_member(member) if member.offset is not None else npz.read_array(member)
+        instances = _map_beside(path, arrays.train_instances, images.shape[:3])
+    if key := _find_optional(path, arrays, f"{part}_soft"):
+        if len(competition.classes) > 2 or competition.overlap:
+            raise Refused(f"{path}: {key}: of two classes, the share of annotators who saw the second")
+        soft = _map_beside(path, key, images.shape[:3])
     cache = npz.cache_folder(folder)
     prefix = cache / f"{npz.file_state(path)}.{npz.digest([images.key, masks.key if masks else ''])}"
     loaded = images.load(ids, cache), masks.load(ids, cache) if masks else None
     places = _read_optional(path, arrays, f"{part}_places", np.int32, (count, 4))
-    return Split(*loaded, ids, groups, sizes, folds, prefix, extra, instances, arrays.neighbours, places)
+    return Split(*loaded, ids, groups, sizes, folds, prefix, extra, instances, arrays.neighbours, places, soft)
+
+
+def _map_beside(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of whole numbers, one for each of the images' pixels."""
+    member = npz.read_member(path, key)
+    if member.shape != shape or member.dtype.kind not in "iu":
+        raise Refused(f"{member}: {member.dtype} of shape {member.shape}; whole numbers of shape {shape} would fit")
+    return npz.map_member(member) if member.offset is not None else npz.read_array(member)
 
 
 def _check_neighbours(path: Path, arrays: Arrays, part: str) -> None:

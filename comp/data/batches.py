@@ -118,11 +118,12 @@ class _Samples(Dataset):
         return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
     def _sample(self, epoch: int, place: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = np.asarray(self._split.inputs[row]), np.asarray(self._split.masks[row])
-        if self._transform is None:
-            return image, mask
+        image, mask, soft = np.asarray(self._split.inputs[row]), np.asarray(self._split.masks[row]), self._split.soft
         seed = int(np.random.SeedSequence([self._seed, epoch, place]).generate_state(1, np.uint64)[0])
-        return self._transform(image, mask, seed)
+        if soft is not None and row < len(soft):  # behind them are those of arrays.extra
+            # Drawn anew each time, a pixel is of the class as often as annotators saw it: a loss learns their mean.
+            mask = np.where(mask < 2, soft[row] > np.random.default_rng(seed).integers(255), mask)
+        return self._transform(image, mask, seed) if self._transform else (image, mask)
 
 
 def _begin_worker(worker: int) -> None:

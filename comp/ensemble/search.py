@@ -95,14 +95,15 @@ def search_decisions(
         found = _find(kind, targets, parts, chains, competition)
         helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
         helpful.sort(key=lambda one: -one[1])
-        score, used, words = max(judged for _, judged, _ in found), False, "tried, and does not help"
+        score, used, words = max(one[1] for one in found), False, "tried, and does not help"
         for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
             trial = chains
-            for target, _, values in some:
+            for target, _, values, _ in some:
                 trial = [_decide(chain, kind, target, value) for chain, value in zip(trial, values, strict=True)]
             if (now := _judge(parts, trial, competition)) > reached + GAIN:
                 chains, score, reached, used = trial, now, now, True
                 words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
+                words += f" (around it {'; '.join(one[3] for one in sorted(some))})"
                 break
         ladder.append(Rung(kind, score, used, words))
     return chains[-1], ladder
@@ -116,10 +117,9 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
 
 def _find(
     kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions], competition: Competition
-) -> list[tuple[int, float, list[Any]]]:
-    """Of each target, the best value of one decision for every chain.
-
-    Before it, the score of all parts, each under the value that was found without it."""
+) -> list[tuple[int, float, list[Any], str]]:
+    """Of each target the score of all parts, each under the value that was found without it; the best value of one
+    decision for every chain; and the scores around the last one."""
     sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
     values, found = CANDIDATES[kind][:: SPARSE if sparse else 1], []
     counted = {one: [_count(part, one, kind, targets, values, competition) for part in parts] for one in {*chains}}
@@ -129,12 +129,15 @@ def _find(
             own = [one[number] for one in counted[chain]]
             scores = metrics.combine(np.concatenate(own[:k] + own[k + 1 :], 1), competition.metric)
             # Means of three neighbours: the middle of a plateau is better than a lucky peak.
-            scores = uniform_filter1d(scores, 3, mode="nearest")
-            best = np.flatnonzero(scores > scores.max() - 1e-9)
+            means = uniform_filter1d(scores, 3, mode="nearest")
+            best = np.flatnonzero(means > means.max() - 1e-9)
             place = int(best[np.abs(best - values.index(NEUTRAL[kind])).argmin()])  # of equals what changes least
             chosen.append(values[place])
             judged += [one[place] for one in own[k : k + 1]]
-        found.append((target, float(metrics.combine(np.concatenate(judged), competition.metric)), chosen))
+        curve = [f"{scores[k]:.4f}" for k in range(max(0, place - 2), min(place + 3, len(scores)))]
+        curve[min(place, 2)] = f"[{curve[min(place, 2)]}]"
+        score = metrics.combine(np.concatenate(judged), competition.metric)
+        found.append((target, float(score), chosen, " ".join(curve)))
     return found
 
 

@@ -1,8 +1,5 @@
 """Kaggle from here: push a kernel, follow it; upload datasets; download data; submit and wait for scores.
 
-    kernel = push_kernel(f"{username()}/comp-mars-fold-0", source, competition=["an2dl-mars"])
-    follow_kernel(kernel)
-
 Nothing that changes Kaggle is done twice: where an answer got lost, Kaggle is asked first."""
 
 import contextlib
@@ -173,8 +170,7 @@ def find_version(dataset: str) -> int:
 def download_competition(competition: str, folder: Path) -> Path:
     """Bring a competition's data to folder/<competition>, its archives opened, unless it is there; return that folder.
 
-    It appears whole or not at all; a download that was interrupted goes on where it was. Raises Refused where the
-    competition was not joined, and where the disk has no room."""
+    It appears whole; an interrupted download goes on where it was. Refused: not joined, or no room on the disk."""
     there, work = folder / competition, folder / f".download-{competition}"
     if there.is_dir():
         return there

@@ -39,9 +39,8 @@ def call_client(
 ) -> Any:
     """Call a method of KaggleApi, or "get_kernel"; returns JSON values. Raises Declined.
 
-    HTTP 429, 5xx and those of `again`, and lost connections are tried again with growing pauses. Before a change
-    whose answer got lost is asked for again, `arrived` finds out whether it was made: it returns what then stands
-    in for the answer, or None."""
+    HTTP 429, 5xx and those of `again`, and lost connections are tried again with growing pauses. Before a change whose
+    answer got lost is asked for again, `arrived` finds out whether it was made: it returns what stands in, or None."""
     for attempt in itertools.count(1):
         try:
             with _declining(), contextlib.redirect_stdout(io.StringIO()):

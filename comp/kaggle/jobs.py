@@ -145,8 +145,7 @@ def _watch(job: Job) -> Callable[[str], None]:
 def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed: str = "") -> None:
     """Put a kernel's output where the same command here would have left it.
 
-    Raises Refused for what lacks, and with `failed`, why a kernel did not complete, once all that it had finished is
-    here."""
+    Raises Refused for what lacks, and with `failed`, why a kernel did not complete, once what it finished is here."""
     came = {leaf.parent: folder / "runs" / leaf.relative_to(job.runs) for leaf in job.leaves}
     there = [place for place, leaf in came.items() if leaf.exists()]
     lacking = [place for place in came if place not in there]

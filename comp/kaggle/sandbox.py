@@ -50,8 +50,7 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
     """Run a script (its text) as a Kaggle kernel without internet; its exit status, or 137 where it left too much.
 
     `inputs` maps names below /kaggle/input ("mars", "competitions/mars/mars.npz") to files or folders; `working`
-    is an empty folder, which holds at the end what Kaggle would keep. `say` gets the output as it comes. Raises
-    Refused where the system cannot cut the network."""
+    is empty, and holds at the end what Kaggle would keep. Refused where the system cannot cut the network."""
     unshare, reason = find_unshare()
     if reason:
         raise Refused(f"sandbox: no namespaces on this system ({reason}), so the network cannot be cut")

@@ -57,8 +57,7 @@ def weigh_classes(choice: str | float | Mapping[str, float], classes: tuple[str,
     """Weight of each class, float32 (C,), from pixel counts (C,) or by name.
 
     A number is the power of a class's inverse frequency, "sqrt" is 0.5 and "inverse" 1, scaled so that the mean weight
-    of a pixel is 1; a class without a pixel, whose inverse has no bound, weighs 0. A class that is not named among
-    weights by name weighs 1."""
+    of a pixel is 1; a class without a pixel, whose inverse has no bound, weighs 0. By name, one not named weighs 1."""
     if isinstance(choice, Mapping):
         return torch.tensor([choice.get(name, 1.0) for name in classes], dtype=torch.float32)
     if choice == "none":

@@ -1,8 +1,7 @@
 """Every score from one count: margins, int64 (N, 4, C), which hold four numbers of pixels by sample and class.
 
 They are, in this order: pixels that are right; that truly are of the class; that are predicted as it; that are
-predicted as it where the truth is not class 0. A class that neither truth nor prediction holds has no score and is
-left out of means; a mean over nothing is 0, as in Keras."""
+predicted as it where the truth is not class 0. A class in neither has no score; a mean of nothing is 0, as in Keras."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comp import config, files
+from comp import files
+from comp.config import Competition, Metric
 from comp.data.arrays import Split, number_groups, pick_class
 from comp.errors import Refused
 from comp.model import objects
@@ -56,7 +56,7 @@ def to_margins(confusions: Tensor) -> Tensor:
     return torch.stack([confusions.diagonal(dim1=1, dim2=2), truth, prediction, elsewhere], 1)
 
 
-def count_margins(truth: Tensor, prediction: Tensor, competition: config.Competition) -> Tensor:
+def count_margins(truth: Tensor, prediction: Tensor, competition: Competition) -> Tensor:
     """Margins int64 (N, 4, C) of labels uint8 (N, H, W) as a competition has them. Raises Refused.
 
     Where classes overlap, each is counted against the rest, and class 0 is where there is none of them."""
@@ -88,12 +88,12 @@ def f_beta(margins: np.ndarray, beta: float) -> np.ndarray:
     return _ratio((1 + beta**2) * hits, beta**2 * truth + prediction)
 
 
-def needs_images(metric: config.Metric) -> bool:
+def needs_images(metric: Metric) -> bool:
     """Whether a metric looks at each image, since counts of its pixels do not tell its value."""
     return bool(metric.function) or metric.name.startswith("object_")
 
 
-def load_own(metric: config.Metric) -> Callable:
+def load_own(metric: Metric) -> Callable:
     """The function of the user's that scores an image, or all images of a group. Raises Refused."""
     return files.load_function(metric.function, "score_image(truth, prediction)", "score_group(truth, prediction, ids)")
 
@@ -104,7 +104,7 @@ class Tally:
     `margins` are int64 (n, 4, C). `counts`, float64 (n, K), are of metrics that look at images: numbers which are added
     up, of most a value and 1; NaN of an image that adds none, as all of a group but its last."""
 
-    def __init__(self, split: Split, rows: np.ndarray, competition: config.Competition, necks: tuple = ()):
+    def __init__(self, split: Split, rows: np.ndarray, competition: Competition, necks: tuple = ()):
         """`rows` of the split are of all images that will come. Raises Refused."""
         self._split, self._rows, self._order, self._competition = split, rows, np.argsort(rows), competition
         self._necks, metric = necks, competition.metric
@@ -162,7 +162,7 @@ class Tally:
         return counts
 
 
-def score(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None = None) -> float:
+def score(margins: np.ndarray, metric: Metric, counts: np.ndarray | None = None) -> float:
     """The competition's score of margins (N, 4, C), from 0 to 1; where it looks at images, of their counts (N, K).
 
     "global" counts all samples as one image; "per_image" scores each and takes the mean. "drop_class" leaves class 0
@@ -175,7 +175,7 @@ def score(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None 
     return float(combine(contribute(margins, metric, counts), metric))
 
 
-def contribute(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | None = None) -> np.ndarray:
+def contribute(margins: np.ndarray, metric: Metric, counts: np.ndarray | None = None) -> np.ndarray:
     """What images add to a score, of margins (…, N, 4, C): counts (…, N, K), values (…, N), or of a global one a sum.
 
     The sum is margins (…, 1, 4, C)."""
@@ -185,7 +185,7 @@ def contribute(margins: np.ndarray, metric: config.Metric, counts: np.ndarray | 
     return margins.sum(-3, keepdims=True) if metric.average == "global" else _values(margins, metric)
 
 
-def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
+def combine(contributed: np.ndarray, metric: Metric) -> np.ndarray:
     """The scores (…) of what images contributed, batches of them concatenated along the images' axis."""
     if needs_images(metric):
         sums = np.nansum(contributed, -2)
@@ -199,12 +199,12 @@ def combine(contributed: np.ndarray, metric: config.Metric) -> np.ndarray:
     return np.nan_to_num(_mean(contributed))
 
 
-def score_each(margins: np.ndarray, metric: config.Metric, counts: np.ndarray) -> np.ndarray:
+def score_each(margins: np.ndarray, metric: Metric, counts: np.ndarray) -> np.ndarray:
     """A score for each image, float64 (N,), by which cases are chosen; where groups have one, Dice."""
     if needs_images(metric):
         if not metric.function or load_own(metric).__name__ == "score_image":
             return np.array([np.nan if np.isnan(one).any() else combine(one[None], metric) for one in counts])
-        metric = config.Metric(name="dice", background="drop_class")
+        metric = Metric(name="dice", background="drop_class")
     return _values(margins, metric.model_copy(update={"average": "per_image", "empty": "left_out"}))
 
 
@@ -213,7 +213,7 @@ def _are_numbers(values: Any) -> bool:
     return array.dtype.kind in "buif" and bool(np.isfinite(array).all())
 
 
-def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
+def _values(margins: np.ndarray, metric: Metric) -> np.ndarray:
     """The metric's value of every image, float64 (…, N); NaN where it has none."""
     if metric.background == "drop_truth":
         margins = margins[..., [0, 1, 3, 3], :] * (np.arange(margins.shape[-1]) > 0)
@@ -232,9 +232,7 @@ def _values(margins: np.ndarray, metric: config.Metric) -> np.ndarray:
     return _mean(by_class, weights)
 
 
-def scores(
-    margins: np.ndarray, classes: tuple[str, ...], metric: config.Metric, counts: np.ndarray | None = None
-) -> dict[str, Any]:
+def scores(margins: np.ndarray, classes: tuple[str, ...], metric: Metric, counts: np.ndarray | None = None) -> dict:
     """Every score of margins (N, 4, C) as JSON has it; "score" is the competition's own, of `counts` where it has them.
 
     Under "classes", by name: iou, dice, precision and recall, None where undefined; share, its part of all pixels."""
@@ -242,7 +240,7 @@ def scores(
     hits, truth, prediction, _ = pooled
     columns = {"iou": iou(pooled), "dice": f_beta(pooled, 1.0), "share": _ratio(truth, truth.sum())}
     columns |= {"precision": _ratio(hits, prediction), "recall": _ratio(hits, truth)}
-    readings = {name: score(margins, config.Metric(**fields)) for name, (_, fields) in READINGS.items()}
+    readings = {name: score(margins, Metric(**fields)) for name, (_, fields) in READINGS.items()}
     by_class = {
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
@@ -251,7 +249,7 @@ def scores(
     return own | readings | {"classes": by_class}
 
 
-def describe_metric(metric: config.Metric) -> str:
+def describe_metric(metric: Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
     if metric.function:
         return f"{load_own(metric).__name__} of {Path(metric.function).name}"

@@ -40,9 +40,7 @@ class DoubleConv(nn.Module):
 class PlainUnet(nn.Module):
     """A U-Net without a pretrained encoder: `widths` from the top to the bottom, `block` at each of them."""
 
-    def __init__(
-        self, in_channels: int, classes: int, widths: Widths = WIDTHS, block: str = "double", dropout: float = 0.0
-    ):
+    def __init__(self, in_channels: int, classes: int, widths: Widths = WIDTHS, block="double", dropout: float = 0.0):
         super().__init__()
         if block not in BLOCKS:
             raise ValueError(f"block: no {block!r}; there are {', '.join(BLOCKS)}")
@@ -76,34 +74,31 @@ class DualUnet(nn.Module):
         return self.head(torch.cat([self.one(x), self.other(x)], 1))
 
 
-class Deconvolution(nn.Module):
+class Deconvolution(nn.Sequential):
     """Convolutions down, transposed ones up, no skip connections; Xavier initialisation. `pool`: max-pooling halves."""
 
     def __init__(self, in_channels: int, classes: int, widths: Widths = DEEP, kernel: int = 3, pool: bool = False):
-        super().__init__()
         down: list[nn.Module] = []
         for inward, outward in pairwise((in_channels, *widths)):
             down += [nn.Conv2d(inward, outward, kernel, stride=1 if pool else 2, padding=kernel // 2)]
             down += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)] + [nn.MaxPool2d(2)] * pool
-        self.down = nn.Sequential(*down)
-        self.up = _deconvolutions(widths[::-1])
-        self.head = nn.Conv2d(widths[0], classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # each is built with a bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.up(self.down(x)))
+        super().__init__(*down, Decoder(widths[::-1], classes))
+        for name, values in self.named_parameters():
+            if values.ndim == 4:
+                nn.init.xavier_normal_(values)
+            elif name.endswith("bias"):
+                nn.init.zeros_(values)
 
 
-def _deconvolutions(widths: Widths) -> nn.Sequential:
-    """A transposed convolution per width, each of which doubles the size."""
-    up: list[nn.Module] = []
-    for inward, outward in pairwise((*widths, widths[-1])):
-        up += [nn.ConvTranspose2d(inward, outward, 3, stride=2, padding=1, output_padding=1)]
-        up += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)]
-    return nn.Sequential(*up)
+class Decoder(nn.Sequential):
+    """A transposed convolution per width, each of which doubles the size, and a head."""
+
+    def __init__(self, widths: Widths, classes: int):
+        up: list[nn.Module] = []
+        for inward, outward in pairwise((*widths, widths[-1])):
+            up += [nn.ConvTranspose2d(inward, outward, 3, stride=2, padding=1, output_padding=1)]
+            up += [nn.ReLU(inplace=True), nn.BatchNorm2d(outward)]
+        super().__init__(*up, nn.Conv2d(widths[-1], classes, 1))
 
 
 class EncoderDeconvolution(nn.Module):
@@ -114,14 +109,12 @@ class EncoderDeconvolution(nn.Module):
         from segmentation_models_pytorch.encoders import get_encoder
 
         self.encoder: Any = get_encoder(encoder_name, in_channels, weights=encoder_weights)
-        halvings = len(self.encoder.out_channels) - 1
-        if len(widths) != halvings:
+        if len(widths) != (halvings := len(self.encoder.out_channels) - 1):
             raise ValueError(f"widths: one for each time that the encoder halves, {halvings}")
-        self.decoder = _deconvolutions([self.encoder.out_channels[-1], *widths[1:]])
-        self.head = nn.Conv2d(widths[-1], classes, 1)
+        self.decoder = Decoder([self.encoder.out_channels[-1], *widths[1:]], classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.decoder(self.encoder(x)[-1]))
+        return self.decoder(self.encoder(x)[-1])
 
 
 ALL = (PlainUnet, DualUnet, Deconvolution, EncoderDeconvolution)

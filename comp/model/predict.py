@@ -1,6 +1,5 @@
 """Probabilities for images: test-time augmentation, averaged as probabilities; large images in tiles."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comp.config import Predict
-from comp.data.arrays import Neighbours
+from comp.data.arrays import Neighbours, spread_starts
 from comp.device import Device, is_out_of_memory, to_device
 from comp.errors import Refused, print_once
 from comp.model.segmenter import Segmenter
@@ -113,12 +112,9 @@ def make_fade(size: Sequence[int]) -> Tensor:
 def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
     """Rows and columns of the tiles that cover an image of (height, width); all lie inside it and have one size."""
 
-    def along(side: int) -> list[slice]:
-        spare = max(0, side - tile) if tile else 0
-        starts = np.linspace(0, spare, 1 + math.ceil(spare / (0.75 * tile or 1))).round().astype(int).tolist()
-        return [slice(start, start + side - spare) for start in starts]
-
-    return [*product(along(size[0]), along(size[1]))]
+    lengths = [min(side, tile or side) for side in size]
+    starts = product(*(spread_starts(*sides, 0.25) for sides in zip(size, lengths, strict=True)))
+    return [(slice(y, y + lengths[0]), slice(x, x + lengths[1])) for y, x in starts]
 
 
 def activate(logits: Tensor, overlap: bool) -> Tensor:

@@ -1,9 +1,9 @@
 """A competition's download as one npz of equal-sized uint8 arrays.
 
-Its members are stored, so that they can be mapped: train_images, train_masks, train_instances (objects numbered from
-1, uint16, where they are asked for), train_ids, train_sizes (the originals', int32 (N, 2)), train_groups (of the TOML,
-a window's image, or near duplicates), train_folds (a given split), train_extra (1: it only trains); of test images ids,
-sizes, groups, places of windows, and masks where all have one. Samples are read while they are written."""
+Its members are stored, so that they can be mapped: train_images, train_masks; where asked for train_instances (objects
+numbered from 1, uint16) or train_soft (255 times annotators' share, uint8); train_ids, train_sizes (the originals',
+int32 (N, 2)), train_groups (of the TOML, a window's image, or near duplicates), train_folds (a given split),
+train_extra (1: it only trains); of test images ids, sizes, groups, places of windows, and masks where all have one."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
         print(f"{source}: {len(train):,} training and {len(test):,} test images, as {size[0]}×{size[1]}; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
-        told += [own.table.get("starts"), competition.overlap]
+        told += [own.table.get("starts"), competition.overlap] + ["soft"] * own.soft
         told.append(json.dumps([*map(asdict, samples)], default=npz.file_state))  # another text once a file changes
         digest = npz.digest(told, b"".join(coding.table.tobytes() for coding in codings))
         if path.exists():
@@ -188,8 +188,10 @@ class _Rows:
         yield _stream(f"{part}_images", read_image, (*shape, self.channels))
         if reader and all(sample.mask is not None for sample in samples):
             yield _stream(f"{part}_masks", lambda k: reader.read(samples[k])[0], shape)
-            if reader.competition.source.instances:  # read again, since they come behind all masks
-                yield _stream(f"{part}_instances", lambda k: reader.read(samples[k])[1], shape, np.uint16)
+            source = reader.competition.source
+            if source.instances or source.soft:  # read again, since they come behind all masks
+                key, dtype = ("instances", np.uint16) if source.instances else ("soft", np.uint8)
+                yield _stream(f"{part}_{key}", lambda k: reader.read(samples[k])[1], shape, dtype)
         ids = np.array([sample.id for sample in samples])
         yield _member(f"{part}_ids", ids)
         yield _member(f"{part}_sizes", np.array([sample.size for sample in samples], np.int32))

@@ -54,7 +54,7 @@ class MaskReader:
     odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, uint8, and objects from 1, uint16, of `size`. Raises Refused."""
+        """Labels, uint8, and objects from 1, uint16, or 255 times annotators' shares, of `size`. Raises Refused."""
         competition, ignored = self.competition, self.competition.arrays.ignored
         size, nearest = self.size[::-1], cv2.INTER_NEAREST_EXACT
         labels, objects = (cv2.resize(one, size, interpolation=nearest) for one in self.window(sample))
@@ -75,6 +75,9 @@ class MaskReader:
 
         Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
         competition, arrays = self.competition, self.competition.arrays
+        if competition.source.soft:
+            shares = np.mean([*map(_read_shares, sample.mask or ())] or np.zeros((1, *sample.size)), axis=0)
+            return (shares > 0.5).astype(np.uint8), np.rint(255 * shares).astype(np.uint16)
         labels: np.ndarray = np.zeros(sample.size, np.uint8)
         objects: np.ndarray = np.zeros(sample.size, np.uint16)
         shared, number, n = 0, 0, len(competition.classes)
@@ -128,12 +131,21 @@ def make_reader(competition: Competition, samples: Sequence[Sample], size: Size,
     if own.instances and max(map(len, plain)) == 1 and not own.labels:
         if len(classes) != 2:
             raise Refused("source.instances: a mask's values number objects of one class, and there are several")
-    elif files := [file for some in plain for file in some]:
+    elif files := [file for some in plain for file in some if not own.soft]:
         coding = detect_coding(files, classes, ignore, own.labels)
     elif own.labels:
         raise Refused("source.labels: no file's values say its classes, since all masks' classes are known otherwise")
-    binary = detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class else None
+    binary = detect_coding(of_class, ("the rest", "the class"), None, {}) if of_class and not own.soft else None
     return MaskReader(competition, size, coding, binary, order)
+
+
+def _read_shares(layer: Layer) -> np.ndarray:
+    """What one annotator marked, or the mean of several: 0 to 1, (H, W). Raises Refused."""
+    values = decode.read_mask_values(Path(layer.content))[0]
+    shares = values / (np.iinfo(values.dtype).max if values.dtype.kind == "u" and values.max() > 1 else 1)
+    if ((shares >= 0) & (shares <= 1)).all():
+        return shares
+    raise Refused(f"{layer.content}: holds {values.min()} to {values.max()}; shares from 0 to 1 would fit")
 
 
 def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: dict[str, str]) -> Coding:

@@ -4,7 +4,6 @@
 a mask belong together where the fields that both patterns have are equal."""
 
 import csv
-import math
 import os
 import re
 import unicodedata
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from comp.config import Competition, Source
-from comp.data.arrays import Size
+from comp.data.arrays import Size, spread_starts
 from comp.data.npz import refuse_damage
 from comp.errors import Refused
 from comp.prepare.decode import SUFFIXES
@@ -76,15 +75,10 @@ def cut_windows(samples: Iterable[Sample], cut: Size | tuple[()], overlap: float
     """The samples, or windows as large as `cut` that cover each; a share of one, `overlap` at least, is in the next."""
     if not cut:
         return [*samples]
-
-    def starts(side: int, length: int) -> list[int]:
-        spare = max(0, side - length)
-        return np.linspace(0, spare, 1 + math.ceil(spare / (length * (1 - overlap)))).round().astype(int).tolist()
-
     windows = []
     for one in samples:
         size, group = (min(one.size[0], cut[0]), min(one.size[1], cut[1])), one.group or one.id
-        for y, x in product(*map(starts, one.size, cut)):
+        for y, x in product(*(spread_starts(*sides, overlap) for sides in zip(one.size, cut, strict=True))):
             windows.append(replace(one, id=f"{one.id}@{y},{x}", group=group, size=size, whole=one, place=(y, x)))
     return windows
 

@@ -34,8 +34,7 @@ def open_writer(
 
     `labels` is uint8 (n, H, W), or n arrays (H, W) whose sizes may differ where the format is "rle". The columns are
     written in the order of `columns`, a sample submission's header, where that is given; `necks` part objects, as
-    `find_objects` has them. Memory stays that of one batch. Raises Refused for pixel rows of different sizes, and
-    where `columns` are not the competition's."""
+    `find_objects` has them. Memory stays that of one batch. Refused: pixel rows of several sizes, other columns."""
     layout = competition.submission
     if layout.format == "files":
         with open_archive(path, competition) as write_files:

@@ -34,7 +34,7 @@ CHECKPOINT_EVERY = 60.0  # seconds; what a killed run loses
 CHECKPOINT_SHARE = 0.02  # of the time is spent on them at most, so large models lose more
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Called when an epoch has ended, with its model, and with margins and counts of its validation, if there was one.
-Watch = Callable[..., None]
+Watch = Callable[..., None] | None
 EMA_EVERY = 4  # steps; averaging costs memory traffic, and its horizon is hundreds of steps
 
 
@@ -63,9 +63,7 @@ class State:
     weights: str = ""  # where the encoder's are from
 
 
-def fit(
-    data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Watch | None = None
-) -> tuple[Segmenter, State]:
+def fit(data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Watch = None) -> tuple[Segmenter, State]:
     """Train a fold and choose its best epoch, without validation the last; return its model, and how training went.
 
     `folder` receives model.safetensors at each better epoch, history.csv, and checkpoints from which the same call goes

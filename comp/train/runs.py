@@ -130,9 +130,7 @@ def load_start(model: nn.Module, run_folder: Path, fold: str, valid: np.ndarray)
     return f"{start.folder}: {segmenter.load_fitting(model, start.folder / MODEL)}"
 
 
-def save_checkpoint(
-    path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict[str, Any]
-) -> None:
+def save_checkpoint(path: Path, parts: dict[str, nn.Module], optimizer: torch.optim.Optimizer, facts: dict) -> None:
     """Write modules, optimizer state and JSON-able facts, whole or not at all."""
     states = {name: module.state_dict() for name, module in parts.items()}
     states |= {f"optimizer/{number}": state for number, state in optimizer.state_dict()["state"].items()}

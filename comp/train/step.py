@@ -1,6 +1,8 @@
 """One optimizer step: batches to new weights; in parts where memory is short, left out where it is not finite."""
 
+import contextlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +49,7 @@ class Step:
     def __init__(self, model: Segmenter, loss_of: Loss, config: Config):
         self.model, self.loss_of, self.device = model, loss_of, model.device
         self.augment, self.clip = config.augment, config.optimizer.clip
-        self.forward = distributed.wrap_model(model, self.device.device)
+        self.forward: Any = distributed.wrap_model(model, self.device.device)
         self.optimizer = make_optimizer(config.optimizer, model)
         # It scales the loss where fp16 needs it; on any GPU it leaves out steps that are not finite, without a stall.
         scale, kind = 2.0**16 if self.device.dtype == torch.float16 else 1.0, self.device.device.type
@@ -111,7 +113,8 @@ class Step:
             images, labels, other, share = augment.mix_batch(images, labels, self.augment, generator)
             others = other.chunk(self.parts) if other is not None else [None] * self.parts
             for x, y, z in zip(images.chunk(self.parts), labels.chunk(self.parts), others, strict=False):
-                with distributed.average_gradients(self.forward, now=number == len(group)):
+                adds_up = number < len(group) and distributed.world_size() > 1  # the last one averages over ranks
+                with self.forward.no_sync() if adds_up else contextlib.nullcontext():
                     with self.device.autocast():
                         logits = self.forward(x)
                     loss = self.loss_of(logits, y)

@@ -162,15 +162,13 @@ def _look(model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
     return torch.cat([predict.to_labels(seen, model.overlap) for _, seen in looked]).cpu().numpy()
 
 
-def _draw(
-    fold: Fold, data: TrainingData, watched: np.ndarray, model: Segmenter, margins: np.ndarray, counts: np.ndarray
-) -> None:
+def _draw(fold: Fold, data: TrainingData, watched: np.ndarray, model: Segmenter, *counted: np.ndarray) -> None:
     """Draw a fold that is finished, or in training, with what its model predicts of some images that validate."""
     config, split, own, folder = data.config, data.split, data.config.competition, fold.folder
-    metric, classes, best = own.metric, own.classes, fold.metrics["best_epoch"]
+    (margins, counts), classes, best = counted, own.classes, fold.metrics["best_epoch"]
     train, valid = data.rows(fold.number)
     # A pixel that the score leaves out is not an error, and an image that holds nothing else is not a worst case.
-    unscored = {k for k in (own.arrays.ignored, 0 if metric.background == "drop_truth" else None) if k is not None}
+    unscored = {k for k in (own.arrays.ignored, 0 if own.metric.background == "drop_truth" else None) if k is not None}
     shown: Any = {"unscored": unscored, "overlap": own.overlap}
     ended = fold.metrics["ended"]
     stopped = None if ended in ("", "all epochs") else ended
@@ -179,7 +177,7 @@ def _draw(
     if ended:
         figures.draw_confusion(np.array(fold.metrics["confusion"]), margins.sum(0), classes, folder / "confusion.png")
 
-    scores = metrics.score_each(margins, metric, counts)
+    scores = metrics.score_each(margins, own.metric, counts)
     at, labels = figures.choose_cases(scores)
     cases = zip(valid[at].tolist(), _look(model, data, valid[at]), labels, scores[at], strict=True)
     figures.draw_sheet(figures.case_rows(split, cases, **shown), classes, folder / "examples.png", **shown)
