@@ -141,7 +141,10 @@ def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     pattern = "full" if args.folds == "full" else "fold-*"
     names = cli.run_names(args, config)
     found = [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
-    images = {kernel.image for run in found for fold in run if (kernel := find_kernel(fold)) and kernel.image}
+    asked = [
+        one for run in found for one in run if args.folds in ("all", "full") or str(one.number) in args.folds.split(",")
+    ]
+    images = {kernel.image for one in asked if (kernel := find_kernel(one)) and kernel.image}
     if len(images) > 1:
         print(f"folds were trained in several of Kaggle's images, whose libraries differ: {', '.join(sorted(images))}")
     return found

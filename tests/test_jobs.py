@@ -369,6 +369,8 @@ def test_folds_of_two_images_are_told_of(trained, tmp_path, monkeypatch, capsys)
         entry.find(entry.arguments().parse_args(words), settings)
     said = "folds were trained in several of Kaggle's images, whose libraries differ: python@one, python@two\n"
     assert capsys.readouterr().out == said
+    entry.find(entry.arguments().parse_args([*words, "--folds", "1,2"]), settings)
+    assert capsys.readouterr().out == ""  # of the folds that are asked for there is one
 
 
 # What follows needs no training: a script that leaves a list of what it finds stands in for the entry scripts.
@@ -507,6 +509,30 @@ def test_more_kernels_than_kaggle_has_places_for(kaggle, job, capsys):
     jobs.run_on_kaggle([job(str(number), name=f"tiny-listed-{number}", leaves=()) for number in (0, 1)])
     assert [len(versions) for versions in kaggle.kernels.values()] == [1, 1]
     assert "tiny-listed-1: waits until Kaggle has a place for it" in capsys.readouterr().out
+
+
+def test_a_page_that_shows_a_log_does_not_outlive_the_following(job, monkeypatch):
+    own = job()
+    page = own.runs / "tiny/listed/report.html"
+
+    def write(run, live=None):
+        if not live:
+            raise Refused("no finished fold")
+        files.write_text(page, live.text)
+
+    def follow(kernel, say):
+        say("epoch   1/2  of a kernel that goes on there")
+        assert "of a kernel that goes on there" in page.read_text()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs.pages, "write_run_page", write)
+    monkeypatch.setattr(jobs.api, "username", lambda: "me")
+    monkeypatch.setattr(jobs.api, "push_kernel", lambda *_, **__: jobs.api.Kernel("me/tiny", 1))
+    monkeypatch.setattr(jobs.api, "follow_kernel", follow)
+    monkeypatch.setattr(jobs, "_make_kernel", lambda job: ("", {}))
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_on_kaggle([own])
+    assert not page.exists()
 
 
 @needs_namespaces

@@ -81,23 +81,25 @@ def run_in_sandbox(jobs: Iterable[Job]) -> None:
 
 def run_on_kaggle(jobs: Iterable[Job]) -> None:
     """Push each job, follow it to its end, bring its output back; what runs already is picked up. Raises Refused."""
-    pushed: list[tuple[Job, api.Kernel]] = []
-    refusals: list[Refused] = []
+    pushed, refusals = list[tuple[Job, api.Kernel]](), list[Refused]()
 
     def finish(job: Job, kernel: api.Kernel) -> None:
-        # Of one that failed comes what it had finished; after one that failed, the other kernels' output.
-        try:
+        try:  # of one that failed comes what it had finished, and then the other kernels' output
             failed = api.follow_kernel(kernel, _watch(job))
-            if (latest := api.find_latest(kernel.ref)[0]).version == kernel.version:
-                kernel = latest  # which says its image
-            for leaf in (leaf for leaf in job.leaves if failed and leaf.match("fold-*/*")):  # gives way to what comes
-                (leaf.parents[1] / "report.html").unlink(missing_ok=True)
+            with contextlib.suppress(Refused):  # the output comes, whether Kaggle tells its image or not
+                latest = api.find_latest(kernel.ref)[0]
+                kernel = latest if latest.version == kernel.version else kernel
             with tempfile.TemporaryDirectory() as folder:
                 call_client("kernels_output", kernel=kernel.path, path=folder)
                 bring_home(job, Path(folder), kernel, failed)
         except Refused as refused:
             print(refused)
             refusals.append(refused)
+        finally:  # the pages that showed its log give way to what there is
+            for run in {leaf.parents[1] for leaf in job.leaves if leaf.match("fold-*/*")}:
+                (run / "report.html").unlink(missing_ok=True)
+                with contextlib.suppress(Refused):
+                    pages.write_run_page(run)
 
     waiting = [*itertools.filterfalse(_is_done, jobs)]
     limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]
@@ -167,10 +169,8 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
             (place / KERNEL).unlink(missing_ok=True)
         report = pages.write_run_page(place.parent) if place.name.startswith("fold-") else place / "report.html"
         print(f"{place}: brought here" + (f"; {report}" if report.exists() else ""))
-    if failed:
-        raise Refused(failed)
-    if lacking:
-        raise Refused(f"{job.name}: its output holds no finished {lacking[0]}")
+    if failed or lacking:
+        raise Refused(failed or f"{job.name}: its output holds no finished {lacking[0]}")
     if job.submissions is None:
         return
     made, side = folder / f"submission{job.competition.submission.ending}", folder / "submission.json"
