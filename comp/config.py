@@ -92,9 +92,7 @@ class Source(Section):
     table: dict[Literal["file", "id", "class", "split", "runs", "starts", "order"], str] = {}
     reader: str = ""  # a .py file beside the TOML, where all this does not do: comp/prepare/reader.py
     instances: bool = False  # each file or row of a mask, or each of a file's values, is an object of its own
-    soft: bool = (
-        False  # of two classes: each file of a mask is one annotator's, or the mean of several, 0 to 1 or to 255
-    )
+    soft: bool = False  # of two classes: each file of a mask is an annotator's, or the mean of several
     # the last class, "border", is where two objects lie in the square of this many pixels; 0: none
     border: Annotated[int, Field(ge=0, le=31)] = 0
     # mask value ("3") or colour ("#3c1098") to class name or "ignore"; empty: found from the files
@@ -359,8 +357,8 @@ def _check_together(config: Config) -> None:
         refuse(value not in fit, f"source.table.{key}: {value!r}; {' or '.join(fit)} would fit")
     apart = source.instances and classes[-1] == "border" and not own.overlap
     refuse(source.border and not apart, 'source.border: needs instances = true, and "border" as the last class apart')
-    hard = count > 2 or own.overlap or source.instances or source.table or source.labels
-    refuse(source.soft and hard, "source.soft: two classes, in files or by a reader, without labels would fit")
+    hard = count > 2 or own.overlap or source.instances or source.table or source.labels or ignore is not None
+    refuse(source.soft and hard, "source.soft: two classes, of files or a reader, without labels or ignore would fit")
     by_class = {"oversample": config.oversample, "loss.class_weights": by_name if isinstance(by_name, dict) else {}}
     for key, names in by_class.items():
         if unknown := [name for name in names if name not in classes]:

@@ -84,7 +84,9 @@ def test_factors_are_found_where_they_help(tmp_path):
     assert decisions.factor[2] > decisions.factor[1] and by_kind(ladder)[FACTOR].used
     rung = by_kind(ladder)[FACTOR]
     assert rung.score > ladder[0].score + 0.02
-    each = rung.words.partition(" (around it ")[2].removesuffix(")").split("; ")  # of each class that has a factor
+    each = (
+        rung.words.partition(" (on all images, around it ")[2].removesuffix(")").split("; ")
+    )  # of each class that has a factor
     assert len(each) == sum(one != 1 for one in decisions.factor)
     for curve in each:
         values = [float(one.strip("[]")) for one in curve.split()]

@@ -36,6 +36,21 @@ def test_labels_are_drawn_as_often_as_annotators_saw_the_class():
     assert (one == (soft[0].ravel()[1:] >= lowest)).all()  # what fewer saw is never there without what more saw
 
 
+def test_what_is_drawn_has_nothing_to_do_with_how_an_image_is_turned():
+    soft = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    recipe = config.load_config("demo", "quick", ['augment.transforms=[{name="D4", p=1.0}]'])
+    split = split_of(soft)
+    split.images[0, 3, 1] = 255
+    samples = batches._Samples(split, recipe)
+    turned = {}
+    for place in range(400):
+        image_seen, mask = samples._sample(0, place, 0)
+        turned.setdefault(int(image_seen.argmax()), []).append(int(mask.sum()))
+    assert len(turned) == 8
+    for shares in turned.values():  # of each turn the thresholds lie all over
+        assert min(shares) < 70 and max(shares) > 185 and 90 < np.mean(shares) < 165
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "bce_dice"])
 def test_losses_of_drawn_labels_are_on_average_the_soft_targets(name):
     generator = torch.Generator().manual_seed(0)
@@ -69,6 +84,9 @@ def test_files_of_several_annotators_become_a_mean(tmp_path, high):
     assert made["train_masks"][0, :, 0].tolist() == [0] * 2 + [1] * 6 + [0] * 8  # half of them is not most
     loaded = arrays.load_train(competition(**FILES), tmp_path)
     np.testing.assert_array_equal(loaded.soft, made["train_soft"])
+    np.savez(tmp_path / "own.npz", **{key: made[key] for key in made if key != "train_soft"})
+    with pytest.raises(Refused, match="no array 'train_soft'"):  # not hard labels without a word
+        arrays.load_train(competition(**FILES), tmp_path)
 
 
 def test_a_mean_is_read_as_it_lies(tmp_path):
@@ -86,10 +104,19 @@ def test_what_is_no_share_is_refused(tmp_path):
     save(tmp_path / "d/images/a.png", image(0))
     for wrong in (1.5, np.nan):
         save(tmp_path / "d/masks/a_0.npy", np.full((16, 16), wrong, np.float32))
-        with pytest.raises(Refused, match=r"a_0\.npy: holds .*; shares from 0 to 1 would fit"):
+        with pytest.raises(Refused, match=r"a_0\.npy: holds .*; shares from 0 to 1, or to 255, would fit"):
             prepare(tmp_path / "d", competition(**FILES))
+    for wrong in (np.full((16, 16), 3, np.uint8), image(1)):  # a count of annotators, and colours
+        (tmp_path / "d/masks/a_0.npy").unlink(missing_ok=True)
+        save(tmp_path / "d/masks/a_0.png", wrong)
+        with pytest.raises(Refused, match=r"a_0\.png: holds .*; shares from 0 to 1, or to 255, would fit"):
+            prepare(tmp_path / "d", competition(**FILES))
+    with pytest.raises(Refused, match=r"source\.soft: two classes"):
+        competition({"arrays": {"ignore": 255}}, **FILES)
     for more in ({"instances": True}, {"labels": {"1": "thing"}}):
-        with pytest.raises(Refused, match=r"source\.soft: two classes, in files or by a reader, without labels"):
+        with pytest.raises(
+            Refused, match=r"source\.soft: two classes, of files or a reader, without labels or ignore would fit"
+        ):
             competition(**FILES, **more)
     with pytest.raises(Refused, match=r"source\.soft: two classes"):
         competition({"classes": ["a", "b", "c"]}, **FILES)

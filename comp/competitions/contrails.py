@@ -14,5 +14,5 @@ def read_samples(folder, part):
             image = (colours - RANGES[:, 0]) / np.ptp(RANGES, axis=1) * 255
             mask, each = None, place / "human_individual_masks.npy"
             if part == "train":  # the hosts' own label is what more than half of the annotators saw
-                mask = np.load(each if each.exists() else place / "human_pixel_masks.npy").mean(axis=-1)
+                mask = np.load(each if each.exists() else place / "human_pixel_masks.npy").mean(-1, np.float32)
             yield place.name, image.round().clip(0, 255).astype(np.uint8), mask, None

@@ -121,8 +121,8 @@ class _Samples(Dataset):
         image, mask, soft = np.asarray(self._split.inputs[row]), np.asarray(self._split.masks[row]), self._split.soft
         seed = int(np.random.SeedSequence([self._seed, epoch, place]).generate_state(1, np.uint64)[0])
         if soft is not None and row < len(soft):  # behind them are those of arrays.extra
-            # Drawn anew each time, a pixel is of the class as often as annotators saw it: a loss learns their mean.
-            mask = np.where(mask < 2, soft[row] > np.random.default_rng(seed).integers(255), mask)
+            # Drawn anew each time, so that cross-entropy and BCE learn the mean; not with numbers of what augments.
+            mask = np.where(mask < 2, soft[row] > np.random.default_rng([seed, 1]).integers(255), mask)
         return self._transform(image, mask, seed) if self._transform else (image, mask)
 
 

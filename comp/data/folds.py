@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comp.config import Arrays, Config, Metric
+from comp.config import Arrays, Config, Metric, Source
 from comp.data import arrays, npz
 from comp.data.arrays import Index, Split, TrainSplit
 from comp.data.npz import refuse_damage
@@ -54,7 +54,7 @@ def load_training_data(config: Config, input_folder: Path, runs_folder: Path) ->
 def _append_extra(data: TrainingData, input_folder: Path) -> TrainingData:
     """Samples, and behind them those of `arrays.extra`; the arrays of both lie in the cache. Raises Refused."""
     split, index, own = data.split, data.index, data.config.competition
-    only = {"arrays": Arrays(file=own.arrays.extra, ignore=own.arrays.ignored), "metric": Metric()}
+    only = {"arrays": Arrays(file=own.arrays.extra, ignore=own.arrays.ignored), "metric": Metric(), "source": Source()}
     more = arrays.load_train(own.model_copy(update=only), input_folder)
     found = arrays.build_index(more, own.model_copy(update=only))
     if len(twins := np.flatnonzero(np.isin(found.image_hash, index.image_hash[data.folds >= 0]))):

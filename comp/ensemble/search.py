@@ -87,8 +87,7 @@ def search_decisions(
     chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
     reached = _judge(parts, chains, competition)
     ladder = [Rung("largest", reached, True, "the largest probability")]
-    thinned = parts[0].split is not split
-    left_out = (RUN,) * (len(runs) == 1) + (HOLE, AREA) * thinned + (NECK,) * (split.instances is None)
+    left_out = (RUN,) * (len(runs) == 1) + (NECK,) * (split.instances is None)
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
@@ -103,7 +102,7 @@ def search_decisions(
             if (now := _judge(parts, trial, competition)) > reached + GAIN:
                 chains, score, reached, used = trial, now, now, True
                 words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
-                words += f" (around it {'; '.join(one[3] for one in sorted(some))})"
+                words += f" (on all images, around it {'; '.join(one[3] for one in sorted(some))})"
                 break
         ladder.append(Rung(kind, score, used, words))
     return chains[-1], ladder
@@ -236,7 +235,7 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
     much = pixels * len(competition.classes) ** 2 / WORK
     step = 1 if metrics.needs_images(competition.metric) else math.ceil(much**0.5)
     if step > 1:
-        print(f"decides by one of {step}×{step} pixels of every image, and of no holes or parts, since that is much")
+        print(f"decides by one of {step}×{step} pixels of every image, since all would take hours")
         split = replace(split, masks=split.masks[:, ::step, ::step].copy())
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []

@@ -98,7 +98,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
         finally:  # the pages that showed its log give way to what there is
             for run in {leaf.parents[1] for leaf in job.leaves if leaf.match("fold-*/*")}:
                 (run / "report.html").unlink(missing_ok=True)
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(Exception):  # whatever becomes of it, other kernels' output comes
                     pages.write_run_page(run)
 
     waiting = [*itertools.filterfalse(_is_done, jobs)]

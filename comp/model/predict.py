@@ -111,7 +111,6 @@ def make_fade(size: Sequence[int]) -> Tensor:
 
 def _tiles(size: Sequence[int], tile: int) -> list[tuple[slice, slice]]:
     """Rows and columns of the tiles that cover an image of (height, width); all lie inside it and have one size."""
-
     lengths = [min(side, tile or side) for side in size]
     starts = product(*(spread_starts(*sides, 0.25) for sides in zip(size, lengths, strict=True)))
     return [(slice(y, y + lengths[0]), slice(x, x + lengths[1])) for y, x in starts]

@@ -44,7 +44,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         images = samples[: len(found.train)]
         train, test = cut_windows(images, own.cut, WHOLE), cut_windows(samples[len(images) :], own.cut, OVERLAP)
         count = len(train) + len(test)
-        if (needed := count * prod(size) * (channels + 1)) > (free := files.free_bytes(path)):
+        if (needed := count * prod(size) * (channels + 1 + own.soft)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)

@@ -71,7 +71,7 @@ class MaskReader:
         return read_windows(self.lay)
 
     def lay(self, sample: Sample) -> tuple[np.ndarray, ...]:
-        """The layers laid together: labels and objects of the image's own size.
+        """The layers laid together: labels and objects, or 255 times shares, of the image's own size.
 
         Where classes overlap, bit k - 1 of a label is class k; else a layer over one of another class is refused."""
         competition, arrays = self.competition, self.competition.arrays
@@ -142,10 +142,11 @@ def make_reader(competition: Competition, samples: Sequence[Sample], size: Size,
 def _read_shares(layer: Layer) -> np.ndarray:
     """What one annotator marked, or the mean of several: 0 to 1, (H, W). Raises Refused."""
     values = decode.read_mask_values(Path(layer.content))[0]
-    shares = values / (np.iinfo(values.dtype).max if values.dtype.kind == "u" and values.max() > 1 else 1)
-    if ((shares >= 0) & (shares <= 1)).all():
+    grey = values.dtype.kind == "u" and values.max() not in range(32)  # up to 31 they may be counts, or 0 and 1
+    shares = values / np.float32(np.iinfo(values.dtype).max if grey else 1)
+    if values.ndim == 2 and ((shares >= 0) & (shares <= 1)).all():
         return shares
-    raise Refused(f"{layer.content}: holds {values.min()} to {values.max()}; shares from 0 to 1 would fit")
+    raise Refused(f"{layer.content}: holds {values.min()} to {values.max()}; shares from 0 to 1, or to 255, would fit")
 
 
 def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int | None, given: dict[str, str]) -> Coding:
