@@ -342,3 +342,21 @@ def test_of_large_images_pixels_are_thinned_and_no_image_is_left_out(tmp_path, m
     assert by_kind(ladder)[FACTOR].used and 0.5 < decisions.factor[2] / whole.factor[2] < 2
     parts = search._parts(chosen, data, arrays.build_index(data, COMPETITION), COMPETITION, CPU.device)
     assert sum(len(part.rows) for part in parts) == len(data.ids) and parts[0].split.masks.shape[1:] == (8, 8)
+
+
+def test_thinned_pixels_find_the_parts_and_holes_that_all_pixels_do(tmp_path, monkeypatch):
+    data, probabilities = noisy_spots(30)
+    enlarge = np.ones((1, 8, 8), np.uint8)
+    data = replace(data, images=np.kron(data.images[..., 0], enlarge)[..., None], masks=np.kron(data.masks, enlarge))
+    probabilities = np.kron(probabilities, enlarge[None].astype(float))
+    folds = []
+    for number in range(3):
+        rows = np.arange(number * 10, number * 10 + 10)
+        made = data.ids[rows], probabilities[rows], data.masks[rows]
+        folds.append(write_fold(tmp_path / f"fold-{number}", number, *made))
+    monkeypatch.setattr(search, "WORK", data.masks.size * 4 // 15)  # 4×4
+    decisions, ladder = found([folds], data, ONE)
+    assert by_kind(ladder)[AREA].used and decisions.area[1] > 0
+    labels = label_images(torch.from_numpy(probabilities), decisions).numpy()
+    before = label_images(torch.from_numpy(probabilities), Decisions.neutral(1, 2)).numpy()
+    assert (labels != data.masks).mean() < 0.002 < (before != data.masks).mean()
