@@ -10,7 +10,6 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import safetensors
 
 from comp.errors import Refused
 
+LOADED: dict[tuple[Path, int], dict[str, Callable]] = {}  # functions of files of the user's
 KAGGLE_INPUT = Path(os.environ.get("COMP_KAGGLE_INPUT", "/kaggle/input"))
 
 
@@ -97,16 +97,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-@cache
 def load_functions(file: str) -> dict[str, Callable]:
     """The functions of a Python file of the user's, by name. Raises Refused where it cannot be run.
 
-    What they raise becomes Refused, too, and names the file's line."""
+    What they raise becomes Refused, too, and names the file's line. A file that has changed is run again."""
     path = Path(file)
     if not path.exists():
         raise Refused(f"{path}: no such file or folder")
-    with blame(path):
-        return {name: blame(path)(own) for name, own in runpy.run_path(file).items() if callable(own)}
+    if (state := (path.absolute(), path.stat().st_mtime_ns)) not in LOADED:
+        with blame(path):
+            LOADED[state] = {name: blame(path)(own) for name, own in runpy.run_path(file).items() if callable(own)}
+    return LOADED[state]
 
 
 def load_function(file: str, *calls: str) -> Callable:

@@ -1,5 +1,7 @@
 """The scores that competitions' own files compute: against the hosts' examples, scipy, and double loops."""
 
+import os
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import directed_hausdorff
@@ -97,3 +99,15 @@ def test_dice_of_objects_is_the_hosts_of_forgeries(true, found, score):
 
     metric = Metric(name="object_dice", average="per_image")
     assert score_objects(number(true), number(found), metric) == pytest.approx(score, abs=1e-6)
+
+
+def test_a_file_is_known_by_where_it_lies_and_when_it_changed(tmp_path, monkeypatch):
+    for k, place in enumerate(("one", "other")):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        (tmp_path / place / "own.py").write_text(f"def score_image(truth, prediction):\n    return {k}\n")
+        assert files.load_functions("own.py")["score_image"](None, None) == k
+    assert files.load_functions("own.py") is files.load_functions("own.py")
+    (tmp_path / "other/own.py").write_text("def score_image(truth, prediction):\n    return 2\n")  # in a notebook, say
+    os.utime(tmp_path / "other/own.py", (0, 0))
+    assert files.load_functions("own.py")["score_image"](None, None) == 2
