@@ -249,8 +249,8 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     instances = soft = None
     if part == "train" and competition.metric.name.startswith("object_"):
         instances = _map_beside(path, arrays.train_instances, images.shape[:3])
-    asked = part == "train" and competition.source.soft  # an npz that was made without is refused
-    if key := arrays.train_soft if asked else _find_optional(path, arrays, f"{part}_soft"):
+    key = arrays.train_soft if competition.source.soft else _find_optional(path, arrays, "train_soft")
+    if part == "train" and key:  # where the TOML asks for it, an npz that was made without is refused
         if len(competition.classes) > 2 or competition.overlap:
             raise Refused(f"{path}: {key}: of two classes, the share of annotators who saw the second")
         soft = _map_beside(path, key, images.shape[:3])

@@ -97,9 +97,10 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
             refusals.append(refused)
         finally:  # the pages that showed its log give way to what there is
             for run in {leaf.parents[1] for leaf in job.leaves if leaf.match("fold-*/*")}:
-                (run / "report.html").unlink(missing_ok=True)
-                with contextlib.suppress(Exception):  # whatever becomes of it, other kernels' output comes
+                try:
                     pages.write_run_page(run)
+                except Exception:  # nothing is here yet; whatever it is, other kernels' output comes
+                    (run / "report.html").unlink(missing_ok=True)
 
     waiting = [*itertools.filterfalse(_is_done, jobs)]
     limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]

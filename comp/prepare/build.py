@@ -189,7 +189,7 @@ class _Rows:
         if reader and all(sample.mask is not None for sample in samples):
             yield _stream(f"{part}_masks", lambda k: reader.read(samples[k])[0], shape)
             source = reader.competition.source
-            if source.instances or source.soft:  # read again, since they come behind all masks
+            if source.instances or (source.soft and part == "train"):  # read again, since they come behind all masks
                 key, dtype = ("instances", np.uint16) if source.instances else ("soft", np.uint8)
                 yield _stream(f"{part}_{key}", lambda k: reader.read(samples[k])[1], shape, dtype)
         ids = np.array([sample.id for sample in samples])
