@@ -135,8 +135,7 @@ def entry(parser: argparse.ArgumentParser, main: Callable[..., int | None], jobs
         from comp.kaggle.jobs import push_drafts, run_in_sandbox, run_on_kaggle
 
         there = {"sandbox": run_in_sandbox, "kaggle": run_on_kaggle, "notebook": push_drafts}
-        there[arguments.on](jobs(arguments))
-        sys.exit()
+        sys.exit(there[arguments.on](jobs(arguments)))
     except Refused as refused:
         parser.exit(2, f"{parser.prog}: {refused}\n")
     except OSError as error:

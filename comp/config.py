@@ -396,12 +396,11 @@ def _read_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if base in (*above, name):
         raise Refused(f"recipe {name}: its base {base!r} is based on it")
     below = _read_recipe(base, (*above, name))
-    merged = below | values
     for key, value in values.items():
         # Sections are merged; oversample, a value of its own, is replaced.
         if isinstance(value, dict) and isinstance(below.get(key), dict) and key != "oversample":
-            merged[key] = _kept(below[key], value.get("architecture")) | value
-    return merged
+            values[key] = _kept(below[key], value.get("architecture")) | value
+    return below | values
 
 
 def _kept(section: dict[str, Any], architecture: str | None) -> dict[str, Any]:

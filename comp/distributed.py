@@ -80,9 +80,8 @@ def wrap_model(model: nn.Module, device: torch.device) -> nn.Module:
         from timm.layers import convert_sync_batchnorm  # which knows timm's own kinds of batch norm
 
         convert_sync_batchnorm(model)
-    gpus = [device.index] if device.type == "cuda" else None
     # Layers of an encoder beyond its depth get no gradient.
-    return DistributedDataParallel(model, gpus, find_unused_parameters=True)
+    return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def is_lost_peer(error: Exception) -> bool:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from comp import files
 from comp.config import Arrays, Competition
 from comp.data import demo, npz
 from comp.errors import Refused
-from comp.files import atomic_write, find_below_input
 
 SAMPLE = "sample_submission.csv"  # as Kaggle names it
 INDEX_VERSION = 3  # raised when `build_index` changes, so that older caches are not used
@@ -33,16 +31,13 @@ class Neighbours:
     An image's channels are those of its k neighbours, at `offsets` from its own place in its group, in the order of
     the rows; beyond a group's ends its first or last image stands in, and without a group, "", the image itself."""
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, images: np.ndarray, groups: np.ndarray, offsets: Sequence[int]):
         self._images = images
         numbers = number_groups(groups)
         order = np.argsort(numbers, kind="stable")
         first, end = (np.searchsorted(numbers, numbers[order], side, order)[:, None] for side in ("left", "right"))
         near = np.clip(np.arange(len(order))[:, None] + np.array(offsets), first, end - 1)
-        self._rows = np.empty_like(near)
-        self._rows[order] = order[near]  # (N, k)
+        self._rows = order[near][np.argsort(order)]  # (N, k), in the order of the rows again
         self.shape = (*images.shape[:3], images.shape[3] * len(offsets))
 
     def __len__(self) -> int:
@@ -124,7 +119,7 @@ def spread_starts(side: int, length: int, overlap: float) -> list[int]:
 def find_npz(file: str, folder: Path) -> Path:
     """Where an npz lies: in `folder`, else by its name below /kaggle/input; the demo's is drawn on first use."""
     path = Path(folder) / file
-    if found := path if path.is_file() else next(find_below_input(path.name), None):
+    if found := path if path.is_file() else next(files.find_below_input(path.name), None):
         return found
     if file == demo.NAME:
         return demo.ensure_demo(folder)
@@ -168,7 +163,7 @@ def find_sample_submission(competition: Competition, folder: Path) -> Path | Non
     if not own.is_file() and competition.kaggle:
         own = Path(folder) / competition.kaggle / SAMPLE  # of a download
     # There it is the competition's own; here, of several competitions, nobody can tell which one it belongs to.
-    return own if own.is_file() else next(find_below_input(SAMPLE), None)
+    return own if own.is_file() else next(files.find_below_input(SAMPLE), None)
 
 
 def build_index(split: Split, competition: Competition) -> Index:
@@ -180,7 +175,7 @@ def build_index(split: Split, competition: Competition) -> Index:
     with suppress(Refused):  # it is missing, or cut short
         return Index(*(npz.read_array(npz.read_member(stored, field)) for field in Index.__dataclass_fields__))
     found = _scan(split, competition)
-    with suppress(OSError), atomic_write(stored) as beside:  # a full disk costs the cache, not the result
+    with suppress(OSError), files.atomic_write(stored) as beside:  # a full disk costs the cache, not the result
         np.savez(beside, **vars(found))
     return found
 
@@ -190,7 +185,7 @@ def _scan(split: Split, competition: Competition) -> Index:
     known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
     counts = np.zeros((samples, known), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
-    step = max(1, npz.BLOCK // prod(split.images.shape[1:]))
+    step = max(1, npz.BLOCK // math.prod(split.images.shape[1:]))
 
     def scan(first: int) -> None:
         for row in range(first, min(first + step, samples)):

@@ -15,7 +15,6 @@ import pandas as pd
 from comp.config import Arrays, Config, Metric, Source
 from comp.data import arrays, npz
 from comp.data.arrays import Index, Split, TrainSplit
-from comp.data.npz import refuse_damage
 from comp.errors import Refused
 from comp.files import write_text
 
@@ -65,14 +64,11 @@ def _append_extra(data: TrainingData, input_folder: Path) -> TrainingData:
     assert split.cache and more.cache  # as they were loaded
     file = split.cache.with_name(f"{split.cache.name}+{more.cache.name}.npz")
     pairs = {"images": (split.images, more.images), "masks": (split.masks, more.masks)}
-    if not file.exists():
-        members = [
-            (key, (len(one) + len(other), *one.shape[1:]), np.uint8, (row[None] for row in chain(one, other)))
-            for key, (one, other) in pairs.items()
-        ]
-        npz.write_npz(file, members)
-    images, masks = (npz.map_member(npz.read_member(file, key)) for key in pairs)
     ids = np.append(split.ids, [f"{own.arrays.extra}/{id}" for id in more.ids])
+    if not file.exists():
+        made = [(key, (len(ids), *one.shape[1:]), np.uint8, chain(one, other)) for key, (one, other) in pairs.items()]
+        npz.write_npz(file, made)
+    images, masks = (npz.map_member(npz.read_member(file, key)) for key in pairs)
     groups = None if split.groups is None else np.append(split.groups, [""] * len(more.ids))
     joined = replace(split, images=images, masks=masks, ids=ids, groups=groups, cache=None)
     counted = (np.concatenate([getattr(index, key), getattr(found, key)]) for key in Index.__dataclass_fields__)
@@ -134,7 +130,7 @@ def load_or_deal_folds(path: Path, split: Split, index: Index, config: Config) -
         return assigned
     advice = f"delete {path.name} to make new folds; runs made with it no longer fit"
     types = {"id": str, "fold": np.int64, "content": str}
-    with refuse_damage(path, "folds", f"; {advice}"):
+    with npz.refuse_damage(path, "folds", f"; {advice}"):
         saved = pd.read_csv(path, dtype=types, usecols=[*types], na_filter=False, index_col=False)
     if len(saved) != len(contents):
         raise Refused(f"{path}: {len(saved)} samples, now {len(contents)}; {advice}")

@@ -59,20 +59,16 @@ def label_images(probabilities: Tensor, decisions: Decisions, overlap: bool = Fa
         alone = [label_images(probabilities[:, [0, c]], decisions.of_class(c)) << (c - 1) for c in classes]
         return torch.stack(alone).sum(0).to(torch.uint8)
     weighted = weigh(probabilities, decisions)
-    return settle_all(predict.to_labels(weighted), weighted, decisions)
-
-
-def settle_all(labels: Tensor, weighted: Tensor, decisions: Decisions) -> Tensor:
-    """Labels (n, H, W) with holes filled, and small parts and amounts of a class given to the next likely one."""
+    labels = predict.to_labels(weighted)
+    # Holes are filled, and small parts and amounts of a class given to the next likely one.
     for kind, c in product((HOLE, AREA, TOTAL), range(1, weighted.shape[1])):
-        if not (limit := getattr(decisions, kind)[c]):
-            continue
-        here = labels == c
-        sizes = measure_sizes(here, kind)
-        if kind == HOLE:
-            labels = labels.masked_fill(sizes <= limit, c)
-        else:
-            labels = torch.where(here & (sizes < limit), next_likely(weighted, c), labels)
+        if limit := getattr(decisions, kind)[c]:
+            here = labels == c
+            sizes = measure_sizes(here, kind)
+            if kind == HOLE:
+                labels = labels.masked_fill(sizes <= limit, c)
+            else:
+                labels = torch.where(here & (sizes < limit), next_likely(weighted, c), labels)
     return labels
 
 

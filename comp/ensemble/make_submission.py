@@ -61,13 +61,12 @@ def predict_blend(
             if (trained := config.competition.arrays.neighbours) != test.neighbours:
                 wanted = f"with arrays.neighbours = {list(trained)}, not {list(test.neighbours)}"
                 raise Refused(f"{fold.folder}: was trained {wanted}, as the competition's TOML says now")
-            own = config.predict
-            models.append((model, own.model_copy(update={"tta": tta or own.tta}), weight / len(folds)))
+            models.append((model, config.predict, weight / len(folds)))
 
     @torch.inference_mode()
     def look(images: Tensor, _: np.ndarray, now: Predict) -> Tensor:
-        size = {"batch_size": now.batch_size}
-        seen = (predict.probabilities(one, images, own.model_copy(update=size)).mul_(part) for one, own, part in models)
+        new = {"batch_size": now.batch_size} | ({"tta": tta} if tta else {})
+        seen = (predict.probabilities(one, images, own.model_copy(update=new)).mul_(part) for one, own, part in models)
         return reduce(Tensor.add_, seen)
 
     rows, asked = np.arange(len(test.ids)), models[0][1].model_copy(update={"batch_size": batch_size})

@@ -104,8 +104,7 @@ def _limit_waiting() -> None:
     class HttpClient(kaggle_http_client.KaggleHttpClient):
         def _init_session(self) -> None:
             super()._init_session()
-            self._session.mount("http://", Adapter())
-            self._session.mount("https://", Adapter())
+            self._session.adapters = dict.fromkeys(self._session.adapters, Adapter())
 
     kaggle_client.KaggleHttpClient = HttpClient
     from kaggle.api import kaggle_api_extended  # which logs in
@@ -137,8 +136,7 @@ def _declining() -> Iterator[None]:
         message = credentials.redact(" ".join(str(error).split()) or type(error).__name__)
         status, line = -1, f"Kaggle's client: {message}"
         if responses:
-            status = responses[0].status_code
-            line = f"Kaggle answered HTTP {status}: {message}"
+            status, line = responses[0].status_code, f"Kaggle answered HTTP {responses[0].status_code}: {message}"
         elif any(isinstance(link, unanswered) for link in chain):
             status, line = 0, f"no answer from Kaggle ({message}); check the network and try again"
         if status == 401 or isinstance(error, SystemExit):  # there is nothing to log in with

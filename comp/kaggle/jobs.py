@@ -65,9 +65,8 @@ def push_drafts(jobs: Iterable[Job]) -> None:
 def run_in_sandbox(jobs: Iterable[Job]) -> None:
     """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
     for job in itertools.filterfalse(_is_done, jobs):
-        inputs: dict[str, Path] = {}
-        for name, contents in _find_inputs(job, job.folds).items():
-            inputs |= {f"datasets/me/{name}/{place}": file for place, file in contents.items()}
+        found = _find_inputs(job, job.folds)
+        inputs = {f"datasets/me/{name}/{place}": file for name in found for place, file in found[name].items()}
         slug, code = job.competition.kaggle or job.competition.name, job.competition.code_competition
         if (data := job.input / slug).is_dir():  # as prepare.py downloaded it
             inputs[f"competitions/{slug}"] = data
@@ -193,9 +192,7 @@ def _is_done(job: Job) -> bool:
 
 
 def _find_inputs(job: Job, folds: Iterable[Fold], with_arrays: bool = True) -> dict[str, dict[str, Path]]:
-    """What a job needs of this machine, as datasets: by name, the files of each by their places in it.
-
-    Raises Refused for encoder weights that a kernel cannot get."""
+    """What a job needs of this machine: by a dataset's name, its files by their places in it. Raises Refused."""
     competition, weights = job.competition, dict[str, Path]()
     for model in job.models:
         local, wanted = Path(model.encoder_weights), hub.files_to_send(model)

@@ -60,16 +60,14 @@ def run_script(script: str, inputs: Mapping[str, Path], working: Path, say: Call
         for place in ("tmp", "root", "proc", "kaggle/src", "kaggle/input"):
             (root / place).mkdir(parents=True)
         (root / "kaggle/src/script.py").write_text(script, encoding="utf-8")
-        mounts = _mounts(root, _image(root / "image"), working, inputs)
         mounted = Path(room) / "mounts"
-        mounted.write_text("\n".join(mounts) + "\n", encoding="utf-8")
+        mounted.write_text("\n".join(_mounts(root, _image(root / "image"), working, inputs)), encoding="utf-8")
         say("sandbox: no network, read-only inputs, no files beside the system's and Python's\n")
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
         environment |= {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_URL_BASE": "https://www.kaggle.com"}
         environment |= {name: os.environ[name] for name in MACHINE if name in os.environ}
-        enter = Path(__file__).with_name("enter.sh")
         process = subprocess.Popen(
-            [*unshare, "sh", str(enter), str(mounted), sys.executable], env=environment, cwd=root,
+            [*unshare, "sh", Path(__file__).with_name("enter.sh"), mounted, sys.executable], env=environment, cwd=root,
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -94,9 +92,8 @@ def _mounts(root: Path, visible: set[Path], working: Path, inputs: Mapping[str, 
 
     def mount(source: Path, place: str | Path, how: str = "show") -> str:
         target = root / place
-        (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
-        if not source.is_dir():
-            target.touch()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.mkdir(exist_ok=True) if source.is_dir() else target.touch()
         return f"{how} {shlex.quote(str(source))} {shlex.quote(str(target))}"
 
     shown: list[Path] = []
@@ -115,9 +112,7 @@ def _mounts(root: Path, visible: set[Path], working: Path, inputs: Mapping[str, 
 
 
 def _image(folder: Path) -> set[Path]:
-    """Make a virtual environment of links to those installed packages that Kaggle's image has too.
-
-    Returns the real folders that the links lead to."""
+    """Make a venv of links to those installed packages that Kaggle's image has too; return their real folders."""
     venv.create(folder, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
     places = {Path(sys.base_prefix), Path(sys.executable).resolve().parents[1]}

@@ -60,13 +60,12 @@ def find_repository(model: Model) -> Repository | None:
     import timm
 
     name, _, tag = model.encoder.removeprefix("tu-").partition(".")
-    if model.encoder.startswith("tu-"):
-        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
-        known: dict[str, Any] = {one: timm.get_pretrained_cfg(f"{name}.{one}") for one in tags}
+    if not model.encoder.startswith("tu-"):
+        known: dict[str, Any] = smp.encoders.encoders.get(model.encoder, {}).get("pretrained_settings") or {}
+    else:
+        known = {one.partition(".")[2]: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
         if wanted == "imagenet":  # stands for the default tag
             wanted = tag or getattr(timm.get_pretrained_cfg(name), "tag", wanted)
-    else:
-        known = smp.encoders.encoders.get(model.encoder, {}).get("pretrained_settings") or {}
     if not (about := known.get(wanted)):
         hint = did_you_mean(wanted, [*known, "none"])
         raise Refused(f"model.encoder_weights: {model.encoder} has no {wanted!r}{hint}")

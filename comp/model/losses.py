@@ -28,8 +28,7 @@ def build_loss(
     any float dtype and labels uint8 or int64 (N, H, W), of which `ignore` does not count, and gives a float32 scalar.
     Class weights act on cross_entropy, boundary and focal: the others count every class alike already. Where classes
     overlap, a label's bit k - 1 says class k, and each is told from the first alone."""
-    weights = weigh_classes(loss.class_weights, classes, counts)
-    weights_on = cache(weights.to)  # a copy a device, not one a step
+    weights_on = cache(weigh_classes(loss.class_weights, classes, counts).to)  # a copy a device, not one a step
     known: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "cross_entropy": lambda z, y, w: cross_entropy(z, y, w, loss.label_smoothing),
         "boundary": lambda z, y, w: cross_entropy(z, near_edges(y), w, loss.label_smoothing),
@@ -112,18 +111,14 @@ def bce_dice(logits: Tensor, labels: Tensor) -> Tensor:
 
 def lovasz(logits: Tensor, labels: Tensor) -> Tensor:
     """Lovász-softmax of the batch, mean over the classes its labels hold (Berman et al. 2018)."""
+    truths = _one_hot(labels, logits.shape[1])
     probabilities = logits.softmax(1).masked_fill((labels == IGNORED).unsqueeze(1), 0)
-    losses, present = [], []
-    for label in range(logits.shape[1]):
-        truth = (labels == label).flatten()
-        if not truth.is_cuda and not truth.any():
-            continue  # on a GPU, which would have to be waited for, it weighs nothing below
-        errors = (truth.float() - probabilities[:, label].flatten()).abs()
-        losses.append((errors * _lovasz_weights(errors.detach(), truth)).sum())
-        present.append(truth.any())
-    if not losses:
-        return logits.sum() * 0
-    return _ratio((torch.stack(losses) * torch.stack(present)).sum(), torch.stack(present).sum())
+    total = logits.sum() * 0  # which has a gradient, too
+    for truth, probability in zip(truths.unbind(1), probabilities.unbind(1), strict=True):
+        if truth.is_cuda or truth.any():  # a class without a pixel adds 0; to ask a GPU is to wait for it
+            errors = (truth.float() - probability).abs().flatten()
+            total = total + (errors * _lovasz_weights(errors.detach(), truth.flatten())).sum()
+    return _ratio(total, truths.any((0, 2, 3)).sum())
 
 
 def _lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:

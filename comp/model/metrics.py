@@ -38,16 +38,15 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
     Both are labels uint8 (N, H, W); pixels whose truth is `ignore` are not counted. Raises Refused."""
     if truth.shape != prediction.shape:
         raise Refused(f"the prediction is {tuple(prediction.shape)}, but the truth {tuple(truth.shape)}")
-    bad = (truth >= classes) if ignore is None else (truth >= classes) & (truth != ignore)
-    if (bad | (prediction >= classes)).any():
-        raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
-    true = truth.int()
+    true = truth.int() + 1
     if ignore is not None:
-        true = true.masked_fill(true == ignore, classes)  # a row of their own, which is left out
+        true = true.masked_fill(truth == ignore, 0)  # a row of their own, which is left out
+    if ((true > classes) | (prediction >= classes)).any():
+        raise Refused(f"a label is outside 0 to {classes - 1}, in truth or prediction")
     samples = torch.arange(len(true), dtype=torch.int32, device=truth.device).view(-1, 1, 1)
     codes = (samples * (classes + 1) + true) * classes + prediction
     counts = torch.bincount(codes.flatten(), minlength=len(true) * (classes + 1) * classes)
-    return counts.view(-1, classes + 1, classes)[:, :classes]
+    return counts.view(-1, classes + 1, classes)[:, 1:]
 
 
 def to_margins(confusions: Tensor) -> Tensor:
@@ -176,9 +175,7 @@ def score(margins: np.ndarray, metric: Metric, counts: np.ndarray | None = None)
 
 
 def contribute(margins: np.ndarray, metric: Metric, counts: np.ndarray | None = None) -> np.ndarray:
-    """What images add to a score, of margins (…, N, 4, C): counts (…, N, K), values (…, N), or of a global one a sum.
-
-    The sum is margins (…, 1, 4, C)."""
+    """What images add to a score, of margins (…, N, 4, C): counts (…, N, K), values (…, N), or a sum (…, 1, 4, C)."""
     if needs_images(metric):
         assert counts is not None  # margins alone do not tell what such a metric counts
         return counts
@@ -245,22 +242,20 @@ def scores(margins: np.ndarray, classes: tuple[str, ...], metric: Metric, counts
         name: {key: None if np.isnan(column[c]) else float(column[c]) for key, column in columns.items()}
         for c, name in enumerate(classes)
     }
-    own = {"score": score(margins, metric, counts), "metric": describe_metric(metric)}
-    return own | readings | {"classes": by_class}
+    return {"score": score(margins, metric, counts), "metric": describe_metric(metric), **readings, "classes": by_class}
 
 
 def describe_metric(metric: Metric) -> str:
     """The metric in words, such as "mean IoU per image without class 0"."""
     if metric.function:
         return f"{load_own(metric).__name__} of {Path(metric.function).name}"
-    average = " per image" if metric.average == "per_image" else ""
     background = {"drop_class": " without class 0", "drop_truth": " where the truth is not class 0"}
     kind = metric.name.removeprefix("object_")
     name = NAMES.get(kind, kind.replace("_", " ")).format(beta=metric.beta) + " of objects" * (kind != metric.name)
     if metric.thresholds:
         share = "mean {} over IoU" if needs_images(metric) else "share of {}"
         name = f"{share.format(name)} thresholds {min(metric.thresholds):g} to {max(metric.thresholds):g}"
-    return name + average + background.get(metric.background, "")
+    return name + " per image" * (metric.average == "per_image") + background.get(metric.background, "")
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

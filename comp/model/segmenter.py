@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from comp import config as configs
 from comp import files
-from comp.config import Config, Model
+from comp.config import Config, Model, validate_config
 from comp.data.arrays import Neighbours
 from comp.device import Device, is_out_of_memory
 from comp.distributed import is_lost_peer
@@ -84,9 +83,7 @@ def build_segmenter(model: Model, channels: int, classes: int, mean: Tensor, std
     """Build a network; return it with one line on its encoder's weights.
 
     `mean` and `std` (C,), of 0..255, are used unless weights bring their own. Raises Refused for unknown names."""
-    import segmentation_models_pytorch as smp
-
-    net = _create_network(smp, model, channels, classes)
+    net = _create_network(model, channels, classes)
     encoder: Any = getattr(net, "encoder", None)
     if encoder is None and (model.encoder_weights != "none" or model.freeze_encoder):
         raise Refused(f"model: {model.architecture} has no encoder that could take weights or be frozen")
@@ -116,7 +113,8 @@ def measure_normalisation(images: np.ndarray | Neighbours, rows: np.ndarray, mos
     return torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 1.0)))
 
 
-def _create_network(smp: Any, model: Model, channels: int, classes: int) -> nn.Module:
+def _create_network(model: Model, channels: int, classes: int) -> nn.Module:
+    import segmentation_models_pytorch as smp
     import timm
 
     known = {kind.__name__.lower(): kind for kind in (*smp.MODEL_ARCHITECTURES_MAPPING.values(), *networks.ALL)}
@@ -184,7 +182,7 @@ def load_model(path: Path, device: Device) -> tuple[Segmenter, Config]:
     if "config" not in metadata or not {"mean", "std"} <= tensors.keys():
         raise Refused(f"{path}: not a model file of this library (its metadata holds no configuration)")
     try:
-        config = configs.validate_config(json.loads(metadata["config"]))
+        config = validate_config(json.loads(metadata["config"]))
         without = config.model.model_copy(update={"encoder_weights": "none"})
         mean, std = tensors["mean"].flatten(), tensors["std"].flatten()
         model, _ = build_segmenter(without, len(mean), len(config.competition.classes), mean, std)

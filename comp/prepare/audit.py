@@ -136,16 +136,13 @@ def _class_table(competition: Competition, index: Index, area: int) -> str:
 
 def _rows(train: TrainSplit, test: Split | None, findings: pd.DataFrame) -> Iterator[figures.Row]:
     """Some training images, then for each kind of finding some of its; one that is like another follows that one."""
-    places: dict[str, tuple[Split, int]] = {name: (train, k) for k, name in enumerate(train.ids.tolist())}
+    ids = train.ids.tolist()
+    cells: dict[str, figures.Cell] = dict(zip(ids, zip(train.images, train.masks, strict=True), strict=True))
     if test is not None:
-        places |= {f"test/{name}": (test, k) for k, name in enumerate(test.ids)}
-
-    def cell(name: str) -> figures.Cell:
-        split, k = places[name]
-        return split.images[k], None if split.masks is None else split.masks[k]
-
-    yield "some training images", {name: cell(name) for name in train.ids[:: -(-len(train.ids) // ACROSS)].tolist()}
+        masks = [None] * len(test.ids) if test.masks is None else test.masks
+        cells |= {f"test/{id}": (image, mask) for id, image, mask in zip(test.ids, test.images, masks, strict=True)}
+    yield "some training images", {id: cells[id] for id in ids[:: -(-len(ids) // ACROSS)]}
     for kind, of_kind in findings.groupby("finding", sort=False):
         named = dict.fromkeys(of_kind[["group", "id"]].to_numpy().ravel().tolist())
-        if names := [name for name in named if name in places]:
-            yield f"{kind}: {len(of_kind):,}", {name: cell(name) for name in names[:ACROSS]}
+        if names := [name for name in named if name in cells]:
+            yield f"{kind}: {len(of_kind):,}", {name: cells[name] for name in names[:ACROSS]}

@@ -68,9 +68,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         def members() -> Iterator[tuple]:
             yield from rows.members("train", train, reader)
             yield from replace(rows, strict=False).members("test", test, reader)
-            facts: dict = {"version": VERSION, "digest": digest, "size": size, "cut": own.cut}
-            facts |= {"channels": channels, "scaling": asdict(scaling)}
-            facts["odd"] = found.odd + odd + sorted(rows.odd | reader.odd)  # when all has been read
+            facts: dict = {"version": VERSION, "digest": digest, "size": size, "cut": own.cut, "channels": channels}
+            facts |= {"scaling": asdict(scaling), "odd": found.odd + odd + sorted(rows.odd | reader.odd)}  # all is read
             yield _member("prepared", np.array(json.dumps(facts)))
 
         npz.write_npz(path, members())

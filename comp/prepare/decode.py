@@ -50,8 +50,7 @@ def read_header(path: Path, mask: bool = False) -> Header:
         with Image.open(path) as image:
             orientation = 1 if mask else image.getexif().get(ExifTags.Base.Orientation, 1)
             size = image.size if orientation >= SIDEWAYS else image.size[::-1]
-            channels, deep = 1 if _is_grey(image) else 3, image.mode[0] in "IF"
-            return Header(size, channels, deep, orientation)
+            return Header(size, 1 if _is_grey(image) else 3, image.mode[0] in "IF", orientation)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -187,15 +186,14 @@ class Scaling:
             if values.dtype == np.uint8:
                 return values, ""
             raise Refused(f"{path}: holds {values.dtype}, the other images uint8; {WHAT_FITS}")
-        ranges = np.array(self.ranges if len(self.ranges) == 1 else self.ranges[band : band + values.shape[2]])
+        low, high = np.transpose(self.ranges if len(self.ranges) == 1 else self.ranges[band : band + values.shape[2]])
         lost = ""
         if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
             lost = f"{bad.mean():.1%} of the values are NaN or infinite"
-            values = np.where(bad, ranges[:, 0].astype(values.dtype), values)
+            values = np.where(bad, low.astype(values.dtype), values)
         if lost and strict:
             raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
-        scaled = (values - ranges[:, 0]) * (255 / (ranges[:, 1] - ranges[:, 0]))
-        return np.rint(scaled).clip(0, 255).astype(np.uint8), lost
+        return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8), lost
 
 
 def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:

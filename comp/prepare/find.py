@@ -6,6 +6,7 @@ which name stems in JPEGImages and SegmentationClass. Where there are two readin
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from comp.config import Competition
@@ -104,9 +105,7 @@ def _find_layout(stems: dict[str, dict[str, str]], source: Path) -> dict[str, st
         said["test_masks"] = f"{masks}/{{id}}.*"
     pairs = [
         (images, masks, end)
-        for images in IMAGES
-        for masks in MASKS
-        for end in ("", "_mask")
+        for images, masks, end in product(IMAGES, MASKS, ("", "_mask"))
         if images in stems and {stem + end for stem in stems[images]} & stems.get(masks, {}).keys()
     ]
     for images, masks, end in pairs[:1]:

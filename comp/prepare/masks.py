@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,8 +32,7 @@ MOST_OBJECTS = 65_534  # one less than uint16 holds, which stands for what is be
 BITS = np.concatenate([[0], 1 << np.arange(8), np.zeros(247)]).astype(np.uint8)  # of a label, where classes overlap
 
 
-@dataclass(frozen=True)
-class Coding:
+class Coding(NamedTuple):
     """What the codes in a competition's masks mean. A value is its own code, a colour's is 0xRRGGBB."""
 
     kind: Kind
@@ -107,16 +106,15 @@ class MaskReader:
 
     def _decode(self, layer: Layer, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         """A layer's labels, uint8 (H, W), 0 where it says nothing; and its objects, numbered from 1."""
+        coding = self.coding if layer.label is None else self.binary
         if isinstance(layer.content, str):
             own = decode_layer(layer, sample, self.order, self.competition).astype(np.uint8)
-        elif layer.label is None and self.coding is None:
+        elif coding is None:
             values = read_codes(layer.content, "values")
             _, parts = np.unique(np.append(0, values), return_inverse=True)  # 0 comes first, whether it occurs or not
             parts = parts[1:].reshape(values.shape)
             return (parts > 0).astype(np.uint8), parts
         else:
-            coding = self.binary if layer.label is not None else self.coding
-            assert coding is not None
             own = read_mask(layer.content, coding)
         return own * np.uint8(layer.label or 1), (own > 0) & (own != (self.competition.arrays.ignored or 0))
 
@@ -170,10 +168,9 @@ def detect_coding(masks: Sequence[Path], classes: tuple[str, ...], ignore: int |
         counts: Counter[int] = Counter()
         for path in some:
             counts.update(dict(zip(*np.unique(read_codes(path, kind), return_counts=True), strict=True)))
+        meaning = {label: label for label in names if kind == "values"}  # no colour says its class
         if kind == "values" and len(classes) == 2 and {*counts} in ({0, 255}, {0, LARGEST}):
             meaning = {0: 0, max(counts): 1}
-        else:
-            meaning = {label: label for label in names if kind == "values"}  # no colour says its class
         if not counts.keys() <= meaning.keys():
             if masks[0].suffix.lower() in (".jpg", ".jpeg"):
                 raise Refused(f"{masks[0]}: a JPEG, of {len(counts)} inexact values; a source.reader could round them")
@@ -211,8 +208,7 @@ def read_codes(path: Path, kind: Kind, usual: bytes | None = None) -> np.ndarray
         elif values.dtype != np.uint8:
             raise Refused(f"{path}: holds {values.dtype}, but the other masks hold colours")
         rgb = np.broadcast_to(values if values.ndim == 3 else values[..., None], (*values.shape[:2], 3))
-        red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
-        return red << 16 | green << 8 | blue
+        return rgb @ np.array([1 << 16, 1 << 8, 1], np.int32)
     if values.ndim == 3:
         raise Refused(f"{path}: is coloured, but the other masks hold grey values")
     if values.dtype in (np.uint8, np.uint16):

@@ -101,8 +101,7 @@ def read_windows(function: Callable[[Sample], Arrays]) -> Callable[[Sample], Arr
     return read
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The samples of a download, ordered by id; `odd` names what was left out, and why."""
 
     train: list[Sample]

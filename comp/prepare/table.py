@@ -71,7 +71,7 @@ def find_order(competition: Competition, samples: Sequence[Sample], read: Callab
         layers = [[decode_layer(layer, sample, order, competition) for layer in sample.mask or ()] for order in ORDERS]
         column, row = np.any(layers, axis=1)
         if oblong:
-            scores[k] = _count_runs(column), _count_runs(row.T)
+            scores[k] = [np.count_nonzero(mask & np.diff(mask, prepend=False)) for mask in (column, row.T)]
         else:
             image = read(sample).mean(axis=-1, dtype=np.float32)
             scores[k] = _edge_contrast(image, column), _edge_contrast(image, row)
@@ -92,13 +92,7 @@ def find_order(competition: Competition, samples: Sequence[Sample], read: Callab
     raise Refused(f"{table['file']}: {figures}, which proves no order; source.table.order would say it")
 
 
-def _count_runs(mask: np.ndarray) -> int:
-    """How many runs lie along the rows of a mask, bool (H, W)."""
-    return np.count_nonzero(mask[:, 0]) + np.count_nonzero(mask[:, 1:] > mask[:, :-1])
-
-
 def _edge_contrast(image: np.ndarray, mask: np.ndarray) -> float:
     """By how many grey levels the image changes across the edges of a mask, on average."""
-    steps = [(np.abs(np.diff(image, axis=axis)), np.diff(mask, axis=axis)) for axis in (0, 1)]
-    values = np.concatenate([step[edge] for step, edge in steps])
+    values = np.concatenate([np.abs(np.diff(image, axis=axis))[np.diff(mask, axis=axis)] for axis in (0, 1)])
     return float(values.mean()) if len(values) else 0.0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from comp import files
 from comp.config import Competition
+from comp.data.npz import refuse_damage
 from comp.errors import Refused
 
 Sizes = np.ndarray | tuple[int, ...] | None  # (N, 2) heights and widths of images, or one for all of them
@@ -62,13 +63,11 @@ def check_archive(path: Path, competition: Competition, ids: list, sizes: Sizes)
     seen = set()
     for member, data in _read_members(path):
         where = f"{path}: {member}"
-        try:
+        with refuse_damage(where, "a mask", ""):
             if name.endswith(".h5"):
                 values = importlib.import_module("h5py").File(data)["mask"][()]
             else:
                 values = np.load(data, allow_pickle=False) if name.endswith(".npy") else np.asarray(Image.open(data))
-        except (OSError, ValueError, SyntaxError, KeyError) as error:
-            raise Refused(f"{where}: cannot be read: {error}") from None
         if wanted and (member not in wanted or member in seen):
             raise Refused(f"{where}: of no test image, or there twice; names look like {next(iter(wanted))!r}")
         if sizes is not None and (size := values.shape[:2]) != tuple(sizes[wanted[member]]):
@@ -83,7 +82,7 @@ def check_archive(path: Path, competition: Competition, ids: list, sizes: Sizes)
 
 
 def _read_members(path: Path) -> Iterator[tuple[str, io.BytesIO]]:
-    try:
+    with refuse_damage(path, "an archive", ""):
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 yield from ((name, io.BytesIO(archive.read(name))) for name in archive.namelist())
@@ -92,5 +91,3 @@ def _read_members(path: Path) -> Iterator[tuple[str, io.BytesIO]]:
                 for member in tar:
                     if file := tar.extractfile(member):  # None of a folder
                         yield member.name, io.BytesIO(file.read())
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise Refused(f"{path}: cannot be read: {error}") from None

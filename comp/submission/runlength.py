@@ -23,12 +23,11 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
 
 def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", relative: bool = False) -> np.ndarray:
     """The mask, bool (H, W), of one run-length text; `parse_runs` says what it refuses and what relative means."""
-    flat = np.zeros(shape[0] * shape[1], bool)
-    starts, lengths = parse_runs(text, flat.size, "relative" if relative else "absolute")
-    edges = np.zeros(flat.size + 1, np.int8)
-    edges[starts - 1] = 1
-    edges[starts - 1 + lengths] -= 1  # where the next run touches, both are there and nothing changes
-    np.cumsum(edges[:-1], out=flat.view(np.int8))
+    pixels = shape[0] * shape[1]
+    starts, lengths = parse_runs(text, pixels, "relative" if relative else "absolute")
+    edges = np.stack([starts - 1, starts - 1 + lengths], axis=1).ravel()
+    repeats = np.diff(edges, prepend=0, append=pixels)  # of False and True in turn
+    flat = np.repeat(np.arange(len(repeats)) % 2 == 1, repeats)
     return flat.reshape(shape) if order == "row" else flat.reshape(shape[::-1]).T
 
 
@@ -72,11 +71,11 @@ def parse_runs(
         raise Refused(f"{wrong[:40]!r} is not a pixel's number or a length") from None
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
-    starts, lengths = values[::2] + (0 if relative else 1 - base), values[1::2]
+    starts, lengths = values[::2] + 1 - base, values[1::2]
     if relative:
         if (odd := values[(values < 0) | (values > pixels)]).size:
             raise Refused(f"{odd[0]} is no number of the image's {pixels} pixels")
-        starts = 1 + np.cumsum(starts) + np.cumsum(lengths) - lengths
+        starts = 1 + np.cumsum(values)[::2]
     for broken, problem in (
         (starts < 1, "starts before pixel 1, the first"),
         (lengths < 1, "is shorter than one pixel"),

@@ -53,8 +53,7 @@ def open_writer(
         labels, ids = labels.astype(np.uint8, casting="safe", copy=False), list(ids)
         if not shape:
             shape = labels.shape[1:]
-            header = make_header(competition, math.prod(shape))
-            header = [header[k] for k in order] or header
+            header = [*columns] if order else make_header(competition, math.prod(shape))
             check_header(path, header, columns or header, "the sample submission")
             file.write(_csv_text([header]))
         elif labels.shape[1:] != shape and wide:
@@ -69,8 +68,7 @@ def _wide_rows(ids: Iterable[Any], labels: np.ndarray) -> Iterator[bytes]:
     for image_id, image in zip(ids, labels, strict=True):
         texts = _pixel_texts(10 if image.max() < 10 else 256).take(image).tobytes()
         yield _csv_text([(image_id, "")]).removesuffix(b",\n")  # of one field alone, an empty id would be quoted
-        yield texts.translate(None, b"\0")
-        yield b"\n"
+        yield texts.translate(None, b"\0") + b"\n"
 
 
 @cache
