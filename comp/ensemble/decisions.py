@@ -81,7 +81,7 @@ def weigh(probabilities: Tensor, decisions: Decisions) -> Tensor:
     """Probabilities (n, C, H, W) times the classes' factors, and 0 in images that a gate keeps out."""
     weighted = probabilities * torch.tensor(decisions.factor, device=probabilities.device).view(-1, 1, 1)
     for c, (share, least) in enumerate(decisions.gate):
-        if least:
+        if least and (weighted[:, c] >= weighted[:, 0]).any():  # else there is nothing to keep out
             weighted[measure_gate(probabilities, c, share) < least, c] = 0
     return weighted
 

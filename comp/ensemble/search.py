@@ -1,10 +1,10 @@
 """Decisions found on out-of-fold predictions, for the competition's own metric, and judged on images not used for it.
 
 Each is found as often as there are parts of the images, without one of them, and judged on that one; what does not
-help there is not used. One pass over all pixels (of large images over some, but of every image) tells the score under
-every value of one decision of a class, since along its values a pixel leaves the class, or joins it, only once."""
+help there is not used. One pass over all pixels tells the score under every value of one decision of a class, since
+along its values a pixel leaves the class, or joins it, only once. Images that no decision gives any class but the first
+are counted and not looked at."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from comp.config import Competition
 from comp.data import folds
-from comp.data.arrays import Index, TrainSplit, release_pages
+from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
 from comp.ensemble import decisions as deciding
 from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, NEUTRAL, RUN, SHARES, TOTAL, Decisions
 from comp.errors import Refused
@@ -27,14 +27,14 @@ from comp.train.runs import Runs
 
 PARTS = 5  # into which the images of a single fold are dealt
 GAIN = 1e-4  # a judged score that rises by less has not risen
-WORK = 1 << 30  # pixels times classes squared, from which on pixels are thinned, but never images
 BLOCK = 1 << 21  # probabilities that are looked at at a time
+MOST = 8.0  # the largest factor
 
 # The values that are tried, in the order in which a class shrinks.
 _AREAS = [0.0, *(2.0 ** np.arange(-16, -2, 0.5)).tolist()]
 CANDIDATES: dict[str, list[Any]] = {
     RUN: (2.0 ** np.arange(2, -2.5, -0.5)).tolist(),
-    FACTOR: (2.0 ** np.arange(3, -3.1, -0.125)).tolist(),
+    FACTOR: (MOST * 2.0 ** np.arange(0, -6.1, -0.125)).tolist(),
     GATE: [(share, k / 40) for share in SHARES for k in range(40)],
     HOLE: _AREAS[::-1],
     AREA: _AREAS,
@@ -53,6 +53,15 @@ class Rung(NamedTuple):
     words: str
 
 
+class _Found(NamedTuple):
+    """The best value of a kind of decision for one target: a class, or a run."""
+
+    target: int
+    score: float  # of all parts, each under the value that was found without it
+    values: list[Any]  # of each chain
+    curve: str  # the scores around the last one
+
+
 class _Part(NamedTuple):
     """Images whose out-of-fold predictions are looked at together."""
 
@@ -60,8 +69,9 @@ class _Part(NamedTuple):
     places: np.ndarray  # in them
     split: TrainSplit
     rows: np.ndarray  # of it
+    far: np.ndarray  # margins int64 (n, 4, C) of the other images, in which no class but the first comes near
     device: torch.device
-    overlap: bool
+    competition: Competition
 
     def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor]]:
         """Rows, the probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W); with flat memory."""
@@ -70,7 +80,7 @@ class _Part(NamedTuple):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
             truth = torch.from_numpy(masks[rows := self.rows[some]]).to(self.device)
-            yield rows, [predict.from_planes(one, self.overlap) for one in planes], truth
+            yield rows, [predict.from_planes(one, self.competition.overlap) for one in planes], truth
         for array in (*self.stored, masks):
             release_pages(array)
 
@@ -85,24 +95,23 @@ def search_decisions(
     parts = _parts(runs, split, index, competition, device)
     # chains[k] is found without part k, the last one on all.
     chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
-    reached = _judge(parts, chains, competition)
+    reached = _judge(parts, chains)
     ladder = [Rung("largest", reached, True, "the largest probability")]
-    left_out = (RUN,) * (len(runs) == 1) + (NECK,) * (split.instances is None)
+    left_out = (RUN,) * (len(runs) == 1) + (NECK,) * (not competition.metric.name.startswith("object_"))
     kinds = [kind for kind in KINDS if kind not in left_out]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
-        found = _find(kind, targets, parts, chains, competition)
-        helpful = [one for one in found if one[1] > reached + GAIN and one[2][-1] != NEUTRAL[kind]]
-        helpful.sort(key=lambda one: -one[1])
-        score, used, words = max(one[1] for one in found), False, "tried, and does not help"
+        found = sorted(_find(kind, targets, parts, chains), key=lambda one: -one.score)
+        helpful = [one for one in found if one.score > reached + GAIN and one.values[-1] != NEUTRAL[kind]]
+        score, used, words = found[0].score, False, "tried, and does not help"
         for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
             trial = chains
-            for target, _, values, _ in some:
-                trial = [_decide(chain, kind, target, value) for chain, value in zip(trial, values, strict=True)]
-            if (now := _judge(parts, trial, competition)) > reached + GAIN:
+            for one in some:
+                trial = [_decide(c, kind, one.target, value) for c, value in zip(trial, one.values, strict=True)]
+            if (now := _judge(parts, trial)) > reached + GAIN:
                 chains, score, reached, used = trial, now, now, True
-                words = "; ".join(text for one, text in deciding.describe(chains[-1], competition) if one == kind)
-                words += f" (on all images, around it {'; '.join(one[3] for one in sorted(some))})"
+                words = "; ".join(text for of, text in deciding.describe(chains[-1], competition) if of == kind)
+                words += f" (on all images, around it {'; '.join(one.curve for one in sorted(some))})"
                 break
         ladder.append(Rung(kind, score, used, words))
     return chains[-1], ladder
@@ -114,19 +123,17 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
     return "\n".join(["out of fold; what is decided is scored on images that it was not found on:", *lines])
 
 
-def _find(
-    kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions], competition: Competition
-) -> list[tuple[int, float, list[Any], str]]:
-    """Of each target the score of all parts, each under the value that was found without it; the best value of one
-    decision for every chain; and the scores around the last one."""
-    sparse = metrics.needs_images(competition.metric) and kind not in (RUN, NECK)
-    values, found = CANDIDATES[kind][:: SPARSE if sparse else 1], []
-    counted = {one: [_count(part, one, kind, targets, values, competition) for part in parts] for one in {*chains}}
+def _find(kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions]) -> Iterator[_Found]:
+    """The best value of one kind of decision for every target."""
+    metric = parts[0].competition.metric
+    sparse = metrics.needs_images(metric) and kind not in (RUN, NECK)
+    values = CANDIDATES[kind][:: SPARSE if sparse else 1]
+    counted = {one: [_count(part, one, kind, targets, values) for part in parts] for one in {*chains}}
     for number, target in enumerate(targets):
         chosen, judged = list[Any](), []
         for k, chain in enumerate(chains):
             own = [one[number] for one in counted[chain]]
-            scores = metrics.combine(np.concatenate(own[:k] + own[k + 1 :], 1), competition.metric)
+            scores = metrics.combine(np.concatenate(own[:k] + own[k + 1 :], 1), metric)
             # Means of three neighbours: the middle of a plateau is better than a lucky peak.
             means = uniform_filter1d(scores, 3, mode="nearest")
             best = np.flatnonzero(means > means.max() - 1e-9)
@@ -135,16 +142,14 @@ def _find(
             judged += [one[place] for one in own[k : k + 1]]
         curve = [f"{scores[k]:.4f}" for k in range(max(0, place - 2), min(place + 3, len(scores)))]
         curve[min(place, 2)] = f"[{curve[min(place, 2)]}]"
-        score = metrics.combine(np.concatenate(judged), competition.metric)
-        found.append((target, float(score), chosen, " ".join(curve)))
-    return found
+        yield _Found(target, float(metrics.combine(np.concatenate(judged), metric)), chosen, " ".join(curve))
 
 
-def _judge(parts: list[_Part], chains: list[Decisions], competition: Competition) -> float:
+def _judge(parts: list[_Part], chains: list[Decisions]) -> float:
     """The score of all parts, each under the chain that was found without it."""
     pairs = zip(parts, chains[:-1], strict=True)
-    counted = [_count(part, chain, RUN, [0], [NEUTRAL[RUN]], competition)[0][0] for part, chain in pairs]
-    return float(metrics.combine(np.concatenate(counted), competition.metric))
+    counted = [_count(part, chain, RUN, [0], [NEUTRAL[RUN]])[0][0] for part, chain in pairs]
+    return float(metrics.combine(np.concatenate(counted), parts[0].competition.metric))
 
 
 def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
@@ -155,11 +160,9 @@ def _decide(chain: Decisions, kind: str, target: int, value: Any) -> Decisions:
     return replace(chain, **{kind: tuple(values)})
 
 
-def _count(
-    part: _Part, chain: Decisions, kind: str, targets: Sequence[int], values: list[Any], competition: Competition
-) -> list[np.ndarray]:
+def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], values: list[Any]) -> list[np.ndarray]:
     """Of each target, what `metrics.combine` takes of a part's images under each value: (values, …)."""
-    metric, overlap = competition.metric, competition.overlap
+    competition, metric, overlap = part.competition, part.competition.metric, part.competition.overlap
     if kind == RUN or metrics.needs_images(metric):  # value by value, which is slow
         tried = [_decide(chain, kind, target, value) for target in targets for value in values]
         contributed = []
@@ -167,16 +170,22 @@ def _count(
             tally = metrics.Tally(part.split, part.rows, competition, one.neck)
             for rows, runs, truth in part.blocks():
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap))
-            contributed.append(metrics.contribute(tally.margins, metric, tally.counts))
+            contributed.append(metrics.contribute(np.append(tally.margins, part.far, 0), metric, tally.counts))
         return np.split(np.stack(contributed), len(targets))
-    counted: list[list[np.ndarray]] = [[] for _ in targets]
+
+    def contribute(margins: np.ndarray) -> np.ndarray:
+        return metrics.contribute(np.broadcast_to(margins, (len(values), *margins.shape[-3:])), metric)
+
+    counted = [[contribute(part.far)] for _ in targets]
     for _, runs, truth in part.blocks():
         blended = _blend(runs, chain)
         labels = deciding.label_images(blended, chain, overlap)
-        for some, target in zip(counted, targets, strict=True):
-            levels = _levels(blended, labels, chain, kind, target, values, overlap)
-            blocks = [_tally(truth, *one, target, competition) for one in levels]
-            some.append(metrics.contribute(np.concatenate(blocks), metric))
+        as_is = contribute(metrics.count_margins(truth, labels, competition).cpu().numpy())
+        for some, c in zip(counted, targets, strict=True):
+            near = MOST * blended[:, c] >= blended[:, 0] if kind == FACTOR else pick_class(labels, c, overlap)
+            levels = _levels(blended, labels, chain, kind, c, values, overlap) if near.any() else ()
+            blocks = [_tally(truth, *one, c, competition) for one in levels]
+            some.append(contribute(np.concatenate(blocks)) if blocks else as_is)
     return [np.concatenate(some, 1) for some in counted]
 
 
@@ -231,12 +240,6 @@ def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, comp
 
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
-    pixels = split.masks[0].size * sum(fold.metrics["valid_images"] for fold in runs[0])
-    much = pixels * len(competition.classes) ** 2 / WORK
-    step = 1 if metrics.needs_images(competition.metric) else math.ceil(much**0.5)
-    if step > 1:
-        print(f"decides by one of {step}×{step} pixels of every image, since all would take hours")
-        split = replace(split, masks=split.masks[:, ::step, ::step].copy())
     row_of = {name: row for row, name in enumerate(split.ids.tolist())}
     parts = []
     for same in zip(*runs, strict=True):
@@ -248,13 +251,16 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             rows = np.array([row_of[name] for name in others.tolist()])
             if not np.array_equal(counted[:, 1], index.counts[rows]):
                 raise Refused(f"{fold.folder}: the training masks have changed since; train it again")
-        if step > 1:  # few enough to stay in memory, so that no pass reads the files again
-            planes = tuple(one[:, :, ::step, ::step].copy() for one in planes)
+        # With less, the first class has more than any other one times the largest factor.
+        least = 255 / (MOST + max(MOST, len(competition.classes) - 1)) * (not metrics.needs_images(competition.metric))
         dealt = np.zeros(len(rows), int)
         if len(runs[0]) == 1:  # groups and duplicates together
             groups = folds.find_groups(index, split.groups, rows)
             dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
             at = np.flatnonzero(dealt == part)
-            parts.append(_Part(planes, at, split, rows[at], device, competition.overlap))
+            near = np.array([max(one[k].max() for one in planes) >= least for k in at])
+            parts.append(_Part(planes, at[near], split, rows[at[near]], margins[0][at[~near]], device, competition))
+            for one in planes:
+                release_pages(one)
     return parts
