@@ -47,7 +47,7 @@ class Arrays(Section):
     train_folds: str = "train_folds"  # where a split is given: the fold in which each sample validates
     train_extra: str = "train_extra"  # not 0: trains in every fold, and validates in none
     train_instances: str = "train_instances"  # objects numbered from 1 in each image, 0 is none
-    train_soft: str = "train_soft"  # of two classes, 255 times the share of annotators who saw the second
+    train_soft: str = "train_soft"  # with source.soft: 255 times the share of annotators who saw the second class
     train_sizes: str = "train_sizes"
     test_images: str = "test_images"
     test_masks: str = "test_masks"  # known only for practice competitions
@@ -111,7 +111,8 @@ class Metric(Section):
     # is the sum of the pairs' Dice over the larger number of objects.
     name: MetricName = "mean_iou"
     # instead, a .py file beside the TOML: score_image(truth, prediction) of labels (H, W), or score_group(truth,
-    # prediction, ids) of (N, H, W), gives a number or None, or numbers that are added up for combine_counts(counts)
+    # prediction, ids) of (N, H, W), gives a number or None, or numbers that are added up for combine_counts(counts);
+    # with source.instances the truth holds numbered objects
     function: str = ""
     average: Literal["global", "per_image"] = "global"
     beta: Annotated[float, Field(gt=0)] = 1.0  # f_beta: how many times as much as precision recall counts
@@ -296,7 +297,8 @@ def first_difference(old: Config, new: Config) -> str | None:
     """The first key in which two configurations would train differently, as "key: old, now new"; None if none."""
     before, after = (_flat(one.model_dump(mode="json")) for one in (old, new))
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE):
+        free = key.startswith(FREE_TO_CHANGE) and key != "competition.source.soft"  # which training draws by
+        if before.get(key) != after.get(key) and not free:
             return f"{key}: {before.get(key)}, now {after.get(key)}"
     return None
 

@@ -122,9 +122,16 @@ def test_what_is_no_share_is_refused(tmp_path):
         competition({"classes": ["a", "b", "c"]}, **FILES)
 
 
-def test_soft_targets_of_three_classes_are_refused(tmp_path):
-    masks = np.random.default_rng(0).integers(0, 3, (4, 8, 8)).astype(np.uint8)
-    np.savez(tmp_path / "own.npz", train_images=masks, train_masks=masks, train_soft=masks)
-    own = config.Competition(name="own", classes=("a", "b", "c"))
-    with pytest.raises(Refused, match="train_soft: of two classes, the share of annotators who saw the second"):
-        arrays.load_train(own, tmp_path)
+def test_soft_targets_are_used_where_the_source_says_so(tmp_path):
+    masks = np.random.default_rng(0).integers(0, 2, (4, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=masks, train_masks=masks, train_soft=255 - masks)
+    loaded = [
+        arrays.load_train(competition({"arrays": {"file": "own.npz"}}, soft=soft), tmp_path).soft
+        for soft in (False, True)
+    ]
+    assert loaded[0] is None and (loaded[1] == 255 - masks).all()
+
+
+def test_a_half_done_run_does_not_change_to_soft_targets():
+    hard, soft = (config.Config(competition=competition(soft=soft)) for soft in (False, True))
+    assert config.first_difference(hard, soft) == "competition.source.soft: False, now True"

@@ -242,13 +242,10 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     _check_neighbours(path, arrays, part)
     extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
     instances = soft = None
-    if part == "train" and competition.metric.name.startswith("object_"):
+    if part == "train" and (competition.source.instances or competition.metric.name.startswith("object_")):
         instances = _map_beside(path, arrays.train_instances, images.shape[:3])
-    key = arrays.train_soft if competition.source.soft else _find_optional(path, arrays, "train_soft")
-    if part == "train" and key:  # where the TOML asks for it, an npz that was made without is refused
-        if len(competition.classes) > 2 or competition.overlap:
-            raise Refused(f"{path}: {key}: of two classes, the share of annotators who saw the second")
-        soft = _map_beside(path, key, images.shape[:3])
+    if part == "train" and competition.source.soft:
+        soft = _map_beside(path, arrays.train_soft, images.shape[:3])
     cache = npz.cache_folder(folder)
     prefix = cache / f"{npz.file_state(path)}.{npz.digest([images.key, masks.key if masks else ''])}"
     loaded = images.load(ids, cache), masks.load(ids, cache) if masks else None
