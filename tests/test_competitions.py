@@ -1,8 +1,11 @@
 """The competitions that ship: drawn downloads under their own file names become arrays, and hidden images, too."""
 
+import base64
 import csv
 import io
+import json
 import zipfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +125,10 @@ LAYOUTS = {
     "recodai": (
         {"10138-forged": "train_images/forged/10138.png", "10147-forged": "train_images/forged/10147.png"},
         ("45", "test_images/45.png"),
+    ),
+    "hubmap-vessels": (
+        {k: f"train/{k}.tif" for k in ("0006ff2aa7cd", "00168d1b7522")},
+        ("72e40acccadf", "test/72e40acccadf.tif"),
     ),
     "dfc2025": (
         {k: f"train/sar_images/{k}.tif" for k in ("TrainArea_0001", "TrainArea_0002")},
@@ -310,6 +317,17 @@ def save_masks(folder, name, ids, masks):
             for id, mask in zip(ids, any_class, strict=True):
                 halves = [mask & (np.arange(SIZE[1]) // (SIZE[1] // 2) == k) for k in range(2)]
                 save(folder / f"train_masks/{id.partition('-')[0]}.npy", np.array(halves, np.uint8))
+        case "hubmap-vessels":  # a glomerulus over everything is no vessel, and a tile without a line is not labelled
+            save_images(folder, name, "train/unlabelled.tif", 5, masks[0, 0])
+            lines = []
+            for id, mask in zip(ids, any_class, strict=True):
+                (top, left), (bottom, right) = (edge(np.argwhere(mask), axis=0).tolist() for edge in (np.min, np.max))
+                corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+                frame = [[0, 0], [SIZE[1] - 1, 0], [SIZE[1] - 1, SIZE[0] - 1], [0, SIZE[0] - 1]]
+                kinds = {"glomerulus": frame, "blood_vessel": corners}
+                drawn = [{"type": kind, "coordinates": [line]} for kind, line in kinds.items()]
+                lines.append(json.dumps({"id": id, "annotations": drawn}))
+            (folder / "polygons.jsonl").write_text("\n".join(lines) + "\n")
         case "kelp":
             for id, mask in zip(ids, any_class, strict=True):
                 save(folder / f"train_kelp/{id}_kelp.tif", mask.astype(np.uint8))
@@ -399,6 +417,15 @@ def check_own_file(name, path, labels):
         assert path.read_text().count("\n") == 1 and len(lengths) % 2 and len(lengths) > 3
         values = np.repeat(np.arange(len(lengths)) % 2, lengths)
         assert (values.reshape(SIZE) == labels).all()
+        return
+    if name == "hubmap-vessels":
+        (row,) = csv.DictReader(path.open())
+        (number, confidence, text) = row.pop("prediction_string").split()
+        assert (
+            row == {"id": "72e40acccadf", "height": "24", "width": "32"} and number == "0" and 0 < float(confidence) < 1
+        )
+        runs = {"size": SIZE, "counts": zlib.decompress(base64.b64decode(text))}
+        assert (pytest.importorskip("pycocotools.mask").decode(runs) == labels).all()
         return
     with zipfile.ZipFile(path) as archive:
         there = {member: io.BytesIO(archive.read(member)) for member in archive.namelist()}

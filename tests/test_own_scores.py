@@ -4,10 +4,14 @@ import os
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 from scipy.spatial.distance import directed_hausdorff
 
 from comp import files
 from comp.config import Metric, load_config
+from comp.data.arrays import load_train
+from comp.model.metrics import Tally
 from comp.model.objects import score_objects
 
 
@@ -77,6 +81,60 @@ def test_xview2_is_the_hosts_formula():
     damage = [f1(truth[there] == k, prediction[there] == k) for k in range(1, 5)]
     expected = 0.3 * f1(there, prediction > 0) + 0.7 * 4 / sum(1 / (one + 1e-6) for one in damage)
     assert own["combine_counts"](counts) == pytest.approx(expected)
+
+
+def draw_vessels(random, count):
+    """Numbered squares that do not touch, (60, 60), and their places and sides."""
+    numbers, squares = np.zeros((60, 60), np.uint16), random.permutation(25)[:count]
+    for k, (place, side) in enumerate(zip(squares, random.integers(3, 11, count), strict=True), 1):
+        y, x = place // 5 * 12, place % 5 * 12
+        numbers[y : y + side, x : x + side] = k
+    return numbers
+
+
+def test_average_precision_of_vessels_is_that_of_a_double_loop():
+    own, random = functions("hubmap-vessels"), np.random.default_rng(3)
+    for _ in range(10):
+        counts, ranked, total = 0.0, [], 0
+        for count in random.integers(0, 6, 4):
+            truth = draw_vessels(random, count)
+            seen = np.where(random.random((60, 60)) < 0.02, 0, truth)  # holes, which change nothing but the IoU
+            seen[random.random(60) < 0.2] = 0
+            prediction = (seen > 0).astype(np.uint8)
+            counts = counts + own["score_image"](truth, prediction)
+            parts, n = ndimage.label(prediction, np.ones((3, 3)))
+            total += count
+            for k in range(1, n + 1):
+                ious = [
+                    ((parts == k) & (truth == t)).sum() / ((parts == k) | (truth == t)).sum()
+                    for t in range(1, count + 1)
+                ]
+                ranked.append((int(20 * np.log2((parts == k).sum())), max(ious, default=0) >= 0.6))
+        expected, hits = 0.0, 0
+        steps = []
+        for grade in sorted({grade for grade, _ in ranked}, reverse=True):
+            until = [hit for one, hit in ranked if one >= grade]
+            steps.append((sum(until), sum(until) / len(until)))
+        for k, (reached, _) in enumerate(steps):
+            expected += (reached - hits) / total * max(precision for _, precision in steps[k:])
+            hits = reached
+        assert own["combine_counts"](counts) == pytest.approx(expected)
+    empty = np.zeros((9, 9), np.uint8)
+    assert own["combine_counts"](own["score_image"](empty, empty)) == 0
+
+
+def test_a_function_gets_numbered_objects_where_the_source_has_them(tmp_path):
+    (tmp_path / "own.py").write_text("def score_image(truth, prediction):\n    return truth.max() * prediction.max()\n")
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nclasses = ["rest", "cell"]\nmetric = { function = "own.py" }\nsource = { instances = true }\n'
+    )
+    numbers = np.kron(np.arange(9, dtype=np.uint16).reshape(1, 3, 3), np.ones((1, 4, 4), np.uint16))
+    masks = (numbers > 0).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=masks, train_masks=masks, train_instances=numbers)
+    own = load_config(str(tmp_path / "own.toml")).competition
+    tally = Tally(load_train(own, tmp_path), np.arange(1), own)
+    tally.add(np.arange(1), *(torch.from_numpy(masks),) * 2)
+    assert tally.counts.tolist() == [[8, 1]]
 
 
 @pytest.mark.parametrize(

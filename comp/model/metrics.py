@@ -137,13 +137,13 @@ class Tally:
         """Counts of one unit's images, which are pairs of labels (H, W) by their places."""
         competition, rows = self._competition, self._rows[sorted(images)]
         truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
+        known = self._split.instances
         if not self._own:
-            known = self._split.instances
             there = objects.find_objects(truth[0], competition) if known is None else known[rows[0]]
             found = objects.find_objects(prediction[0], competition, self._necks)
             value: Any = objects.score_objects(there, found, competition.metric)
             return np.array([value, 0 * value + 1])
-        whole = self._own.__name__ == "score_group"
+        truth, whole = truth if known is None else known[rows], self._own.__name__ == "score_group"
         value = self._own(truth, prediction, self._split.ids[rows]) if whole else self._own(truth[0], prediction[0])
         if value is None and not self._several:
             return np.full(2, np.nan)
