@@ -188,6 +188,7 @@ def test_a_kernel_finds_what_was_sent_along(tmp_path, monkeypatch):
         ("tu-resnet18", "a1_in1", "did you mean 'a1_in1k'"),
         ("resnet18", "imagenot", "did you mean 'imagenet'"),
         ("tu-test_vit5", "imagenet", "has no 'imagenet'"),
+        ("tu-gcvit_tiny", "imagenet", "has no 'in1k'; there are none"),  # timm has it from elsewhere
     ],
 )
 def test_unknown_weights_are_refused(encoder, weights, problem):

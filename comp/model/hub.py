@@ -63,7 +63,8 @@ def find_repository(model: Model) -> Repository | None:
     if not model.encoder.startswith("tu-"):
         known: dict[str, Any] = smp.encoders.encoders.get(model.encoder, {}).get("pretrained_settings") or {}
     else:
-        known = {one.partition(".")[2]: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
+        named = {one.partition(".")[2]: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
+        known = {one: about for one, about in named.items() if about and about.hf_hub_id}  # a few are elsewhere
         if wanted == "imagenet":  # stands for the default tag
             wanted = tag or getattr(timm.get_pretrained_cfg(name), "tag", wanted)
     if not (about := known.get(wanted)):
