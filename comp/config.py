@@ -175,6 +175,11 @@ class Competition(Section):
         return self.arrays.file or f"{self.name}.npz"
 
     @property
+    def labels(self) -> int:
+        """How many labels masks may hold: one for each class, or where classes overlap all sums of their bits."""
+        return 1 << len(self.classes) - 1 if self.overlap else len(self.classes)
+
+    @property
     def written(self) -> list[int]:
         """Labels that a file of run-lengths has rows of: all but the first, the rest, and a border between objects."""
         return [k for k, name in enumerate(self.classes) if k and not (self.source.border and name == "border")]
@@ -297,7 +302,7 @@ def first_difference(old: Config, new: Config) -> str | None:
     """The first key in which two configurations would train differently, as "key: old, now new"; None if none."""
     before, after = (_flat(one.model_dump(mode="json")) for one in (old, new))
     for key in sorted(before.keys() | after.keys()):
-        free = key.startswith(FREE_TO_CHANGE) and key != "competition.source.soft"  # which training draws by
+        free = key.startswith(FREE_TO_CHANGE) and key != "competition.source.soft"  # which decides what is learned
         if before.get(key) != after.get(key) and not free:
             return f"{key}: {before.get(key)}, now {after.get(key)}"
     return None
@@ -453,7 +458,9 @@ def _one_line(error: ValidationError) -> str:
     if kind.search(str((first["loc"] or ("",))[-1])):  # of a union; its alternatives at the same place fit as well
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
-    return f"{key}: {message.replace('an object', 'a table')}, not {first['input']!r:.100}"
+    return (
+        f"{key}: {message.replace('an object', 'a table').replace('valid array', 'list')}, not {first['input']!r:.100}"
+    )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Machine:
 
 
 def find_devices(name: str = "auto") -> list[str]:
-    """The devices that "auto", which is every GPU or the CPU, a name, or "cuda:0,cuda:1" stand for. Raises Refused."""
+    """The devices that "auto" (every GPU, or the CPU), one name, or "cuda:0,cuda:1" stand for. Raises Refused."""
     if distributed.local_rank() is None and name == "auto":
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     names = name.split(",")

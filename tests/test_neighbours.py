@@ -17,7 +17,7 @@ def test_channels_are_neighbours_of_the_group_and_end_with_it():
     images = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(2, 3)
     images[..., 1] += 100
     near = arrays.Neighbours(images, np.array(["a", "b", "a", "", "b", "a", "", "a"]), [-1, 0, 2])
-    assert near.shape == (8, 1, 1, 6) and len(near) == 8
+    assert near.shape == (8, 1, 1, 6)
     first = near[np.arange(8)][:, 0, 0, ::2].tolist()
     assert first == [[0, 0, 5], [1, 1, 4], [0, 2, 7], [3, 3, 3], [1, 4, 4], [2, 5, 7], [6, 6, 6], [5, 7, 7]]
     assert near[2][0, 0].tolist() == [0, 100, 2, 102, 7, 107]

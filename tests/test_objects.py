@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from comp.config import Metric, load_config
+from comp.config import Metric, Source, load_config
 from comp.data import arrays, npz
 from comp.errors import Refused
 from comp.model import metrics, objects
@@ -136,7 +136,7 @@ def test_a_pixel_of_two_objects_and_a_missing_image_are_refused(tmp_path):
 def write_own(folder, text, **update):
     (folder / "own.py").write_text(text)
     metric = Metric(function=str(folder / "own.py"), average="per_image")
-    return NUCLEI.model_copy(update={"metric": metric} | update)
+    return NUCLEI.model_copy(update={"metric": metric, "source": Source()} | update)
 
 
 def tally(own, truth, prediction, groups=None, batches=1):

@@ -1,10 +1,12 @@
 """The scores that competitions' own files compute: against the hosts' examples, scipy, and double loops."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, inside, lay_out
 from scipy import ndimage
 from scipy.spatial.distance import directed_hausdorff
 
@@ -83,6 +85,14 @@ def test_xview2_is_the_hosts_formula():
     assert own["combine_counts"](counts) == pytest.approx(expected)
 
 
+def test_a_function_that_cannot_be_run_is_refused_before_anything_trains(tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path)
+    (tmp_path / "own.py").write_text("def score_image(truth, prediction)\n    return 1\n")
+    command = ("train_fold.py", *TINY, "--fold", "0", "--set", 'competition.metric={function="own.py"}')
+    assert "own.py: line 1: SyntaxError" in inside(monkeypatch, capsys, *command, cwd=tmp_path, status=2)
+    assert not list((tmp_path / "runs/tiny").glob("*/fold-0"))
+
+
 def draw_vessels(random, count):
     """Numbered squares that do not touch, (60, 60), and their places and sides."""
     numbers, squares = np.zeros((60, 60), np.uint16), random.permutation(25)[:count]
@@ -135,6 +145,9 @@ def test_a_function_gets_numbered_objects_where_the_source_has_them(tmp_path):
     tally = Tally(load_train(own, tmp_path), np.arange(1), own)
     tally.add(np.arange(1), *(torch.from_numpy(masks),) * 2)
     assert tally.counts.tolist() == [[8, 1]]
+    unknown = Tally(replace(load_train(own, tmp_path), instances=None), np.arange(1), own)  # as of test images
+    unknown.add(np.arange(1), *(torch.from_numpy(masks * (np.indices((12, 12)).sum(0) % 6 > 1)),) * 2)
+    assert unknown.counts.tolist() == [[5, 1]]  # four stripes, of which the lack of one corner parts the first
 
 
 @pytest.mark.parametrize(

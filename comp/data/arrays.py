@@ -40,9 +40,6 @@ class Neighbours:
         self._rows = order[near][np.argsort(order)]  # (N, k), in the order of the rows again
         self.shape = (*images.shape[:3], images.shape[3] * len(offsets))
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def __getitem__(self, rows: Any) -> np.ndarray:
         images = np.moveaxis(self._images[self._rows[rows]], -4, -2)
         return images.reshape(*images.shape[:-2], self.shape[-1])
@@ -181,8 +178,7 @@ def build_index(split: Split, competition: Competition) -> Index:
 
 
 def _scan(split: Split, competition: Competition) -> Index:
-    samples, classes, ignore = len(split.images), len(competition.classes), competition.arrays.ignored
-    known = 1 << classes - 1 if competition.overlap else classes  # bits, where classes overlap
+    samples, known, ignore = len(split.images), competition.labels, competition.arrays.ignored
     counts = np.zeros((samples, known), np.int64)
     image_hash, mask_hash = np.zeros(samples, np.uint64), np.zeros(samples, np.uint64)
     step = max(1, npz.BLOCK // math.prod(split.images.shape[1:]))
@@ -210,7 +206,7 @@ def _scan(split: Split, competition: Competition) -> Index:
             release_pages(split.masks)
     constant = (counts > 0).sum(axis=1) <= 1
     if competition.overlap:  # of each class, the pixels whose labels have its bit
-        bits = np.arange(known)[:, None] >> np.arange(classes - 1) & 1
+        bits = np.arange(known)[:, None] >> np.arange(len(competition.classes) - 1) & 1
         counts = np.column_stack([counts[:, 0], counts @ bits])
     return Index(counts, image_hash, mask_hash, constant)
 
@@ -220,7 +216,7 @@ def _hash(sample: np.ndarray) -> int:
 
 
 def _load(part: Literal["train", "test"], competition: Competition, folder: Path) -> Split:
-    path, arrays = find_npz(competition.file, folder), competition.arrays
+    path, arrays, metric = find_npz(competition.file, folder), competition.arrays, competition.metric
     images = npz.Wanted(*_select(path, getattr(arrays, f"{part}_images")), "images", arrays.scale)
     masks, count = None, images.shape[0]
     if selector := arrays.train_masks if part == "train" else _find_optional(path, arrays, "test_masks"):
@@ -242,7 +238,7 @@ def _load(part: Literal["train", "test"], competition: Competition, folder: Path
     _check_neighbours(path, arrays, part)
     extra = _read_optional(path, arrays, f"{part}_extra", np.bool_, (count,))
     instances = soft = None
-    if part == "train" and (competition.source.instances or competition.metric.name.startswith("object_")):
+    if part == "train" and (metric.name.startswith("object_") or (metric.function and competition.source.instances)):
         instances = _map_beside(path, arrays.train_instances, images.shape[:3])
     if part == "train" and competition.source.soft:
         soft = _map_beside(path, arrays.train_soft, images.shape[:3])

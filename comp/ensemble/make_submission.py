@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
@@ -101,8 +100,7 @@ def write_submission(
             if test.masks is not None or test.sizes is None:
                 labels = label_images(probabilities, decisions, overlap)
             if test.masks is not None:
-                truth = torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device)
-                tally.add(rows, truth, labels)
+                tally.add(rows, torch.from_numpy(np.ascontiguousarray(test.masks[rows])).to(labels.device), labels)
             if test.sizes is None:
                 yield test.ids[rows], labels.cpu().numpy()
             else:
@@ -132,7 +130,8 @@ def stitch_windows(blended: Predictions, test: Split) -> Iterator[tuple[str, Ten
     Memory holds an image until its last window has come."""
     assert test.places is not None and test.sizes is not None
     names = [id.rpartition("@")[0] for id in test.ids.tolist()]
-    left, canvases, fade = Counter(names), dict[str, Tensor](), predict.make_fade(test.images.shape[1:3])
+    last = {name: row for row, name in enumerate(names)}  # after it an image is whole, since rows come in their order
+    canvases, fade = dict[str, Tensor](), predict.make_fade(test.images.shape[1:3])
     for rows, probabilities in blended:
         for row, seen in zip(rows.tolist(), probabilities.cpu(), strict=True):
             name, scale = names[row], np.array(seen.shape[1:]) / test.sizes[row]
@@ -142,8 +141,7 @@ def stitch_windows(blended: Predictions, test: Split) -> Iterator[tuple[str, Ten
             top, start = min(top, height - len(fade)), min(start, width - fade.shape[1])
             window = canvases[name][:, top : top + len(fade), start : start + fade.shape[1]]
             window += torch.cat([seen * fade, fade[None]])
-            left[name] -= 1
-            if not left[name]:
+            if row == last[name]:
                 whole = canvases.pop(name)
                 yield name, whole[:-1] / whole[-1], (int(test.places[row, 2]), int(test.places[row, 3]))
 

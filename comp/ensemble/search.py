@@ -2,8 +2,7 @@
 
 Each is found as often as there are parts of the images, without one of them, and judged on that one; what does not
 help there is not used. One pass over all pixels tells the score under every value of one decision of a class, since
-along its values a pixel leaves the class, or joins it, only once. Images that no decision gives any class but the first
-are counted and not looked at."""
+along its values a pixel leaves the class, or joins it, only once; those that it cannot change are counted once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from comp.config import Competition
 from comp.data import folds
-from comp.data.arrays import Index, TrainSplit, pick_class, release_pages
+from comp.data.arrays import Index, TrainSplit, release_pages
 from comp.ensemble import decisions as deciding
 from comp.ensemble.decisions import AREA, FACTOR, GATE, HOLE, KINDS, NECK, NEUTRAL, RUN, SHARES, TOTAL, Decisions
 from comp.errors import Refused
@@ -69,7 +68,6 @@ class _Part(NamedTuple):
     places: np.ndarray  # in them
     split: TrainSplit
     rows: np.ndarray  # of it
-    far: np.ndarray  # margins int64 (n, 4, C) of the other images, in which no class but the first comes near
     device: torch.device
     competition: Competition
 
@@ -126,8 +124,7 @@ def show_ladder(ladder: Sequence[Rung]) -> str:
 def _find(kind: str, targets: Sequence[int], parts: list[_Part], chains: list[Decisions]) -> Iterator[_Found]:
     """The best value of one kind of decision for every target."""
     metric = parts[0].competition.metric
-    sparse = metrics.needs_images(metric) and kind not in (RUN, NECK)
-    values = CANDIDATES[kind][:: SPARSE if sparse else 1]
+    values = CANDIDATES[kind][:: SPARSE if metrics.needs_images(metric) and kind not in (RUN, NECK) else 1]
     counted = {one: [_count(part, one, kind, targets, values) for part in parts] for one in {*chains}}
     for number, target in enumerate(targets):
         chosen, judged = list[Any](), []
@@ -170,22 +167,19 @@ def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], val
             tally = metrics.Tally(part.split, part.rows, competition, one.neck)
             for rows, runs, truth in part.blocks():
                 tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap))
-            contributed.append(metrics.contribute(np.append(tally.margins, part.far, 0), metric, tally.counts))
+            contributed.append(metrics.contribute(tally.margins, metric, tally.counts))
         return np.split(np.stack(contributed), len(targets))
-
-    def contribute(margins: np.ndarray) -> np.ndarray:
-        return metrics.contribute(np.broadcast_to(margins, (len(values), *margins.shape[-3:])), metric)
-
-    counted = [[contribute(part.far)] for _ in targets]
+    counted: list[list[np.ndarray]] = [[] for _ in targets]
     for _, runs, truth in part.blocks():
         blended = _blend(runs, chain)
+        weighted = blended if overlap else deciding.weigh(blended, chain)
         labels = deciding.label_images(blended, chain, overlap)
-        as_is = contribute(metrics.count_margins(truth, labels, competition).cpu().numpy())
+        as_is = metrics.count_margins(truth, labels, competition).cpu().numpy()
         for some, c in zip(counted, targets, strict=True):
-            near = MOST * blended[:, c] >= blended[:, 0] if kind == FACTOR else pick_class(labels, c, overlap)
-            levels = _levels(blended, labels, chain, kind, c, values, overlap) if near.any() else ()
-            blocks = [_tally(truth, *one, c, competition) for one in levels]
-            some.append(contribute(np.concatenate(blocks)) if blocks else as_is)
+            levels = _levels(blended, weighted, labels, chain, kind, c, values, overlap)
+            gained = [_tally(truth, labels, *one, c, competition) for one in levels]
+            gained = gained or [np.zeros((len(values), 1, 1, 1), np.int64)]  # no pixel changes
+            some.append(metrics.contribute(as_is + np.concatenate(gained), metric))
     return [np.concatenate(some, 1) for some in counted]
 
 
@@ -194,49 +188,55 @@ def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
 
 
 def _levels(
-    blended: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list, overlap: bool
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Under how many of the values, the first ones, a pixel is of class `c`, what it is otherwise, both (n, H, W), and
-    how many values there are: of all at once, but of a gate for each share, along whose values a class shrinks."""
+    blended: Tensor, weighted: Tensor, labels: Tensor, chain: Decisions, kind: str, c: int, values: list, overlap: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+    """Which pixels a decision of class `c` may change, (P,); under how many of the values, the first ones, each is of
+    the class; its label otherwise; how many values there are: all, but of a gate those of each share, one by one."""
     if overlap:  # class c against the rest, while the other classes stay as they are
-        alone = _levels(blended[:, [0, c]], labels >> c - 1 & 1, chain.of_class(c), kind, 1, values, False)
-        yield from ((level, labels & ~(1 << c - 1), count) for level, _, count in alone)
+        two, own = blended[:, [0, c]], chain.of_class(c)
+        alone = _levels(two, deciding.weigh(two, own), labels >> c - 1 & 1, own, kind, 1, values, False)
+        yield from ((at, level, labels.flatten()[at] & ~(1 << c - 1), count) for at, level, _, count in alone)
         return
-    weighted, limits, here = deciding.weigh(blended, chain), torch.tensor(values, device=blended.device), labels == c
-    other = deciding.next_likely(weighted, c)
+    here = MOST * blended[:, c] >= blended[:, 0] if kind == FACTOR else labels == c
+    if not here.any():
+        return
+    sizes = here if kind in (FACTOR, GATE) else deciding.measure_sizes(here, kind)
+    pixels = (sizes.isfinite() if kind == HOLE else here).flatten().nonzero()[:, 0]
+    seen, limits = weighted.movedim(1, -1).flatten(0, -2)[pixels], torch.tensor(values, device=labels.device)
+    rest, other = seen.index_fill(1, torch.tensor([c], device=labels.device), -1.0).max(1)
     if kind == FACTOR:  # it is while p · factor exceeds all others
-        rest = weighted.gather(1, other.long().unsqueeze(1)).squeeze(1)
         first = torch.where(other > c, 1 + 1e-6, 1 - 1e-6)  # of two that are equal
-        yield torch.bucketize(weighted[:, c] / rest.clamp_min(1e-9) * first, 1 / limits, right=True), other, len(values)
-    elif kind == HOLE:
-        sizes = deciding.measure_sizes(here, kind).contiguous()
-        yield torch.bucketize(-sizes, -limits, right=True).masked_fill(here, len(values)), labels, len(values)
+        found = [(seen[:, c] / rest.clamp_min(1e-9) * first, 1 / limits)]
+    elif kind == GATE:
+        image = pixels // labels[0].numel()
+        found = [(deciding.measure_gate(blended, c, s)[image], limits[limits[:, 0] == s, 1]) for s in SHARES]
     else:
-        gates = ((deciding.measure_gate(blended, c, s).view(-1, 1, 1), limits[limits[:, 0] == s, 1]) for s in SHARES)
-        for sizes, least in gates if kind == GATE else [(deciding.measure_sizes(here, kind).contiguous(), limits)]:
-            yield torch.bucketize(sizes, least, right=True) * here, torch.where(here, other, labels), len(least)
+        sign, other = (-1, labels.flatten()[pixels]) if kind == HOLE else (1, other)
+        found = [(sign * sizes.flatten()[pixels], sign * limits)]
+    yield from ((pixels, torch.bucketize(one, least, right=True), other, len(least)) for one, least in found)
 
 
-def _tally(truth: Tensor, level: Tensor, other: Tensor, count: int, c: int, competition: Competition) -> np.ndarray:
-    """Margins int64 (count, n, 4, C), where a pixel is of class `c` under the first `level` values, else `other`."""
-    n, classes, ignored = len(truth), len(competition.classes), competition.arrays.ignored
-    labels = torch.arange(1 << classes - 1 if competition.overlap else classes, dtype=torch.uint8)
-    joined = labels | 1 << c - 1 if competition.overlap else torch.full_like(labels, c)
-    truths = torch.cat([labels, labels.new_tensor([ignored or 0])]).repeat_interleave(len(labels))
-    # What one pixel of each true and each other label counts: without the class, and with it.
-    without, within = (
-        metrics.count_margins(truths.view(-1, 1, 1), one.repeat(len(labels) + 1).view(-1, 1, 1), competition)
-        for one in (labels, joined)
-    )
-    true = truth.long() if ignored is None else truth.long().masked_fill(truth == ignored, len(labels))
-    samples = torch.arange(n, device=truth.device).view(-1, 1, 1)
-    codes = ((samples * (count + 1) + level) * (len(labels) + 1) + true) * len(labels) + other
-    counts = torch.bincount(codes.flatten(), minlength=n * (count + 1) * len(truths)).view(n, count + 1, -1)
-    counts = counts.cpu().double()  # exact, and quick to multiply
+def _tally(
+    truth: Tensor, labels: Tensor, pixels: Tensor, level: Tensor, other: Tensor, count: int, c: int, own: Competition
+) -> np.ndarray:
+    """What margins gain, int64 (count, n, 4, C), where pixels are of class `c` under the first `level` values, else
+    `other`, and not as `labels` (n, H, W) have them."""
+    known, ignored, image = own.labels, own.arrays.ignored, pixels // truth[0].numel()
+    true = truth.flatten()[pixels].long()
+    true = true if ignored is None else true.masked_fill(true == ignored, known)
+
+    def confuse(level: Tensor, levels: int, label: Tensor) -> Tensor:
+        codes = ((image * levels + level) * (known + 1) + true) * known + label
+        counts = torch.bincount(codes, minlength=len(truth) * levels * (known + 1) * known)
+        return counts.view(len(truth), levels, known + 1, known)[:, :, :known]
+
+    counts = confuse(level, count + 1, other)
     outside = counts.cumsum(1)[:, :-1]
-    inside = counts.sum(1, keepdim=True) - outside
-    margins = outside @ without.flatten(1).double() + inside @ within.flatten(1).double()
-    return margins.long().view(n, count, 4, classes).transpose(0, 1).numpy()
+    every = torch.arange(known, device=truth.device)
+    joined = every | 1 << c - 1 if own.overlap else torch.full_like(every, c)
+    now = outside.index_add(-1, joined, counts.sum(1, keepdim=True) - outside)
+    gained = metrics.to_margins(now - confuse(level * 0, 1, labels.flatten()[pixels]), own.overlap)
+    return gained.transpose(0, 1).cpu().numpy()
 
 
 def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition, device: torch.device) -> list[_Part]:
@@ -251,16 +251,11 @@ def _parts(runs: Runs, split: TrainSplit, index: Index, competition: Competition
             rows = np.array([row_of[name] for name in others.tolist()])
             if not np.array_equal(counted[:, 1], index.counts[rows]):
                 raise Refused(f"{fold.folder}: the training masks have changed since; train it again")
-        # With less, the first class has more than any other one times the largest factor.
-        least = 255 / (MOST + max(MOST, len(competition.classes) - 1)) * (not metrics.needs_images(competition.metric))
         dealt = np.zeros(len(rows), int)
         if len(runs[0]) == 1:  # groups and duplicates together
             groups = folds.find_groups(index, split.groups, rows)
             dealt = np.random.default_rng(0).permutation(len(rows))[groups] % PARTS
         for part in np.unique(dealt):
             at = np.flatnonzero(dealt == part)
-            near = np.array([max(one[k].max() for one in planes) >= least for k in at])
-            parts.append(_Part(planes, at[near], split, rows[at[near]], margins[0][at[~near]], device, competition))
-            for one in planes:
-                release_pages(one)
+            parts.append(_Part(planes, at, split, rows[at], device, competition))
     return parts

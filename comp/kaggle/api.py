@@ -99,7 +99,7 @@ def push_kernel(
 
 
 def follow_kernel(kernel: Kernel, say: Callable[[str], None] = print) -> str:
-    """Wait until a kernel has run, saying its log's lines once, as they come; why it failed, or "". Raises Refused."""
+    """Wait until a kernel has run, saying each line of its log once; return why it failed, or "". Raises Refused."""
     told = 0
     while True:
         # A version that was just pushed may not be known for a moment.

@@ -49,30 +49,27 @@ def count_confusion(truth: Tensor, prediction: Tensor, classes: int, ignore: int
     return counts.view(-1, classes + 1, classes)[:, 1:]
 
 
-def to_margins(confusions: Tensor) -> Tensor:
-    """What scores need of confusions (N, C, C): margins int64 (N, 4, C)."""
-    truth, prediction, elsewhere = confusions.sum(2), confusions.sum(1), confusions[:, 1:].sum(1)
-    return torch.stack([confusions.diagonal(dim1=1, dim2=2), truth, prediction, elsewhere], 1)
+def to_margins(confusions: Tensor, overlap: bool = False) -> Tensor:
+    """What scores need of confusions (…, K, K), of C classes or of the labels that overlapping ones have: (…, 4, C)."""
+    truth, prediction, elsewhere = confusions.sum(-1), confusions.sum(-2), confusions[..., 1:, :].sum(-2)
+    if not overlap:
+        return torch.stack([confusions.diagonal(dim1=-2, dim2=-1), truth, prediction, elsewhere], -2)
+    holds = hold_classes(confusions.shape[-1]).to(confusions.device)
+    hits = (holds @ confusions.double() @ holds.T).diagonal(dim1=-2, dim2=-1)  # no GPU multiplies whole numbers
+    truth, prediction = (one.double() @ holds.T for one in (truth, prediction))
+    elsewhere = torch.cat([prediction[..., :1] - hits[..., :1], hits[..., 1:]], -1)
+    return torch.stack([hits, truth, prediction, elsewhere], -2).long()
 
 
 def count_margins(truth: Tensor, prediction: Tensor, competition: Competition) -> Tensor:
-    """Margins int64 (N, 4, C) of labels uint8 (N, H, W) as a competition has them. Raises Refused.
-
-    Where classes overlap, each is counted against the rest, and class 0 is where there is none of them."""
-    classes, ignored = len(competition.classes), competition.arrays.ignored
-    if not competition.overlap:
-        return to_margins(count_confusion(truth, prediction, classes, ignored))
-    true, predicted = (split_classes(one, classes) for one in (truth, prediction))
-    if ignored is not None:
-        true, predicted = (one & (truth != ignored).unsqueeze(1) for one in (true, predicted))
-    elsewhere = true & predicted
-    elsewhere[:, 0] = predicted[:, 0] & ~true[:, 0]
-    return torch.stack([one.sum((2, 3)) for one in (true & predicted, true, predicted, elsewhere)], 1)
+    """Margins int64 (N, 4, C) of labels uint8 (N, H, W), each class against the rest. Raises Refused."""
+    counted = count_confusion(truth, prediction, competition.labels, competition.arrays.ignored)
+    return to_margins(counted, competition.overlap)
 
 
-def split_classes(labels: Tensor, classes: int) -> Tensor:
-    """Where labels (N, H, W) are of each of overlapping classes, bool (N, C, H, W); the first is none of them."""
-    return torch.stack([pick_class(labels, k, True) for k in range(classes)], 1)
+def hold_classes(labels: int) -> Tensor:
+    """Which of overlapping classes each of so many labels holds, float64 (C, labels); the first is none of them."""
+    return torch.stack([pick_class(torch.arange(labels), k, True) for k in range(labels.bit_length())]).double()
 
 
 def iou(margins: np.ndarray) -> np.ndarray:
@@ -108,6 +105,7 @@ class Tally:
         self._split, self._rows, self._order, self._competition = split, rows, np.argsort(rows), competition
         self._necks, metric = necks, competition.metric
         self.margins = np.zeros((len(rows), 4, len(competition.classes)), np.int64)
+        self.confusion = torch.zeros(competition.labels, competition.labels, dtype=torch.int64)  # of all images
         self.units = np.arange(len(rows))  # a number for each image, the same for those that are scored together
         self._own = load_own(metric) if metric.function else None
         self._several = bool(metric.function) and "combine_counts" in files.load_functions(metric.function)
@@ -121,8 +119,11 @@ class Tally:
     def add(self, rows: np.ndarray, truth: Tensor, prediction: Tensor) -> None:
         """Count some images, labels uint8 (n, H, W). Raises Refused for what a function of the user's raises."""
         places = self._order[np.searchsorted(self._rows, rows, sorter=self._order)]
-        self.margins[places] = count_margins(truth, prediction, self._competition).cpu().numpy()
-        if not needs_images(self._competition.metric):
+        own = self._competition
+        confusions = count_confusion(truth, prediction, own.labels, own.arrays.ignored)
+        self.margins[places] = to_margins(confusions, own.overlap).cpu().numpy()
+        self.confusion += confusions.sum(0).cpu()
+        if not needs_images(own.metric):
             return
         whole = []
         for place, *image in zip(places.tolist(), truth.cpu().numpy(), prediction.cpu().numpy(), strict=True):
@@ -137,13 +138,16 @@ class Tally:
         """Counts of one unit's images, which are pairs of labels (H, W) by their places."""
         competition, rows = self._competition, self._rows[sorted(images)]
         truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
-        known = self._split.instances
+        if not self._own or competition.source.instances:  # of objects, as they are known, or else found
+            known = self._split.instances
+            truth = (
+                np.stack([objects.find_objects(one, competition) for one in truth]) if known is None else known[rows]
+            )
         if not self._own:
-            there = objects.find_objects(truth[0], competition) if known is None else known[rows[0]]
             found = objects.find_objects(prediction[0], competition, self._necks)
-            value: Any = objects.score_objects(there, found, competition.metric)
+            value: Any = objects.score_objects(truth[0], found, competition.metric)
             return np.array([value, 0 * value + 1])
-        truth, whole = truth if known is None else known[rows], self._own.__name__ == "score_group"
+        whole = self._own.__name__ == "score_group"
         value = self._own(truth, prediction, self._split.ids[rows]) if whole else self._own(truth[0], prediction[0])
         if value is None and not self._several:
             return np.full(2, np.nan)
@@ -224,8 +228,7 @@ def _values(margins: np.ndarray, metric: Metric) -> np.ndarray:
     if metric.average == "per_image" and empty in (0, 1):
         by_class = np.nan_to_num(by_class, nan=empty)
     if metric.thresholds:
-        passed = (by_class[..., None] > np.array(metric.thresholds)).mean(-1)
-        by_class = np.where(np.isnan(by_class), np.nan, passed)
+        by_class = np.where(np.isnan(by_class), np.nan, (by_class[..., None] > np.array(metric.thresholds)).mean(-1))
     return _mean(by_class, weights)
 
 

@@ -47,8 +47,7 @@ def _keep(values: Any, where: str, competition: Competition, spool: Path) -> Sam
 def _save(values: Any, id: Any, spool: Path) -> Path:
     """Keep an array in a file that is named by its sample and what it holds, so that it is the same state next time."""
     values = np.asarray(values)
-    about = f"{values.dtype}{values.shape}".encode()
-    digest = hashlib.blake2b(about + values.tobytes(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(f"{values.dtype}{values.shape}".encode() + values.tobytes(), digest_size=16).hexdigest()
     path = spool / f"{re.sub('[^A-Za-z0-9._-]', '_', str(id))[:100]}-{digest}.npy"
     if not path.exists():
         np.save(path, values, allow_pickle=False)

@@ -25,7 +25,6 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
             raise Refused(f'source.table.{key}: missing; as in {{ file = "train.csv", id = "id", runs = "rle_mask" }}')
     path, column, named = folder / own["file"], own.get("id", "id"), {"class", "split"} & own.keys()
     columns = [column, own.get("class", column), own["runs"]]
-    rows = read_table(path, columns)
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
         raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
     if len(classes) - ("border" in classes) > 2 and not named:
@@ -33,7 +32,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}
     found: dict[str, list[Layer]] = {}
-    for row, fields in enumerate(rows, 2):
+    for row, fields in enumerate(read_table(path, columns), 2):
         where, (id, name, runs) = f"{own['file']}: row {row}", (fields[key] for key in columns)
         if "split" in own:
             if not (parts := split.fullmatch(id)):

@@ -99,8 +99,7 @@ def fit(data: TrainingData, fold: int, folder: Path, machine: Machine, watch: Wa
             raise Refused(f"{folder / runs.CHECKPOINT}: of another version of this library; delete it to start anew")
         state = State(**restored)
         print(f"goes on from {runs.CHECKPOINT}: epoch {state.epoch + 1}, {state.progress:.0%} of the schedule done")
-    forwards = len(valid) * (1 + len(predict.VIEWS[config.predict.tta]))
-    timer = schedule.Timer(machine.deadline, state.progress, forwards)
+    timer = schedule.Timer(machine.deadline, state.progress, len(valid) * (1 + len(predict.VIEWS[config.predict.tta])))
     began, due = started - state.seconds, time.monotonic() + CHECKPOINT_EVERY
 
     # Counted since they were last settled: the loss over samples, the samples, and the steps that were left out.

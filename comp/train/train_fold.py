@@ -15,7 +15,7 @@ from comp import distributed, files
 from comp.data import augment, folds, npz
 from comp.data.folds import FULL, TrainingData
 from comp.device import Machine
-from comp.errors import Refused, spare_what_is_trained
+from comp.errors import Refused, print_once, spare_what_is_trained
 from comp.model import metrics, predict
 from comp.model.segmenter import Segmenter
 from comp.report import figures, tables
@@ -30,6 +30,7 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
     """Refuse what would stop these folds, and be it after hours: another configuration in the run's folder, a fold
     that cannot be trained, a disk without the room for what will be predicted out of fold."""
     images, classes = 0, data.config.competition.classes
+    metrics.describe_metric(data.config.competition.metric)  # a function of the user's that is not there
     for number in numbers:
         runs.check_configuration(run_folder, data.config, number)
         if number != FULL:
@@ -51,10 +52,9 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
     check_folds(data, [number], run_folder)
     with contextlib.nullcontext() if distributed.rank() else files.lock_folder(folder):
         if not distributed.rank():
-            if not runs.is_finished(folder):  # somebody removed a part of it; the metrics must not vouch for what comes
-                (folder / runs.METRICS).unlink(missing_ok=True)
             files.write_text(run_folder / runs.CONFIG, data.config.model_dump_json(indent=2) + "\n")
         if not runs.is_finished(folder):
+            (folder / runs.METRICS).unlink(missing_ok=True)  # of what somebody removed a part of; they vouch for all
             _train(data, number, folder, machine)
             distributed.agree(0.0, False)  # wait for rank 0, whose the files are
         if not distributed.rank():  # only an unfinished fold needs these
@@ -93,9 +93,7 @@ def _train(data: TrainingData, number: int, folder: Path, machine: Machine) -> N
 
         def show() -> None:
             live = pages.Section(f"Fold {number}, in training: {done}", figures=pages.read_figures(folder))
-            page = pages.write_run_page(folder.parent, live)
-            if not due["page"]:
-                print(f"{page} shows how it goes")
+            print_once(f"{pages.write_run_page(folder.parent, live)} shows how it goes")
 
         makers = {"figures": lambda: _draw(unfinished, data, watched, model, *counted), "page": show}
         for what, make in makers.items():
@@ -131,16 +129,12 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
     """Predict `rows` and write what `Fold.oof` reads; return the confusion of all of them, int64 (C, C)."""
     config, split, n = data.config, data.split, len(rows)
     classes, size, overlap = len(config.competition.classes), split.images.shape[1:3], config.competition.overlap
-    known, ignored = 1 << classes - 1 if overlap else classes, config.competition.arrays.ignored
-    confusion = torch.zeros(known, known, dtype=torch.int64)  # of labels, which may hold several classes
     tally = metrics.Tally(split, rows, config.competition)
 
     def blocks() -> Iterator[np.ndarray]:
         for batch, probabilities in predict.predict_rows(model, split.inputs, rows, config.predict):
             truth = torch.from_numpy(np.ascontiguousarray(split.masks[batch])).to(probabilities.device)
-            labels = predict.to_labels(probabilities, overlap)
-            tally.add(batch, truth, labels)
-            confusion.add_(metrics.count_confusion(truth, labels, known, ignored).sum(0).cpu())
+            tally.add(batch, truth, predict.to_labels(probabilities, overlap))
             yield predict.to_planes(probabilities).cpu().numpy()
 
     def members() -> Iterator[tuple]:
@@ -150,10 +144,10 @@ def _out_of_fold(path: Path, model: Segmenter, data: TrainingData, rows: np.ndar
         yield "counts", tally.counts.shape, np.float64, [tally.counts]
 
     npz.write_npz(path, members())
-    if overlap:  # how much of each class was taken for each: together more than all of it
-        holds = metrics.split_classes(torch.arange(known).view(1, 1, -1), classes)[0, :, 0].long()
-        confusion = holds @ confusion @ holds.T
-    return confusion.numpy()
+    if not overlap:
+        return tally.confusion.numpy()
+    holds = metrics.hold_classes(len(tally.confusion)).long()
+    return (holds @ tally.confusion @ holds.T).numpy()  # of each class what was taken for each: together more than all
 
 
 def _look(model: Segmenter, data: TrainingData, rows: np.ndarray) -> np.ndarray:
