@@ -35,19 +35,21 @@ def main(args: argparse.Namespace) -> int:
     numbers = [] if args.fold == "full" else cli.fold_numbers(args.fold, config.folds.count)
     run_folder = args.runs / config.competition.name / cli.run_names(args, config)[0]
 
+    from comp.model import hub
+
+    hub.find_weights(config.model)  # what cannot be had is told before anything is read, or imported for seconds
+
     # after the configuration is known to be sound
     from comp import device, distributed, files
     from comp.data import arrays, batches
     from comp.data.folds import EXCLUDED, FULL, load_training_data
     from comp.errors import spare_what_is_trained
-    from comp.model import hub
     from comp.prepare import build
     from comp.train import pages, runs
     from comp.train.train_fold import check_folds, train_fold
 
     distributed.join()
     build.check_hidden_test(config.competition, args.input)
-    hub.find_weights(config.model)  # what cannot be had is told before anything is read
     data = load_training_data(config, args.input, args.runs)
     if not arrays.has_test(config.competition, args.input, data.split):
         print(f"there are no {config.competition.arrays.test_images} to make a submission of, only training images")

@@ -171,6 +171,15 @@ def test_without_a_network_it_is_one_line_and_soon(served):
     assert "Retry" not in lost.stdout + lost.stderr and len(lost.stderr.splitlines()) == 1
 
 
+def test_without_a_network_nothing_is_imported_for_seconds(tmp_path):
+    script = "import sys; from comp.config import Model; from comp.errors import Refused; from comp.model import hub\n"
+    script += "try: hub.find_weights(Model(encoder_weights='imagenet'))\n"
+    script += "except Refused as refused: print(refused, 'torch' in sys.modules, 'timm' in sys.modules)"
+    env = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "*"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | env)
+    assert run.stdout.startswith("model.encoder_weights could not be fetched (") and "False False" in run.stdout, run
+
+
 def test_a_kernel_finds_what_was_sent_along(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "KAGGLE_INPUT", tmp_path)
     place = tmp_path / "datasets/me/weights"
@@ -184,11 +193,11 @@ def test_a_kernel_finds_what_was_sent_along(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("encoder", "weights", "problem"),
     [
-        ("tu-resnet10t", "imagenot", "resnet10t has no 'imagenot'; there are c3_in1k, none"),
+        ("tu-resnet10t", "imagenot", "resnet10t has no 'imagenot' on the hub; there are c3_in1k, none"),
         ("tu-resnet18", "a1_in1", "did you mean 'a1_in1k'"),
         ("resnet18", "imagenot", "did you mean 'imagenet'"),
         ("tu-test_vit5", "imagenet", "has no 'imagenet'"),
-        ("tu-gcvit_tiny", "imagenet", "has no 'in1k'; there are none"),  # timm has it from elsewhere
+        ("tu-gcvit_tiny", "imagenet", "has no 'in1k' on the hub; there are none"),  # timm has it from elsewhere
     ],
 )
 def test_unknown_weights_are_refused(encoder, weights, problem):

@@ -33,10 +33,19 @@ class Repository(NamedTuple):
 
 def find_weights(model: Model) -> Weights | None:
     """The weights that `encoder_weights` names, fetched if need be; None where that is "none". Raises Refused."""
-    import timm
+    from huggingface_hub import constants, utils
 
     if model.encoder_weights == "none":
         return None
+    here = any(Path(constants.HF_HUB_CACHE).glob("models--*")) or any(files.find_below_input("*--*--*"))
+    if not here and not model.encoder_weights.endswith(".safetensors"):
+        try:  # where nothing of the hub is here, nobody without it need wait for the seconds of what is imported next
+            utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        except Exception as error:  # of the hub, or of the library beneath it
+            why, fits = " ".join(str(error).split())[:150], "retry, or give a .safetensors file or none"
+            raise Refused(f"model.encoder_weights could not be fetched ({why}); {fits}") from None
+    import timm
+
     name = model.encoder.removeprefix("tu-").removeprefix("timm-")
     known = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).to_dict()  # ImageNet's, where it is unknown
     if not (repository := find_repository(model)):
@@ -69,7 +78,7 @@ def find_repository(model: Model) -> Repository | None:
             wanted = tag or getattr(timm.get_pretrained_cfg(name), "tag", wanted)
     if not (about := known.get(wanted)):
         hint = did_you_mean(wanted, [*known, "none"])
-        raise Refused(f"model.encoder_weights: {model.encoder} has no {wanted!r}{hint}")
+        raise Refused(f"model.encoder_weights: {model.encoder} has no {wanted!r} on the hub{hint}")
     if isinstance(about, dict):
         return Repository(about["repo_id"], about["revision"], "not stated", ("model.safetensors", "config.json"))
     return Repository(about.hf_hub_id, None, about.license or "not stated", ("model.safetensors",))
