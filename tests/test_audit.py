@@ -212,3 +212,13 @@ def test_mars_has_110_outliers(tmp_path):
     train = arrays.load_train(mars, tmp_path)
     rows = audit.audit(mars, train, arrays.build_index(train, mars))
     assert sum(row.finding == "shared mask" for row in rows) == 110
+
+
+def test_noise_is_not_flat_however_large_the_image(tmp_path):
+    noise = np.random.default_rng(0).normal(120, 18, (6, 160, 160)).clip(0, 255).astype(np.uint8)
+    noise[3:] = 120
+    own, masks = config.Competition(name="noise", classes=("a", "b")), np.zeros((6, 160, 160), np.uint8)
+    np.savez(tmp_path / "noise.npz", train_images=noise, train_masks=masks)
+    train = arrays.load_train(own, tmp_path)
+    flat = [one.id for one in audit.audit(own, train, arrays.build_index(train, own)) if one.finding == "flat image"]
+    assert flat == ["3", "4", "5"]
