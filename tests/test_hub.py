@@ -177,7 +177,9 @@ def test_without_a_network_nothing_is_imported_for_seconds(tmp_path):
     script += "except Refused as refused: print(refused, 'torch' in sys.modules, 'timm' in sys.modules)"
     env = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "*"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | env)
-    assert run.stdout.startswith("model.encoder_weights could not be fetched (") and "False False" in run.stdout, run
+    assert (
+        run.stdout.startswith("model.encoder_weights: imagenet could not be fetched (") and "False False" in run.stdout
+    ), run
 
 
 def test_a_kernel_finds_what_was_sent_along(tmp_path, monkeypatch):

@@ -42,8 +42,8 @@ def find_weights(model: Model) -> Weights | None:
         try:  # where nothing of the hub is here, nobody without it need wait for the seconds of what is imported next
             utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         except Exception as error:  # of the hub, or of the library beneath it
-            why, fits = " ".join(str(error).split())[:150], "retry, or give a .safetensors file or none"
-            raise Refused(f"model.encoder_weights could not be fetched ({why}); {fits}") from None
+            why = f"{model.encoder_weights} could not be fetched ({' '.join(str(error).split())[:150]})"
+            raise Refused(f"model.encoder_weights: {why}; retry, or give a .safetensors file or none") from None
     import timm
 
     name = model.encoder.removeprefix("tu-").removeprefix("timm-")
