@@ -16,7 +16,7 @@ from comp.errors import Refused, did_you_mean
 
 SHIPPED = Path(__file__).parent
 
-# What may change under a run that is half done: it does not touch what training computes.
+# What may change under a run that is half done: it does not touch what training computes; source.soft alone does.
 FREE = "title kaggle code_competition datasets models submission. recipe source. metric.function arrays.test_"
 FREE_TO_CHANGE = (*(f"competition.{key}" for key in FREE.split()), "predict.batch_size")
 
@@ -458,9 +458,8 @@ def _one_line(error: ValidationError) -> str:
     if kind.search(str((first["loc"] or ("",))[-1])):  # of a union; its alternatives at the same place fit as well
         same = (other["msg"] for other in others if other["loc"][:-1] == first["loc"][:-1])
         message = ", or ".join([message, *(other.removeprefix("Input should be ") for other in same)])
-    return (
-        f"{key}: {message.replace('an object', 'a table').replace('valid array', 'list')}, not {first['input']!r:.100}"
-    )
+    message = message.replace("an object", "a table").replace("valid array", "list")
+    return f"{key}: {message}, not {first['input']!r:.100}"
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -92,8 +92,9 @@ def _mounts(root: Path, visible: set[Path], working: Path, inputs: Mapping[str, 
 
     def mount(source: Path, place: str | Path, how: str = "show") -> str:
         target = root / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.mkdir(exist_ok=True) if source.is_dir() else target.touch()
+        (target if source.is_dir() else target.parent).mkdir(parents=True, exist_ok=True)
+        if not source.is_dir():
+            target.touch()
         return f"{how} {shlex.quote(str(source))} {shlex.quote(str(target))}"
 
     shown: list[Path] = []

@@ -3,6 +3,7 @@
 The hub's files are fetched once, into its own cache; a kernel, which has no network, gets them from a dataset."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,12 @@ class Repository(NamedTuple):
 
 def find_weights(model: Model) -> Weights | None:
     """The weights that `encoder_weights` names, fetched if need be; None where that is "none". Raises Refused."""
-    from huggingface_hub import constants, utils
-
     if model.encoder_weights == "none":
         return None
-    here = any(Path(constants.HF_HUB_CACHE).glob("models--*")) or any(files.find_below_input("*--*--*"))
-    if not here and not model.encoder_weights.endswith(".safetensors"):
+    from huggingface_hub import constants, utils
+
+    here = chain(Path(constants.HF_HUB_CACHE).glob("models--*"), files.find_below_input("*--*--*"))
+    if not model.encoder_weights.endswith(".safetensors") and not any(here):
         try:  # where nothing of the hub is here, nobody without it need wait for the seconds of what is imported next
             utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         except Exception as error:  # of the hub, or of the library beneath it

@@ -140,9 +140,8 @@ class Tally:
         truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
         if not self._own or competition.source.instances:  # of objects, as they are known, or else found
             known = self._split.instances
-            truth = (
-                np.stack([objects.find_objects(one, competition) for one in truth]) if known is None else known[rows]
-            )
+            parts = (objects.find_objects(one, competition) for one in truth)
+            truth = np.stack([*parts]) if known is None else known[rows]
         if not self._own:
             found = objects.find_objects(prediction[0], competition, self._necks)
             value: Any = objects.score_objects(truth[0], found, competition.metric)
