@@ -172,14 +172,44 @@ def test_without_a_network_it_is_one_line_and_soon(served):
 
 
 def test_without_a_network_nothing_is_imported_for_seconds(tmp_path):
+    for other in ("timm--vit_small_patch16_224.augreg_in1k", "smp-hub--resnet18.imagenet"):  # do not serve
+        (tmp_path / "hub" / f"models--{other}").mkdir(parents=True)
     script = "import sys; from comp.config import Model; from comp.errors import Refused; from comp.model import hub\n"
-    script += "try: hub.find_weights(Model(encoder_weights='imagenet'))\n"
+    script += "try: hub.find_weights(Model(encoder='tu-efficientnet_b3', encoder_weights='imagenet'))\n"
     script += "except Refused as refused: print(refused, 'torch' in sys.modules, 'timm' in sys.modules)"
     env = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "*"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | env)
     assert (
         run.stdout.startswith("model.encoder_weights: imagenet could not be fetched (") and "False False" in run.stdout
     ), run
+
+
+def test_without_a_network_what_may_be_here_is_looked_for(tmp_path, monkeypatch):
+    """The hub is asked first only where no file of the encoder can be here, of all that timm and smp know."""
+    import huggingface_hub.constants
+    import segmentation_models_pytorch as smp
+    import timm
+
+    def ask():
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", ask)
+    monkeypatch.setattr(hub, "find_repository", lambda _: None)  # what comes next
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    known = {f"tu-{name}": timm.get_pretrained_cfg(name).hf_hub_id for name in timm.list_pretrained()}
+    known |= {
+        name: settings["repo_id"]
+        for name, about in smp.encoders.encoders.items()
+        for settings in (about.get("pretrained_settings") or {}).values()
+        if "repo_id" in settings
+    }
+    assert len(known) > 1000
+    for encoder, repository in known.items():
+        if repository:
+            folder = tmp_path / f"models--{repository.replace('/', '--')}"
+            folder.mkdir(exist_ok=True)
+            hub.find_weights(Model(encoder=encoder, encoder_weights="imagenet"))
+            folder.rmdir()
 
 
 def test_a_kernel_finds_what_was_sent_along(tmp_path, monkeypatch):

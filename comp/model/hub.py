@@ -3,6 +3,7 @@
 The hub's files are fetched once, into its own cache; a kernel, which has no network, gets them from a dataset."""
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,9 +39,11 @@ def find_weights(model: Model) -> Weights | None:
         return None
     from huggingface_hub import constants, utils
 
+    kind = re.split("[-_.]", model.encoder.removeprefix("tu-").removeprefix("timm-"))[0]
+    other = re.compile(rf"(models--)?(timm|smp-hub)--(?!.*{re.escape(kind)})")  # each is named after its encoders
     here = chain(Path(constants.HF_HUB_CACHE).glob("models--*"), files.find_below_input("*--*--*"))
-    if not model.encoder_weights.endswith(".safetensors") and not any(here):
-        try:  # where nothing of the hub is here, nobody without it need wait for the seconds of what is imported next
+    if not model.encoder_weights.endswith(".safetensors") and all(other.match(path.name) for path in here):
+        try:  # where it cannot be here, nobody without the hub need wait for the seconds of what is imported next
             utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         except Exception as error:  # of the hub, or of the library beneath it
             why = f"{model.encoder_weights} could not be fetched ({' '.join(str(error).split())[:150]})"
