@@ -71,14 +71,15 @@ class _Part(NamedTuple):
     device: torch.device
     competition: Competition
 
-    def blocks(self) -> Iterator[tuple[np.ndarray, list[Tensor], Tensor]]:
-        """Rows, the probabilities (n, C, H, W) of each run, and the truth uint8 (n, H, W); with flat memory."""
+    def blocks(self, weights: Sequence[float]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Rows, probabilities (n, C, H, W) blended of all runs, and the truth uint8 (n, H, W); with flat memory."""
         step, masks = max(1, BLOCK // self.stored[0][:1].size), self.split.masks
         for start in range(0, len(self.rows), step):
             some = slice(start, start + step)
             planes = [torch.from_numpy(one[self.places[some]]).to(self.device) for one in self.stored]
             truth = torch.from_numpy(masks[rows := self.rows[some]]).to(self.device)
-            yield rows, [predict.from_planes(one, self.competition.overlap) for one in planes], truth
+            seen = [predict.from_planes(one, self.competition.overlap) for one in planes]
+            yield rows, torch.stack([weight * one for weight, one in zip(weights, seen, strict=True)]).sum(0), truth
         for array in (*self.stored, masks):
             release_pages(array)
 
@@ -165,13 +166,12 @@ def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], val
         contributed = []
         for one in tried:  # each alone, since a tally may hold the labels of a group
             tally = metrics.Tally(part.split, part.rows, competition, one.neck)
-            for rows, runs, truth in part.blocks():
-                tally.add(rows, truth, deciding.label_images(_blend(runs, one), one, overlap))
+            for rows, blended, truth in part.blocks(one.run):
+                tally.add(rows, truth, deciding.label_images(blended, one, overlap))
             contributed.append(metrics.contribute(tally.margins, metric, tally.counts))
         return np.split(np.stack(contributed), len(targets))
     counted: list[list[np.ndarray]] = [[] for _ in targets]
-    for _, runs, truth in part.blocks():
-        blended = _blend(runs, chain)
+    for _, blended, truth in part.blocks(chain.run):
         weighted = blended if overlap else deciding.weigh(blended, chain)
         labels = deciding.label_images(blended, chain, overlap)
         as_is = metrics.count_margins(truth, labels, competition).cpu().numpy()
@@ -181,10 +181,6 @@ def _count(part: _Part, chain: Decisions, kind: str, targets: Sequence[int], val
             gained = gained or [np.zeros((len(values), 1, 1, 1), np.int64)]  # no pixel changes
             some.append(metrics.contribute(as_is + np.concatenate(gained), metric))
     return [np.concatenate(some, 1) for some in counted]
-
-
-def _blend(runs: list[Tensor], chain: Decisions) -> Tensor:
-    return torch.stack([weight * one for weight, one in zip(chain.run, runs, strict=True)]).sum(0)
 
 
 def _levels(
