@@ -68,13 +68,9 @@ def label_images(probabilities: Tensor, decisions: Decisions, overlap: bool = Fa
             if kind == HOLE:
                 labels = labels.masked_fill(sizes <= limit, c)
             else:
-                labels = torch.where(here & (sizes < limit), next_likely(weighted, c), labels)
+                others = weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0)
+                labels = torch.where(here & (sizes < limit), predict.to_labels(others), labels)
     return labels
-
-
-def next_likely(weighted: Tensor, c: int) -> Tensor:
-    """What pixels are that lose a class: uint8 (n, H, W)."""
-    return predict.to_labels(weighted.index_fill(1, torch.tensor([c], device=weighted.device), -1.0))
 
 
 def weigh(probabilities: Tensor, decisions: Decisions) -> Tensor:
@@ -101,8 +97,8 @@ def measure_sizes(here: Tensor, kind: str) -> Tensor:
     holes, measured = kind == HOLE, []
     for image in here.cpu().numpy():
         # What touches at a corner is one component; then what does not is a hole's rim.
-        count, parts = cv2.connectedComponents((image != holes).astype(np.uint8), connectivity=4 if holes else 8)
-        sizes = np.bincount(parts.ravel(), minlength=count).astype(np.float32) / image.size
+        parts = cv2.connectedComponents((image != holes).astype(np.uint8), connectivity=4 if holes else 8)[1]
+        sizes = np.bincount(parts.ravel()).astype(np.float32) / image.size
         if holes:
             sizes[np.concatenate([[0], parts[0], parts[-1], parts[:, 0], parts[:, -1]])] = np.inf
         measured.append(sizes[parts])
