@@ -96,8 +96,8 @@ def search_decisions(
     chains = [Decisions.neutral(len(runs), len(competition.classes))] * (len(parts) + 1)
     reached = _judge(parts, chains)
     ladder = [Rung("largest", reached, True, "the largest probability")]
-    left_out = (RUN,) * (len(runs) == 1) + (NECK,) * (not competition.metric.name.startswith("object_"))
-    kinds = [kind for kind in KINDS if kind not in left_out]
+    applies = {RUN: len(runs) > 1, NECK: competition.metric.name.startswith("object_")}
+    kinds = [kind for kind in KINDS if applies.get(kind, True)]
     for kind in tqdm(kinds if search and len(parts) > 1 else (), desc="decide", disable=None, leave=False):
         targets = range(1, len(runs if kind == RUN else competition.classes))
         found = sorted(_find(kind, targets, parts, chains), key=lambda one: -one.score)
