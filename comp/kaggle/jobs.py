@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 import shutil
@@ -64,7 +63,7 @@ def push_drafts(jobs: Iterable[Job]) -> None:
 
 def run_in_sandbox(jobs: Iterable[Job]) -> None:
     """Run each job as Kaggle would, without a network; bring its output back. Raises Refused."""
-    for job in itertools.filterfalse(_is_done, jobs):
+    for job in (job for job in jobs if not _is_done(job)):
         found = _find_inputs(job, job.folds)
         inputs = {f"datasets/me/{name}/{place}": file for name in found for place, file in found[name].items()}
         slug, code = job.competition.kaggle or job.competition.name, job.competition.code_competition
@@ -101,7 +100,7 @@ def run_on_kaggle(jobs: Iterable[Job]) -> None:
                 except Exception:  # nothing is here yet; whatever it is, other kernels' output comes
                     (run / "report.html").unlink(missing_ok=True)
 
-    waiting = [*itertools.filterfalse(_is_done, jobs)]
+    waiting = [job for job in jobs if not _is_done(job)]
     limits = [int(MARGIN + 1.1 * job.seconds) if job.seconds else 0 for job in waiting]
     for number, job in enumerate(waiting):
         ref, (source, reads) = f"{api.username()}/{make_slug(job.name)}", _make_kernel(job)
