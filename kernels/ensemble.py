@@ -139,11 +139,9 @@ def find(args: argparse.Namespace, config: "cli.configs.Config") -> list[list]:
     from comp.train import runs
 
     pattern = "full" if args.folds == "full" else "fold-*"
-    names = cli.run_names(args, config)
-    found = [runs.find_folds(args.runs / config.competition.name / name, pattern) for name in names]
-    asked = [
-        one for run in found for one in run if args.folds in ("all", "full") or str(one.number) in args.folds.split(",")
-    ]
+    folder, wanted = args.runs / config.competition.name, args.folds.split(",")
+    found = [runs.find_folds(folder / name, pattern) for name in cli.run_names(args, config)]
+    asked = [one for run in found for one in run if args.folds in ("all", "full") or str(one.number) in wanted]
     images = {kernel.image for one in asked if (kernel := find_kernel(one)) and kernel.image}
     if len(images) > 1:
         print(f"folds were trained in several of Kaggle's images, whose libraries differ: {', '.join(sorted(images))}")
