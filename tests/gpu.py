@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from comp import cli, config, files
-from comp.data import arrays, batches
+from comp.data import arrays, batches, npz
 from comp.data.folds import TrainingData, load_training_data
 from comp.device import Device, Machine, choose_device, to_device
+from comp.ensemble.search import search_decisions
 from comp.model import losses, metrics, predict, segmenter
 from comp.train import fit, runs
 from comp.train.step import Step, make_optimizer
@@ -373,6 +374,41 @@ def layouts_and_compiling(bench: Bench) -> None:
         bench.say(f"torch.compile and channels_last with {encoder}", figure, "more than above")
 
 
+def decisions_found(bench: Bench) -> None:
+    """The search for decisions, of classes apart and overlapping ones, beside the CPU's."""
+    generator, count = torch.Generator().manual_seed(0), 60 if bench.small else 1500
+    noise = torch.randn(count, 2, 13, 13, generator=generator)
+    fields = nn.functional.interpolate(noise, (101, 101), mode="bicubic")
+    truth, ids = (fields > torch.randn(count, 2, 1, 1, generator=generator)).byte(), np.arange(count).astype(str)
+    seen = (3 * (truth - 0.6) + torch.randn(fields.shape, generator=generator)).sigmoid()
+    for overlap in (False, True):
+        own = config.Competition(name="drawn", classes=("rest", "large", "small"), overlap=overlap)
+        joint = seen if overlap else seen / (1 + seen.sum(1, keepdim=True))
+        p = torch.cat([1 - joint.amax(1, keepdim=True) if overlap else 1 - joint.sum(1, keepdim=True), joint], 1)
+        masks = truth[:, 0] + 2 * truth[:, 1] if overlap else torch.where(truth[:, 1] > 0, 2, truth[:, 0])
+        margins = metrics.count_margins(masks, predict.to_labels(p, overlap), own).numpy()
+        members = {"ids": ids, "planes": predict.to_planes(p).numpy(), "margins": margins}
+        members["counts"] = np.full((count, 2), np.nan)
+        place = bench.place / f"decided-{overlap}"
+        files_of = [(key, value.shape, value.dtype, [value]) for key, value in members.items()]
+        npz.write_npz(place / runs.OOF, files_of)
+        split = arrays.TrainSplit(np.zeros((count, 101, 101, 1), np.uint8), masks.numpy(), ids, None, None)
+        asked = [[runs.Fold(place, 0, {})]], split, arrays.build_index(split, own), own
+        found, seconds = [], []
+        for device in (torch.device("cpu"), bench.here.device):
+            started = time.perf_counter()
+            found.append(search_decisions(*asked, device))
+            seconds.append(time.perf_counter() - started)
+        (expected, ladder), (decided, other) = found
+        apart = max(abs(a.score - b.score) for a, b in zip(ladder, other, strict=True))
+        name, good = f"{count} images, classes {'overlap' if overlap else 'apart'}", apart < 1e-4
+        figure = f"scores {apart:.1e} apart, the same decisions: {decided == expected}"
+        bench.say(f"decisions of {name}", figure, "< 1e-4", good)
+        reached = max(rung.score for rung in other if rung.used)
+        figure = f"{seconds[1]:.1f} s; {seconds[0]:.1f} s on the CPU; {other[0].score:.3f} to {reached:.3f}"
+        bench.say("how long they took", figure, "less than the CPU")
+
+
 def two_gpus(bench: Bench) -> None:
     """Two folds at a time, each in a process and on a GPU of its own."""
     if torch.cuda.device_count() < 2:
@@ -394,7 +430,8 @@ PARTS: list[tuple[int, Callable[[Bench], None], int, int | None]] = [
     (1, losses_and_metrics, 15, 10), (2, training_in_each_precision, 45, 25), (3, killed_and_gone_on, 60, 45),
     (4, more_than_memory_holds, 40, None), (5, planted_infinities, 25, 25), (7, another_precision_than_trained, 30, 20),
     (6, training_speed, 75, 30), (6, waits_for_the_gpu, 20, None), (8, memory_of_accumulation, 15, None),
-    (9, prediction_speed, 25, 10), (10, two_gpus, 90, 0), (6, layouts_and_compiling, 120, 10),
+    (9, prediction_speed, 25, 10), (11, decisions_found, 40, 25), (10, two_gpus, 90, 0),
+    (6, layouts_and_compiling, 120, 10),
 ]  # fmt: skip
 
 
@@ -482,7 +519,7 @@ def main(args: argparse.Namespace) -> int:
                 torch.cuda.set_per_process_memory_fraction(1.0, here.device)
                 torch.cuda.empty_cache()
     if not bench.lines:
-        raise cli.Refused("--only: there are parts 1 to 10; write one, or several as 1,4")
+        raise cli.Refused("--only: there are parts 1 to 11; write one, or several as 1,4")
     verdicts = [line["verdict"] for line in bench.lines]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("ok", "NOT", "read", "skipped"))
     print(f"{counts}; {time.monotonic() - cli.STARTED:.0f} s; {bench.path}")
