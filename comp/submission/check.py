@@ -60,13 +60,14 @@ def check_submission(
             elif value != empty:
                 pixels = math.prod(known.get(key) or [runlength.UNKNOWN])
                 for runs in value.split(layout.join) if layout.join else [value]:
-                    starts, lengths = runlength.parse_runs(runs, pixels, layout.runs, layout.base)
+                    edges = runlength.parse_runs(runs, pixels, layout.runs, layout.base)
                     if by_object:
-                        taken[key[0]].append(np.stack([starts, starts + lengths]))
+                        taken[key[0]].append(edges)
         except Refused as problem:
             raise Refused(f"{path}: row {row} ({', '.join(key)!r:.80}): {problem}") from None
     for image_id, objects in taken.items():
-        starts, ends = (edges := np.concatenate(objects, 1))[:, edges[0].argsort()]
+        edges = np.concatenate(objects)
+        starts, ends = edges[edges[:, 0].argsort()].T
         if (starts[1:] < ends[:-1]).any():
             raise Refused(f"{path}: {image_id!r}: a pixel is of two objects")
     there = {key[0] for key in seen if by_object}

@@ -24,9 +24,8 @@ def encode_runs(masks: np.ndarray, order: Order = "column") -> list[str]:
 def decode_runs(text: str, shape: tuple[int, int], order: Order = "column", relative: bool = False) -> np.ndarray:
     """The mask, bool (H, W), of one run-length text; `parse_runs` says what it refuses and what relative means."""
     pixels = shape[0] * shape[1]
-    starts, lengths = parse_runs(text, pixels, "relative" if relative else "absolute")
-    edges = np.stack([starts - 1, starts - 1 + lengths], axis=1).ravel()
-    repeats = np.diff(edges, prepend=0, append=pixels)  # of False and True in turn
+    edges = parse_runs(text, pixels, "relative" if relative else "absolute")
+    repeats = np.diff(edges.ravel(), prepend=0, append=pixels)  # of False and True in turn
     flat = np.repeat(np.arange(len(repeats)) % 2 == 1, repeats)
     return flat.reshape(shape) if order == "row" else flat.reshape(shape[::-1]).T
 
@@ -35,25 +34,19 @@ def to_dialect(text: str, layout: Submission, pixels: int) -> str:
     """A text of `encode_runs`, not an empty one, as a competition writes it for images of so many pixels."""
     if layout.runs == "absolute" and layout.base == 1:
         return text
-    starts, lengths = parse_runs(text)
-    starts = starts - 1 + layout.base
-    if layout.runs in ("relative", "alternating"):
-        starts = np.diff(starts - layout.base - np.cumsum(lengths) + lengths, prepend=0)
-    values = np.stack([starts, lengths], axis=1).ravel().tolist()
-    if layout.runs == "alternating":
-        values.append(pixels - sum(values))
-    return json.dumps(values) if layout.runs == "json" else " ".join(map(str, values))
+    edges = parse_runs(text)
+    values = np.column_stack([edges[:, 0] + layout.base, np.diff(edges)]).ravel()
+    if layout.runs in ("relative", "alternating"):  # lengths of what is not set and what is, in turn
+        values = np.diff(edges.ravel(), prepend=0, append=pixels)[: -1 if layout.runs == "relative" else None]
+    return json.dumps(values.tolist()) if layout.runs == "json" else " ".join(map(str, values.tolist()))
 
 
-def parse_runs(
-    text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Starts, from 1, and lengths, int64, of one text that calls the first of the image's `pixels` `base`.
+def parse_runs(text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: int = 1) -> np.ndarray:
+    """Starts and ends from 0, int64 (n, 2), of one text that calls the first of the image's `pixels` `base`.
 
     `runs` names the dialect, as in `Submission`; relative starts count the pixels since the end of the run before.
     Raises Refused for what is not a whole number, an odd number of values, a start or length below 1, runs that overlap
     or end outside the image, and alternating lengths that do not fill it."""
-    relative = runs in ("relative", "alternating")
     if runs == "json":
         try:
             text = " ".join(map(str, json.loads(text)))
@@ -72,7 +65,7 @@ def parse_runs(
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
     starts, lengths = values[::2] + 1 - base, values[1::2]
-    if relative:
+    if runs in ("relative", "alternating"):
         if (odd := values[(values < 0) | (values > pixels)]).size:
             raise Refused(f"{odd[0]} is no number of the image's {pixels} pixels")
         starts = 1 + np.cumsum(values)[::2]
@@ -85,7 +78,7 @@ def parse_runs(
         if broken.any():
             run = int(broken.argmax())
             raise Refused(f"run {run + 1}, '{starts[run]} {lengths[run]}', {problem}")
-    return starts, lengths
+    return np.column_stack([starts - 1, starts - 1 + lengths])
 
 
 def _encode(masks: np.ndarray, order: Order) -> list[str]:
