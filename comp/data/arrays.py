@@ -107,6 +107,12 @@ def number_groups(groups: np.ndarray) -> np.ndarray:
     return np.where(groups == "", len(groups) + np.arange(len(groups)), numbers)
 
 
+def first_with(values: np.ndarray) -> np.ndarray:
+    """For each sample the first that has the same value, int (N,)."""
+    _, first, which = np.unique(values, return_index=True, return_inverse=True)
+    return first[which]
+
+
 def spread_starts(side: int, length: int, overlap: float) -> list[int]:
     """Where parts of a side begin that cover it, evenly; of each a share, `overlap` at least, is in the next."""
     spare = max(0, side - length)

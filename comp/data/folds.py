@@ -186,6 +186,6 @@ def find_groups(index: Index, groups: np.ndarray | None, kept: np.ndarray) -> np
     edges = coo_array((len(kept), len(kept)))
     for values, counted in shared:
         members = np.arange(len(kept))[counted]
-        _, first, which = np.unique(values[members], return_index=True, return_inverse=True)
-        edges += coo_array((np.ones(len(members)), (members[first[which]], members)), edges.shape)
+        first = members[arrays.first_with(values[members])]
+        edges += coo_array((np.ones(len(members)), (first, members)), edges.shape)
     return connected_components(edges, directed=False)[1]

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from comp.config import Competition
-from comp.data.arrays import Index, Split, TrainSplit, build_index, release_pages
+from comp.data.arrays import Index, Split, TrainSplit, build_index, first_with, release_pages
 from comp.files import write_text
 from comp.prepare.samples import Finding
 from comp.report import figures
@@ -33,7 +33,7 @@ def audit(competition: Competition, train: TrainSplit, index: Index, test: Split
     for k in np.flatnonzero(index.counts[:, 1:].sum(axis=1) == 0):
         what = f"only {competition.classes[0]}" if index.counts[k, 0] else "every pixel is ignored"
         yield Finding(ids[k], "empty mask", what)
-    first = _first_with(index.mask_hash)
+    first = first_with(index.mask_hash)
     images = pd.Series(index.image_hash).groupby(first).transform("nunique")
     for k in np.flatnonzero(images >= SHARING):
         mask = masks[first[k]]
@@ -48,8 +48,8 @@ def audit(competition: Competition, train: TrainSplit, index: Index, test: Split
         ids += [f"test/{id}" for id in test.ids]
         thumbs = np.concatenate([thumbs, thumbnails(test.images)])
         hashes = np.append(hashes, build_index(test, competition).image_hash)
-    own, twin = np.arange(len(ids)), _first_with(hashes)
-    near = _first_with(connected_components(near_graph(thumbs), directed=False)[1])
+    own, twin = np.arange(len(ids)), first_with(hashes)
+    near = first_with(connected_components(near_graph(thumbs), directed=False)[1])
     first = np.where((twin != own) & (twin < known), twin, near)
     for k in np.flatnonzero((first != own) & (first < known)):  # images like an earlier training image
         kind, detail = "near duplicate", f"of {ids[first[k]]}"
@@ -86,14 +86,8 @@ def near_graph(thumbs: np.ndarray) -> csr_array:
 
 def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The first id of each sample's chain of near duplicates, str (N,); "" where there is none."""
-    first = _first_with(connected_components(near_graph(thumbs), directed=False)[1])
+    first = first_with(connected_components(near_graph(thumbs), directed=False)[1])
     return np.where(np.bincount(first)[first] == 1, "", ids[first])
-
-
-def _first_with(values: np.ndarray) -> np.ndarray:
-    """For each sample the first that has the same value, int (N,)."""
-    _, first, which = np.unique(values, return_index=True, return_inverse=True)
-    return first[which]
 
 
 def write_audit(
