@@ -27,7 +27,6 @@ SAMPLE = 64  # masks that are looked at to find the coding; all others are held 
 LARGEST = 65535  # value of a mask
 Kind = Literal["values", "colours"]
 LENGTHS = {"values": LARGEST + 1, "colours": 1 << 24}  # of the table of labels by code
-BORDER = "border"  # the class that `source.border` makes
 MOST_OBJECTS = 65_534  # one less than uint16 holds, which stands for what is between them
 BITS = np.concatenate([[0], 1 << np.arange(8), np.zeros(247)]).astype(np.uint8)  # of a label, where classes overlap
 
@@ -62,7 +61,7 @@ class MaskReader:
             square, between = np.ones((width, width), np.uint8), np.uint16(MOST_OBJECTS + 1)
             lowest = cv2.erode(np.where(objects == 0, between, objects), square)
             border = (lowest < cv2.dilate(objects, square)) & (labels != ignored)
-            labels[border] = competition.classes.index(BORDER)
+            labels[border] = len(competition.classes) - 1  # the class "border"
         return labels, objects
 
     @cached_property
@@ -122,7 +121,7 @@ class MaskReader:
 def make_reader(competition: Competition, samples: Sequence[Sample], size: Size, order: Order) -> MaskReader:
     """Find what the files of all masks mean. Raises Refused."""
     own, ignore = competition.source, competition.arrays.ignore
-    classes = tuple(name for name in competition.classes if not (own.border and name == BORDER))
+    classes = competition.classes[:-1] if own.border else competition.classes  # without "border", which no file has
     plain = [[path for path, label in one.mask_files if label is None] for one in samples]
     of_class = [path for one in samples for path, label in one.mask_files if label is not None]
     coding = None
