@@ -89,8 +89,7 @@ def _find_in_folders(competition: Competition, source: Path, parts: tuple[str, .
         fits = "images/ and masks/ would fit, or source.images, source.masks and source.test in the TOML"
         raise Refused(f"{source}: no {what}; {fits}: {lines or 'there is no image'}")
     print(f"{source}: " + ", ".join(f'source.{key} = "{value}"' for key, value in said.items()))
-    own = competition.source.model_copy(update=said)
-    found = match_files(competition.model_copy(update={"source": own}), source, parts)
+    found = match_files(competition, source, parts, said)
     read = [path for one in found.train + found.test for path in (*one.images, *dict(one.mask_files))]
     for place in sorted(stems.keys() - {as_seen(path.parent.relative_to(source).as_posix()) for path in read}):
         found.odd.append(Finding(place or ".", "folder not read", f"{len(stems[place])} images"))
@@ -142,15 +141,15 @@ def _line(place: str, stems: dict[str, str]) -> str:
 
 
 def _read_voc(competition: Competition, lists: Path) -> Found:
-    images, masks, parts = "JPEGImages/{id}.jpg", "SegmentationClass/{id}.png", dict[str, dict[str, Sample]]()
+    images, masks = "JPEGImages/{id}.jpg", "SegmentationClass/{id}.png"
     said = {"images": images, "masks": masks, "test": images, "test_masks": masks}
-    own = competition.model_copy(update={"source": competition.source.model_copy(update=said)})
-    found = match_files(own, lists.parents[1], ("train", "test"))
+    found = match_files(competition, lists.parents[1], ("train", "test"), said)
+    listed: dict[str, dict[str, Sample]] = {}
     for name in ("trainval", "train", "val", "test"):
         path, samples = lists / f"{name}.txt", found.test if name == "test" else found.train
         known = {as_seen(one.images[0].stem): one for one in samples}
         named = as_seen(path.read_text("utf-8-sig", "surrogateescape")).split() if path.exists() else []
         if lacking := [stem for stem in named if stem not in known]:
             raise Refused(f"{path}: names {lacking[0]}, which JPEGImages or SegmentationClass lacks")
-        parts[name] = {stem: replace(known[stem], fold=int(name != "val")) for stem in named}
-    return Found([*(parts["trainval"] | parts["val"] | parts["train"]).values()], [*parts["test"].values()], [])
+        listed[name] = {stem: replace(known[stem], fold=int(name != "val")) for stem in named}
+    return Found([*(listed["trainval"] | listed["val"] | listed["train"]).values()], [*listed["test"].values()], [])

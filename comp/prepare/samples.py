@@ -170,9 +170,9 @@ def fill(key: str, text: str, fields: Mapping[str, str]) -> str:
         raise Refused(f"{key} = {text!r}: no field {{{lacking.args[0]}}}; there are {', '.join(fields)}") from None
 
 
-def match_files(competition: Competition, folder: Path, parts: tuple[str, ...]) -> Found:
-    """The samples that `source` finds by its patterns. Raises Refused, naming the pattern."""
-    own, files = competition.source, list_files(folder)
+def match_files(competition: Competition, folder: Path, parts: tuple[str, ...], said: Mapping[str, str] = {}) -> Found:
+    """The samples that `source` finds by its patterns, `said` in their place. Raises Refused, naming the pattern."""
+    own, files = competition.source.model_copy(update=said), list_files(folder)
     found, rows = Found([], [], []), dict[str, Fields]()
     if own.list:
         path, column = folder / own.list.get("file", ""), own.list.get("id", "id")
