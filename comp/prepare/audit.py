@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
@@ -71,17 +71,17 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return out
 
 
-def near_graph(thumbs: np.ndarray) -> csr_array:
+def near_graph(thumbs: np.ndarray) -> coo_array:
     """Which images look alike: a symmetric graph (N, N) of thumbnails that correlate; flat ones never do."""
     flat = thumbs.reshape(len(thumbs), -1).astype(float)
     varied = np.flatnonzero(flat.std(axis=1) >= FLAT)
     if not len(varied):
-        return csr_array((len(thumbs), len(thumbs)))
+        return coo_array((len(thumbs), len(thumbs)))
     centred = flat[varied] - flat[varied].mean(axis=1, keepdims=True)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     # Between unit vectors of correlation r the distance is sqrt(2 - 2r).
     near = NearestNeighbors(radius=np.sqrt(2 - 2 * NEAR_CORRELATION)).fit(unit).radius_neighbors_graph().tocoo()
-    return coo_array((near.data, (varied[near.row], varied[near.col])), shape=(len(thumbs), len(thumbs))).tocsr()
+    return coo_array((near.data, (varied[near.row], varied[near.col])), (len(thumbs), len(thumbs)))
 
 
 def near_groups(thumbs: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -111,7 +111,7 @@ def write_audit(
 
     write_text(folder / "audit.txt", text + "\n")
     write_text(folder / "audit.csv", findings.to_csv(index=False))
-    unscored = [label for label in [competition.arrays.ignored] if label is not None]
+    unscored = () if competition.arrays.ignored is None else (competition.arrays.ignored,)
     rows = _rows(train, test, findings)
     figures.draw_sheet(rows, competition.classes, folder / "audit.png", unscored, competition.overlap)
     return text
