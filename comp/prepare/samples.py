@@ -180,7 +180,7 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...], 
             if rows.setdefault(id := as_seen(row[column]), row) is not row:
                 raise Refused(f"{path}: row {number}: the id {id!r} is there twice")
     for key, masks_key in (("images", "masks"), ("extra", "extra_masks"), ("test", "test_masks")):
-        text, masks_text, part = getattr(own, key), getattr(own, masks_key), "test" if key == "test" else "train"
+        text, part = getattr(own, key), "test" if key == "test" else "train"
         if part not in parts or not text:
             continue
         try:
@@ -190,7 +190,7 @@ def match_files(competition: Competition, folder: Path, parts: tuple[str, ...], 
                 raise
             print(f"{refused}; a kernel reads the hidden test images by it")
             continue
-        shared, masks = _find_masks(f"source.{masks_key}", masks_text, competition, files, text)
+        shared, masks = _find_masks(f"source.{masks_key}", getattr(own, masks_key), competition, files, text)
         used: dict[tuple[str, ...], Path] = {}
         for id, (fields, paths) in images.items():
             pair = tuple(fields[name] for name in shared)
