@@ -198,7 +198,7 @@ class Scaling:
 
 def find_scaling(given: str | tuple, images: Sequence[Sequence[Path]], channels: int, deep: bool) -> Scaling:
     """The rule for images of one or more band files each. `deep`: they are not uint8. Raises Refused."""
-    if not (given := given or "percentiles" * deep):
+    if not (given := given or ("percentiles" if deep else "")):
         return Scaling()
     looked = []
     for paths in images[:: -(-len(images) // LOOKED_AT) or 1]:
