@@ -93,11 +93,11 @@ class MaskReader:
             else:
                 labels[there] = own[there]
             if competition.source.instances:
-                if number + parts.max(initial=0) > MOST_OBJECTS:
+                if (last := number + int(parts.max(initial=0))) > MOST_OBJECTS:
                     raise Refused(f"{sample.id}: more than {MOST_OBJECTS} objects")
                 shared += np.count_nonzero(there & (objects > 0))
                 np.copyto(objects, parts + number, where=(parts > 0) & (objects == 0), casting="unsafe")
-                number += int(parts.max(initial=0))
+                number = last
         if shared:
             lost = f"{shared:,} pixels are of two objects; the first has them"
             self.odd.add(Finding(sample.id, "objects overlap", lost))
