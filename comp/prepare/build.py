@@ -48,7 +48,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
-        rows = _Rows(size, channels, scaling, strict=True)
+        rows = _Rows(size, channels, scaling)
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
         cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
@@ -67,7 +67,7 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
 
         def members() -> Iterator[tuple]:
             yield from rows.members("train", train, reader)
-            yield from replace(rows, strict=False).members("test", test, reader)
+            yield from rows.members("test", test, reader)
             facts: dict = {"version": VERSION, "digest": digest, "size": size, "cut": own.cut, "channels": channels}
             facts |= {"scaling": asdict(scaling), "odd": found.odd + odd + sorted(rows.odd | reader.odd)}  # all is read
             yield _member("prepared", np.array(json.dumps(facts)))
@@ -87,7 +87,7 @@ def prepare_hidden_test(competition: Competition, folder: Path) -> Path:
     check_hidden_test(competition, folder)
     facts = _read_facts(path)
     place = npz.cache_folder(folder) / "hidden"
-    rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]), strict=False)
+    rows = _Rows(tuple(facts["size"]), facts["channels"], decode.Scaling(**facts["scaling"]))
     with TemporaryDirectory(prefix="comp-") as spool:
         found = find_samples(competition, home, Path(spool), parts=("test",))
         samples = cut_windows(_inspect(found.test, rows.channels)[0], tuple(facts["cut"]), OVERLAP)
@@ -149,19 +149,18 @@ def _inspect(samples: Sequence[Sample], channels: int | None = None) -> tuple[li
 
 @dataclass(frozen=True)
 class _Rows:
-    """How samples become the rows of an npz. Strict: values that are not finite are refused."""
+    """How samples become the rows of an npz."""
 
     size: arrays.Size
     channels: int
     scaling: decode.Scaling
-    strict: bool
     odd: set[Finding] = field(default_factory=set)  # what was lost while reading
 
-    def original(self, sample: Sample) -> np.ndarray:
-        """The image as uint8 (H, W, C), of its own size."""
+    def original(self, sample: Sample, strict: bool = True) -> np.ndarray:
+        """The image as uint8 (H, W, C), of its own size. Strict: values that are not finite are refused."""
         bands, band = [], 0
         for path in sample.images:
-            pixels, lost = self.scaling.apply(decode.read_image(path), band, path, self.strict)
+            pixels, lost = self.scaling.apply(decode.read_image(path), band, path, strict)
             if lost:
                 self.odd.add(Finding(sample.id, "values cut off", lost))
             bands.append(pixels)
@@ -177,7 +176,7 @@ class _Rows:
 
         shape = (len(samples), *self.size)
         thumbs = np.empty((len(samples), audit.SIDE, audit.SIDE), np.float32)
-        window = read_windows(lambda sample: (self.original(sample),))
+        window = read_windows(lambda sample: (self.original(sample, part == "train"),))
 
         def read_image(k: int) -> np.ndarray:
             image = decode.resize_image(window(samples[k])[0], self.size)
