@@ -130,14 +130,14 @@ class Tally:
             waiting = self._waiting[unit := int(self.units[place])]
             waiting[place] = image
             if len(waiting) == self._sizes[unit]:
-                whole.append(self._waiting.pop(unit))
+                whole.append(dict(sorted(self._waiting.pop(unit).items())))
         with ThreadPoolExecutor() as pool:
             self._counts |= zip(map(max, whole), pool.map(self._score, whole), strict=True)
 
     def _score(self, images: dict[int, list]) -> np.ndarray:
-        """Counts of one unit's images, which are pairs of labels (H, W) by their places."""
-        competition, rows = self._competition, self._rows[sorted(images)]
-        truth, prediction = (np.stack(one) for one in zip(*(images[k] for k in sorted(images)), strict=True))
+        """Counts of one unit's images, which are pairs of labels (H, W) by their places, in order."""
+        competition, rows = self._competition, self._rows[[*images]]
+        truth, prediction = map(np.stack, zip(*images.values(), strict=True))
         if not self._own or competition.source.instances:  # of objects, as they are known, or else found
             known = self._split.instances
             parts = (objects.find_objects(one, competition) for one in truth)
