@@ -190,9 +190,9 @@ class Scaling:
         lost = ""
         if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
             lost = f"{bad.mean():.1%} of the values are NaN or infinite"
+            if strict:
+                raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
             values = np.where(bad, low.astype(values.dtype), values)
-        if lost and strict:
-            raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
         return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8), lost
 
 
