@@ -80,9 +80,9 @@ def main(args: argparse.Namespace) -> int:
                 table = pages.write_comparison(folder, variants, done, cli.command(), notes + failed)
     if table:
         print(f"\n{table}\n\n{folder}")
+    distributed.leave()
     if failed:
         raise cli.Refused(failed[0])
-    distributed.leave()
     return 0
 
 

@@ -118,7 +118,9 @@ def jobs(args: argparse.Namespace) -> list:
     from comp.kaggle.jobs import Job
 
     config = cli.config(args)
-    names, competition = cli.run_names(args, config), config.competition.name
+    names, competition, found = cli.run_names(args, config), config.competition.name, find(args, config)
+    if args.folds != "full":  # what is missing is told here, and what is not asked for stays here
+        found = same_folds(found, cli.fold_numbers(args.folds, found[0][0].metrics["folds"]))
     return [
         Job(
             entry=Path(__file__),
@@ -128,7 +130,7 @@ def jobs(args: argparse.Namespace) -> list:
             input=args.input,
             runs=args.runs,
             submissions=args.submissions,
-            folds=[fold for run in find(args, config) for fold in run],
+            folds=[fold for run in found for fold in run],
         )
     ]
 

@@ -44,6 +44,13 @@ def test_binary_masks_of_every_dtype(tmp_path, values, suffix):
     assert (read_mask(save(tmp_path / f"a{suffix}", values)) == discs(0)[0]).all()
 
 
+def test_the_header_of_a_bool_array_reads_no_pixels(tmp_path, monkeypatch):
+    save(tmp_path / "a.npy", discs(0)[0])
+    monkeypatch.setattr(np.memmap, "__mul__", None)
+    header = decode.read_header(tmp_path / "a.npy")
+    assert (header.size, header.channels, header.deep) == (discs(0)[0].shape, 1, False)
+
+
 @pytest.mark.parametrize("value", [0.9, np.nan, -1])
 @pytest.mark.parametrize("suffix", [".npy", ".tif"])
 def test_masks_of_fractions_are_refused(tmp_path, suffix, value):

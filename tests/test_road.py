@@ -116,6 +116,20 @@ def test_the_ensemble_writes_a_checked_submission_that_says_what_made_it(trained
     assert "is there already" in inside(monkeypatch, capsys, "ensemble.py", *TINY, "--tta", "d4", cwd=place)
 
 
+def test_other_code_or_names_make_another_submission(trained, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    own, made = tmp_path / "own.py", tmp_path / "made"
+    command = "ensemble.py", *TINY, "--folds", "0", "--submissions", str(made)
+    for text in ("one", "other"):
+        own.write_text(f"def write_submission(path, predictions):\n    path.write_text({text!r})\n")
+        inside(monkeypatch, capsys, *command, "--set", f"competition.submission.function={own}", cwd=place)
+    assert sorted(path.read_text() for path in made.glob("*.csv")) == ["one", "other"]
+    for name in ("stripe", "band"):
+        classes = f'competition.classes=["ground", "{name}", "spot"]'
+        inside(monkeypatch, capsys, *command, "--set", classes, cwd=place)
+    assert len([*made.glob("*.csv")]) == 4
+
+
 def test_the_ensemble_writes_the_columns_of_the_sample_in_its_order(trained, tmp_path, monkeypatch, capsys):
     place, _ = trained
     for name in ("runs", "tiny.toml", "recipe.toml"):

@@ -411,6 +411,8 @@ def test_every_dialect_of_run_lengths_survives_write_and_check(tmp_path, runs, b
         ({"runs": "json"}, '"[1, 2, ""x""]"', "'x' is not a pixel's number"),
         ({"runs": "json"}, "1 2", "no list of numbers in JSON"),
         ({"runs": "alternating"}, "3 4 5", "lengths are 12 pixels together; the image has 54"),
+        ({"runs": "alternating"}, "30 24 x", "'x' is not a pixel's number"),
+        ({"runs": "alternating"}, "30 27 -3", "ends outside the image"),
         ({"runs": "relative"}, "50 5", "ends outside the image"),
         ({"base": 0}, "50 5", "ends outside the image"),
         ({"base": 0}, "-1 5", "starts before pixel 1"),

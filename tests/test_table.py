@@ -7,6 +7,7 @@ import pytest
 from drawn import competition, discs, find, image, prepare, save
 
 from comp.errors import Refused
+from comp.prepare.table import read_layers
 from comp.submission.runlength import encode_runs
 
 CLASSES = ["rest", "Fish", "Flower"]
@@ -205,3 +206,10 @@ def test_a_row_that_does_not_fit_the_header_is_refused(tmp_path, rows, says):
     table, images = {"file": "train.csv", "runs": "rle", "order": "column"}, {"images": "images/{id}.png"}
     with pytest.raises(Refused, match=rf"train\.csv: .*{says}"):
         prepare(tmp_path / "own", competition(table=table, **images))
+
+
+def test_a_class_that_is_called_border_is_one_where_none_is_made(tmp_path):
+    folder, classes = download(tmp_path / "own"), ["rest", "cell", "border"]
+    own = competition({"classes": classes}, images="images/{id}.png", table={"file": "binary.csv", "runs": "runs"})
+    with pytest.raises(Refused, match="which class of cell, border"):
+        read_layers(own, folder)

@@ -42,9 +42,12 @@ def identify(competition: Competition, runs: Runs, decisions: Decisions, tta: st
         "images": hashlib.sha256(index.image_hash.tobytes() + test.ids.tobytes() + shapes.tobytes()).hexdigest(),
     }
     groups = None if test.groups is None else test.groups.tolist()  # of which slices are one another's channels
-    about = json.dumps([made_of, competition.submission.model_dump_json(), groups])
+    layout = competition.submission
+    code = files.sha256(layout.function) if layout.function else ""  # wherever it lies
+    settings = layout.model_copy(update={"function": code}).model_dump_json()
+    about = json.dumps([made_of, competition.classes, settings, groups])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}{competition.submission.ending}"} | made_of
+    return {"name": f"{competition.name}-{'+'.join(names)}-{digest}{layout.ending}"} | made_of
 
 
 def predict_blend(

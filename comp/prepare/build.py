@@ -43,8 +43,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         samples, channels, deep, odd = _inspect(found.train + found.test)
         images = samples[: len(found.train)]
         train, test = cut_windows(images, own.cut, WHOLE), cut_windows(samples[len(images) :], own.cut, OVERLAP)
-        count = len(train) + len(test)
-        if (needed := count * prod(size) * (channels + 1 + own.soft)) > (free := files.free_bytes(path)):
+        count, beside = len(train) + len(test), 2 * own.instances or int(own.soft)  # bytes beside image and mask
+        if (needed := count * prod(size) * (channels + 1 + beside)) > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
@@ -187,7 +187,7 @@ class _Rows:
         if reader and all(sample.mask is not None for sample in samples):
             yield _stream(f"{part}_masks", lambda k: reader.read(samples[k])[0], shape)
             source = reader.competition.source
-            if source.instances or (source.soft and part == "train"):  # read again, since they come behind all masks
+            if part == "train" and (source.instances or source.soft):  # read again, since they come behind all masks
                 key, dtype = ("instances", np.uint16) if source.instances else ("soft", np.uint8)
                 yield _stream(f"{part}_{key}", lambda k: reader.read(samples[k])[1], shape, dtype)
         ids = np.array([sample.id for sample in samples])

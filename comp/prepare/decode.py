@@ -139,7 +139,7 @@ def _open_stored(path: Path, pixels: bool = True) -> np.ndarray | None:
         ends = stored, np.moveaxis(stored, 0, -1)
         for arranged in ends if bands_last else ends[::-1]:  # where both ends could be bands, as the file says
             if arranged.shape[2] <= MOST_BANDS:
-                return arranged if stored.dtype != np.bool_ else arranged * np.uint8(255)
+                return arranged * np.uint8(255) if pixels and stored.dtype == np.bool_ else arranged
     raise Refused(f"{path}: holds an array of shape {stored.shape}; an image of 1 to {MOST_BANDS} bands would fit")
 
 

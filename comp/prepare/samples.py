@@ -139,7 +139,7 @@ OWN = {"band", "class"}  # fields that pair nothing: {band} is one of source.ban
 def compile_pattern(key: str, text: str, known: Mapping[str, Iterable[str]] = {}) -> re.Pattern:
     """Compile a pattern; the fields of `known` match one of some words. Raises Refused for one that is malformed."""
     regex = ""
-    if re.search(r"\{(?!band|class)\w+\}\{(?!band|class)\w+\}", text):
+    if re.search(r"\{(?!(?:band|class)\})\w+\}\{(?!(?:band|class)\})\w+\}", text):
         raise Refused(f"{key}: {text!r}: nothing tells where the first of two fields ends; write what is between them")
     for part in re.split(r"(\{[^{}]*\}|\*\*/|\*)", as_seen(text).removeprefix("./")):
         if (name := part[1:-1]).isidentifier() and part == f"{{{name}}}":

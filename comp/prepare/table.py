@@ -27,7 +27,7 @@ def read_layers(competition: Competition, folder: Path) -> dict[str, list[Layer]
     columns = [column, own.get("class", column), own["runs"]]
     if "split" in own and ("class" in own or not all(field in own["split"] for field in ("{id}", "{class}"))):
         raise Refused('source.table.split: "{id}_{class}" would fit, and then there is no column of the class')
-    if len(classes) - ("border" in classes) > 2 and not named:
+    if len(competition.written) > 1 and not named:
         raise Refused(f"source.table.class: missing, the column that says which class of {', '.join(classes[1:])}")
     split = compile_pattern("source.table.split", own.get("split", ""), {"class": labels})
     empty = EMPTY | {competition.submission.empty}

@@ -53,15 +53,15 @@ def parse_runs(text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: i
         except (ValueError, TypeError, RecursionError):
             raise Refused(f"{text[:40]!r} is no list of numbers in JSON") from None
     words = text.split()
-    if runs == "alternating":
-        if pixels < UNKNOWN and (total := sum(int(word) for word in words if word.isdecimal())) != pixels:
-            raise Refused(f"the lengths are {total} pixels together; the image has {pixels}")
-        words = words[:-1]  # without the pixels behind the last run
     try:
         values = np.array(words, np.int64)
     except (ValueError, OverflowError):
         wrong = next(word for word in words if not re.fullmatch("-?[0-9]{1,18}", word))
         raise Refused(f"{wrong[:40]!r} is not a pixel's number or a length") from None
+    if runs == "alternating":
+        if pixels < UNKNOWN and values.sum() != pixels:
+            raise Refused(f"the lengths are {values.sum()} pixels together; the image has {pixels}")
+        values = values[:-1]  # without the pixels behind the last run
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
     starts, lengths = values[::2] + 1 - base, values[1::2]
