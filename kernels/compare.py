@@ -5,7 +5,8 @@
     python kernels/compare.py --competition mars --recipes default mars-a --time-budget 30m --on kaggle
 
 Each variant is a run like any other, runs/<competition>/<variant>/, so the same command goes on where it
-stopped. The comparison lies in runs/<competition>/compare-<name>/: table.csv, curves.png and report.html."""
+stopped; --run begins their names. The comparison lies in runs/<competition>/compare-<name>/: table.csv,
+curves.png and report.html."""
 
 import argparse
 import re
@@ -47,6 +48,12 @@ def main(args: argparse.Namespace) -> int:
     build.check_hidden_test(competition, args.input)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     numbers = {name: cli.fold_numbers(args.fold, config.folds.count, "or all") for name, config in variants.items()}
+    first, *others = variants
+    for name in others:
+        one, other = variants[name].competition.metric, variants[first].competition.metric
+        if one != other or not np.array_equal(data[name].folds, data[first].folds):
+            what = "by another metric" if one != other else "on other images"
+            raise cli.Refused(f"{name}: is scored {what} than {first}, so the two cannot be compared")
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         check_folds(data[name], numbers[name], folder.parent / name)
@@ -72,17 +79,17 @@ def main(args: argparse.Namespace) -> int:
                 continue
             done.setdefault(name, []).append(fold)
             if before:
-                seconds = f"{fold.metrics['seconds']:.0f} s"
-                notes.append(f"{name}, fold {number}: finished before, in {seconds}, whatever the time budget is now")
+                now = ", whatever the time budget is now" if args.time_budget else ""
+                notes.append(f"{name}, fold {number}: finished before, in {fold.metrics['seconds']:.0f} s{now}")
                 print(notes[-1])
         if done and not distributed.rank():  # after each variant: a comparison that is stopped shows what is done
             with spare_what_is_trained("the comparison"):
                 table = pages.write_comparison(folder, variants, done, cli.command(), notes + failed)
     if table:
         print(f"\n{table}\n\n{folder}")
-    distributed.leave()
     if failed:
         raise cli.Refused(failed[0])
+    distributed.leave()  # whose status is 0
     return 0
 
 
@@ -95,15 +102,18 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
         key, *values = args.vary
         start = f"{cli.config(args).recipe}-{key.rpartition('.')[2]}-"
         asked = [(start + re.sub(r"[^A-Za-z0-9.]+", "_", v), args.recipe, [f"{key}={v}"]) for v in values]
-    variants = {}
+    variants: dict[str, cli.configs.Config] = {}
     for name, recipe, varied in asked:
         try:
             config = cli.configs.load_config(args.competition, recipe, [*args.overrides, *varied])
-            variants[config.recipe if args.recipes else name] = config
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
-    if len(variants) < max(2, len(asked)):
-        raise cli.Refused(f"{', '.join(name for name, *_ in asked)}: name two runs or more, each once")
+        name = f"{cli.run_names(args, config)[0]}-{name}" if args.run else name
+        if name in variants or config in variants.values():
+            raise cli.Refused(f"{name}: is there already; name each once")
+        variants[name] = config
+    if len(variants) < 2:
+        raise cli.Refused("one run alone; name two recipes, or a key and two values, or more")
     return variants
 
 

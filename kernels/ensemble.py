@@ -102,6 +102,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"\nleaderboard, since the test labels are known here\n{tables.score_table(scores)}\n")
     files.write_json(path.with_suffix(".json"), made_of | {"score": about, "sha256": files.sha256(path)})
     wanted = "as Kaggle wants it" if sample else "by the TOML alone: there is no sample submission to compare it with"
+    if competition.submission.function:
+        wanted = f"as {Path(competition.submission.function).name} wrote it"
+        wanted += ", with the sample's header and ids" if sample and path.suffix == ".csv" else ""
     print(f"{path}: {count} rows, {path.stat().st_size:,} bytes, {wanted}")
     shown = found[0][0].folder.parent
     if len(ladder) > 1 and len(names) == 1 and chosen[0] == found[0] and not in_kernel:

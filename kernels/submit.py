@@ -61,7 +61,8 @@ def submit(args: argparse.Namespace, book: Path) -> None:
             raise cli.Refused(
                 f"{args.file}: was submitted on {sent['when'][:16]} (submission {sent['ref']}); see {book}"
             )
-    print(f"{args.file}: {rows} rows, as Kaggle wants it")
+    own = Path(competition.submission.function).name
+    print(f"{args.file}: {rows} rows, as {f'{own} wrote it' if own else 'Kaggle wants it'}")
 
     what: Path | api.Kernel = args.file
     if competition.code_competition:

@@ -57,9 +57,24 @@ def test_what_cannot_train_is_refused_first_and_what_diverges_leaves_the_others(
     command = ("compare.py", *TINY, "--workers", "0", "--vary")
     output = inside(monkeypatch, capsys, *command, "model.encoder", "resnet18", "resnet19", cwd=place, status=2)
     assert "resnet19" in output and not (place / "runs/tiny/recipe-encoder-resnet18").exists()
-    output = inside(monkeypatch, capsys, *command, "optimizer.lr", "1e-3", "1e-3", cwd=place, status=2)
-    assert "each once" in output
+    for values in (("1e-3", "1e-3"), ("1e-3", "0.001")):
+        output = inside(monkeypatch, capsys, *command, "optimizer.lr", *values, cwd=place, status=2)
+        assert "each once" in output
+    assert "two values" in inside(monkeypatch, capsys, *command, "optimizer.lr", "1", cwd=place, status=2)
+    for key, values, problem in (
+        ("competition.metric.name", ("dice", "mean_iou"), "recipe-name-mean_iou: is scored by another metric than"),
+        ("folds.count", ("2", "3"), "recipe-count-3: is scored on other images than recipe-count-2"),
+    ):
+        assert problem in inside(monkeypatch, capsys, *command, key, *values, cwd=place, status=2)
+    assert not (place / "runs/tiny/recipe-count-2").exists()
     output = inside(monkeypatch, capsys, *command, "optimizer.lr", "1e30", "1e-3", cwd=place, status=2)
     assert output.count("training diverged") == 2  # where it happened, and at the end
     assert "1e-3" not in (place / "runs/tiny/compare-optimizer.lr/table.csv").read_text()
     assert "recipe-lr-1e_3" in (place / "runs/tiny/compare-optimizer.lr/table.csv").read_text()
+
+
+def test_run_begins_the_names_of_what_is_compared(place, monkeypatch, capsys):
+    command = ("compare.py", *TINY, "--workers", "0", "--run", "second", "--vary", "optimizer.lr", "1e-3", "2e-3")
+    inside(monkeypatch, capsys, *command, cwd=place)
+    made = {path.name for path in (place / "runs/tiny").iterdir() if path.is_dir()}
+    assert made == {"second-recipe-lr-1e_3", "second-recipe-lr-2e_3", "compare-second"}

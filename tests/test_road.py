@@ -20,7 +20,6 @@ from comp import config, files
 from comp.kaggle import sandbox
 from comp.model import metrics, predict
 from comp.submission import runlength
-from comp.train import train_fold
 
 pytestmark = pytest.mark.slow
 
@@ -77,14 +76,15 @@ def test_a_disk_without_the_room_for_predictions_is_seen_before_training(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "oof.npz"])
-def test_a_fold_that_lacks_a_part_is_trained_again(name, trained, tmp_path, monkeypatch, capsys):
+def test_a_finished_fold_that_lacks_a_part_stays_as_it_is(name, trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "runs/tiny/recipe/fold-0"
+    folder = tmp_path / "runs/tiny/recipe/fold-1"
     (folder / name).unlink()
-    monkeypatch.setattr(train_fold, "fit", lambda *_: 1 / 0)  # killed while it trains
-    with pytest.raises(ZeroDivisionError):
-        inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", "0", cwd=tmp_path)
-    assert not (folder / "metrics.json").exists()  # which would vouch for half a fold
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for fold in ("1", "all"):
+        output = inside(monkeypatch, capsys, "train_fold.py", *TINY, "--fold", fold, cwd=tmp_path, status=2)
+        assert f"fold-1: was finished, and lacks {name}; put it back, or delete the folder" in output
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_another_configuration_is_refused(trained, monkeypatch, capsys):

@@ -510,3 +510,25 @@ def test_a_function_of_ones_own_writes_the_file(tmp_path):
     own = layout_of(function=str(tmp_path / "other.py"), suffix=".txt", classes=("none", "a"))
     with pytest.raises(Refused, match="left nothing at the path"):
         write_submission(tmp_path / "t.txt", iter(()), Decisions.neutral(1, 2), test, own, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("id,total,more\nx,1,2\ny,3,4\n", None),
+        ("id,total,more\nx,1,2\nx,5,6\ny,3,4\n", None),  # a row an object
+        ("id,total\nx,1\ny,3\n", "2 columns; sample.csv has 3"),
+        ("id,more,total\nx,1,2\ny,3,4\n", "column 2 is 'more'; sample.csv has 'total'"),
+        ("id,total,more\nx,1,2\n", "1 of the sample's ids are missing, such as 'y'"),
+    ],
+)
+def test_a_csv_of_ones_own_has_the_header_and_the_ids_of_the_sample(tmp_path, text, problem):
+    own, path, sample = layout_of(function="own.py", classes=("none", "a")), tmp_path / "s.csv", tmp_path / "sample.csv"
+    path.write_text(text)
+    sample.write_text("id,total,more\nx,0,0\ny,0,0\n")
+    assert check_submission(path, own, "xyz") == text.count("\n") - 1  # what it holds, not what was predicted
+    if problem is None:
+        assert check_submission(path, own, "xyz", None, sample) == text.count("\n") - 1
+    else:
+        with pytest.raises(Refused, match=problem):
+            check_submission(path, own, "xyz", None, sample)

@@ -102,7 +102,8 @@ def search_decisions(
         targets = range(1, len(runs if kind == RUN else competition.classes))
         found = sorted(_find(kind, targets, parts, chains), key=lambda one: -one.score)
         helpful = [one for one in found if one.score > reached + GAIN and one.values[-1] != NEUTRAL[kind]]
-        score, used, words = found[0].score, False, "tried, and does not help"
+        score, used = found[0].score, False
+        words = "tried, and does not help" if score <= reached + GAIN else "tried; on all images the best is nothing"
         for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
             trial = chains
             for one in some:

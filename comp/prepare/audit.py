@@ -100,9 +100,9 @@ def write_audit(
     lines = [heading, "", _class_table(competition, index, height * width), ""]
     for name, split in {"training sizes": train, "test sizes": test}.items():
         if split is not None and split.sizes is not None:
-            some = np.percentile(split.sizes, (0, 50, 100), axis=0, method="nearest").tolist()
-            shown = ", ".join(f"{height}×{width}" for height, width in some)
-            lines.append(f"{name}: minimum, median and maximum of height×width: {shown}")
+            by_area = split.sizes[np.argsort(split.sizes.astype(float).prod(axis=1), kind="stable")]
+            shown = [f"{height}×{width}" for height, width in by_area[[0, len(by_area) // 2, -1]].tolist()]
+            lines.append(f"{name}, height×width, the smallest, the median and the largest: {', '.join(shown)}")
     findings = pd.DataFrame(found, columns=[*Finding._fields])
     for kind, ids in findings.groupby("finding", sort=False)["id"]:
         some = ", ".join(shorten(id, 24) for id in ids[:NAMED]) + (", …" if len(ids) > NAMED else "")

@@ -51,10 +51,11 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         rows = _Rows(size, channels, scaling)
         order, proof = find_order(competition, images, rows.original) if own.table else ("column", "")
         reader = masks.make_reader(competition, samples, size, order)
-        cut = f"{len(samples):,} images are cut into windows" if own.cut else ""
+        what = f"{len(images):,} training and {len(samples) - len(images):,} test images"
+        what += f", cut into {len(train):,} and {len(test):,} windows" if own.cut else ""
         codings = [coding for coding in (reader.coding, reader.binary) if coding]
-        texts = "; ".join(filter(None, [cut, str(scaling), proof, *(coding.text for coding in codings)]))
-        print(f"{source}: {len(train):,} training and {len(test):,} test images, as {size[0]}×{size[1]}; {texts}")
+        texts = "; ".join(filter(None, [str(scaling), proof, *(coding.text for coding in codings)]))
+        print(f"{source}: {what}, as {size[0]}×{size[1]}; {texts}")
         told = [VERSION, size, ignore, channels, asdict(scaling), order, own.instances, own.border, own.cut]
         told += [own.table.get("starts"), competition.overlap] + ["soft"] * own.soft
         told.append(json.dumps([*map(asdict, samples)], default=npz.file_state))  # another text once a file changes

@@ -161,14 +161,14 @@ def class_colours(n: int = 256, unscored: Collection[int] = (), overlap: bool = 
 def overlay(
     image: np.ndarray | None, mask: np.ndarray | None, unscored: Collection[int] = (), overlap: bool = False
 ) -> np.ndarray:
-    """A cell as uint8 (H, W, 3), of its first three channels or its first; under an image, label 0 has no colour."""
+    """A cell as uint8 (H, W, 3), of its first three channels or its first; labels but 0 colour an image's greys."""
     colours = class_colours(256, unscored, overlap)
     if image is None:
         return colours[mask]
     rgb = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if mask is None:
         return rgb
-    return np.where(mask[..., None] == 0, rgb, rgb * 0.5 + colours[mask] * 0.5).astype(np.uint8)
+    return np.where(mask[..., None] == 0, rgb, (rgb.mean(-1, keepdims=True) + colours[mask]) / 2).astype(np.uint8)
 
 
 @styled

@@ -28,8 +28,15 @@ def check_submission(
     ids. Raises Refused, naming the row (the first below the header is row 1), its id and the column."""
     layout, ids = competition.submission, list(ids)
     empty, by_object = layout.empty, layout.rows == "instance"
-    if layout.function:  # which alone knows what it wrote
-        return len(ids)
+    if layout.function:  # which alone knows what it wrote; of a CSV a sample tells its header and ids
+        if Path(path).suffix != ".csv":
+            return len(ids)
+        columns, *lines = _read_rows(Path(path), 1)
+        theirs = list(_read_rows(sample, 1)) if sample else [columns]
+        write.check_header(path, columns, theirs[0], Path(sample or path).name)
+        if absent := {line[0] for line in theirs[1:]} - {line[0] for line in lines}:
+            raise Refused(f"{path}: {len(absent)} of the sample's ids are missing, such as {min(absent)!r:.80}")
+        return len(lines)
     if layout.format == "files":
         return check_archive(Path(path), competition, ids, sizes)
     shapes = [()] * len(ids) if sizes is None else np.broadcast_to(sizes, (len(ids), 2)).tolist()

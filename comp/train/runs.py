@@ -115,7 +115,7 @@ def find_folds(run_folder: Path, pattern: str = "fold-*", needed: bool = True) -
     read = [read_fold(path.parent) for path in [*run_folder.glob(f"{pattern}/{METRICS}"), *there]]
     found = {fold.number: fold for fold in reversed(read)}  # of those with the same number the first
     if needed and not found:
-        raise Refused(f"{run_folder / pattern}: no finished fold; train one with kernels/train_fold.py")
+        raise Refused(f"{(run_folder / pattern).absolute()}: no finished fold; train one with kernels/train_fold.py")
     return [found[number] for number in sorted(found)]
 
 

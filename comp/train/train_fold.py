@@ -35,7 +35,11 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
         runs.check_configuration(run_folder, data.config, number)
         if number != FULL:
             folds.check_training(data.index, data.folds, number, classes)
-        if not runs.is_finished(runs.fold_folder(run_folder, number)):
+        folder = runs.fold_folder(run_folder, number)
+        if not runs.is_finished(folder):
+            if (folder / runs.METRICS).exists():  # which is written last
+                lacks = next(path.name for path in runs.fold_files(folder) if not path.exists())
+                raise Refused(f"{folder}: was finished, and lacks {lacks}; put it back, or delete the folder")
             images += len(data.rows(number)[1])
     needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
     if needed > (free := files.free_bytes(run_folder)):
@@ -54,7 +58,6 @@ def train_fold(data: TrainingData, number: int, run_folder: Path, machine: Machi
         if not distributed.rank():
             files.write_text(run_folder / runs.CONFIG, data.config.model_dump_json(indent=2) + "\n")
         if not runs.is_finished(folder):
-            (folder / runs.METRICS).unlink(missing_ok=True)  # of what somebody removed a part of; they vouch for all
             _train(data, number, folder, machine)
             distributed.agree(0.0, False)  # wait for rank 0, whose the files are
         if not distributed.rank():  # only an unfinished fold needs these
