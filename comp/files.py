@@ -68,7 +68,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     except FileNotFoundError:
         raise Refused(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise Refused(f"{path}: not a readable safetensors file: {error}; copy it or make it again") from None
+        raise Refused(f"{path}: not a readable safetensors file: {error}; copy it again, or delete it") from None
 
 
 def free_bytes(path: Path) -> int:

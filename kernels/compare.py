@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
 
     from comp import device, distributed
     from comp.data import augment, batches
-    from comp.data.folds import load_training_data
+    from comp.data.folds import EXTRA, load_training_data
     from comp.errors import spare_what_is_trained
     from comp.model import segmenter
     from comp.prepare import build
@@ -48,12 +48,10 @@ def main(args: argparse.Namespace) -> int:
     build.check_hidden_test(competition, args.input)
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     numbers = {name: cli.fold_numbers(args.fold, config.folds.count, "or all") for name, config in variants.items()}
-    first, *others = variants
-    for name in others:
-        one, other = variants[name].competition.metric, variants[first].competition.metric
-        if one != other or not np.array_equal(data[name].folds, data[first].folds):
-            what = "by another metric" if one != other else "on other images"
-            raise cli.Refused(f"{name}: is scored {what} than {first}, so the two cannot be compared")
+    dealt = {name: one.folds[one.folds != EXTRA] for name, one in data.items()}
+    for name in variants:
+        if not np.array_equal(dealt[name], dealt[first := next(iter(variants))]):
+            raise cli.Refused(f"{name}: is scored on other images than {first}, so the two cannot be compared")
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.
         check_folds(data[name], numbers[name], folder.parent / name)
@@ -89,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"\n{table}\n\n{folder}")
     if failed:
         raise cli.Refused(failed[0])
-    distributed.leave()  # whose status is 0
+    distributed.leave()  # of a job of several processes, which it ends with status 0
     return 0
 
 
@@ -108,9 +106,13 @@ def configurations(args: argparse.Namespace) -> dict[str, "cli.configs.Config"]:
             config = cli.configs.load_config(args.competition, recipe, [*args.overrides, *varied])
         except cli.Refused as refused:
             raise cli.Refused(f"{name}: {refused}") from None
+        name = config.recipe if args.recipes else name
         name = f"{cli.run_names(args, config)[0]}-{name}" if args.run else name
-        if name in variants or config in variants.values():
-            raise cli.Refused(f"{name}: is there already; name each once")
+        for other, known in variants.items():
+            if name == other or config == known:
+                raise cli.Refused(f"{name}: is the same run as {other}; name each once")
+            if config.competition.metric != known.competition.metric:
+                raise cli.Refused(f"{name}: is scored by another metric than {other}, so the two cannot be compared")
         variants[name] = config
     if len(variants) < 2:
         raise cli.Refused("one run alone; name two recipes, or a key and two values, or more")

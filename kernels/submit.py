@@ -62,7 +62,7 @@ def submit(args: argparse.Namespace, book: Path) -> None:
                 f"{args.file}: was submitted on {sent['when'][:16]} (submission {sent['ref']}); see {book}"
             )
     own = Path(competition.submission.function).name
-    print(f"{args.file}: {rows} rows, as {f'{own} wrote it' if own else 'Kaggle wants it'}")
+    print(f"{args.file}: {rows} rows, {f'as {own} wrote them' if own else 'as Kaggle wants it'}")
 
     what: Path | api.Kernel = args.file
     if competition.code_competition:

@@ -6,7 +6,7 @@
 
 A line says "ok" or "NOT"; "read" where nothing decides whether the figure is good, as with every speed; or "skipped".
 The same lines lie in runs/demo/<run>/gpu.json, after each of them. The exit status is 1 where a line says NOT. All
-data are the demo's, which is drawn."""
+data are drawn."""
 
 import argparse
 import contextlib
@@ -390,8 +390,7 @@ def decisions_found(bench: Bench) -> None:
         members = {"ids": ids, "planes": predict.to_planes(p).numpy(), "margins": margins}
         members["counts"] = np.full((count, 2), np.nan)
         place = bench.place / f"decided-{overlap}"
-        files_of = [(key, value.shape, value.dtype, [value]) for key, value in members.items()]
-        npz.write_npz(place / runs.OOF, files_of)
+        npz.write_npz(place / runs.OOF, [(key, value.shape, value.dtype, [value]) for key, value in members.items()])
         split = arrays.TrainSplit(np.zeros((count, 101, 101, 1), np.uint8), masks.numpy(), ids, None, None)
         asked = [[runs.Fold(place, 0, {})]], split, arrays.build_index(split, own), own
         found, seconds = [], []

@@ -78,3 +78,11 @@ def test_run_begins_the_names_of_what_is_compared(place, monkeypatch, capsys):
     inside(monkeypatch, capsys, *command, cwd=place)
     made = {path.name for path in (place / "runs/tiny").iterdir() if path.is_dir()}
     assert made == {"second-recipe-lr-1e_3", "second-recipe-lr-2e_3", "compare-second"}
+
+
+def test_with_and_without_images_that_only_train(place, monkeypatch, capsys):
+    images, masks = draw(4, 9)
+    np.savez(place / "input/more.npz", train_images=images, train_masks=masks)
+    command = ("compare.py", *TINY, "--workers", "0", "--vary", "competition.arrays.extra", "", "more.npz")
+    inside(monkeypatch, capsys, *command, cwd=place)
+    assert "recipe-extra-more.npz" in (place / "runs/tiny/compare-competition.arrays.extra/table.csv").read_text()

@@ -71,11 +71,12 @@ def test_the_cpu_faults_its_memory_in_once():
 
 @pytest.mark.slow
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
-    """The parts that a CPU can judge: losses equal, infinite steps left out; `tests/gpu.py` itself is for a GPU."""
-    command = [sys.executable, str(ROOT / "tests/gpu.py"), "--only", "1,5", "--device", "cpu"]
+    """The parts that a CPU can judge: equal losses and decisions, infinite steps; `tests/gpu.py` itself is for a GPU."""
+    command = [sys.executable, str(ROOT / "tests/gpu.py"), "--only", "1,5,11", "--device", "cpu"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     table = json.loads((tmp_path / "runs/demo/gpu/gpu.json").read_text())
     verdicts = [(line["part"], line["verdict"]) for line in table["lines"] if line["verdict"] != "skipped"]
-    assert ran.returncode == 0 and verdicts == [(1, "ok")] * 4 + [(5, "ok")] * 3, ran.stdout + ran.stderr
-    unknown = subprocess.run([*command, "--only", "11"], capture_output=True, text=True, cwd=tmp_path)
-    assert unknown.returncode == 2 and "parts 1 to 10" in unknown.stderr
+    expected = [(1, "ok")] * 4 + [(5, "ok")] * 3 + [(11, "ok"), (11, "read")] * 2
+    assert ran.returncode == 0 and verdicts == expected, ran.stdout + ran.stderr
+    unknown = subprocess.run([*command, "--only", "12"], capture_output=True, text=True, cwd=tmp_path)
+    assert unknown.returncode == 2 and "parts 1 to 11" in unknown.stderr

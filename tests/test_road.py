@@ -121,9 +121,9 @@ def test_other_code_or_names_make_another_submission(trained, tmp_path, monkeypa
     own, made = tmp_path / "own.py", tmp_path / "made"
     command = "ensemble.py", *TINY, "--folds", "0", "--submissions", str(made)
     for text in ("one", "other"):
-        own.write_text(f"def write_submission(path, predictions):\n    path.write_text({text!r})\n")
+        own.write_text(f"def write_submission(path, predictions):\n    path.write_text('id\\n{text}\\n')\n")
         inside(monkeypatch, capsys, *command, "--set", f"competition.submission.function={own}", cwd=place)
-    assert sorted(path.read_text() for path in made.glob("*.csv")) == ["one", "other"]
+    assert sorted(path.read_text() for path in made.glob("*.csv")) == ["id\none\n", "id\nother\n"]
     for name in ("stripe", "band"):
         classes = f'competition.classes=["ground", "{name}", "spot"]'
         inside(monkeypatch, capsys, *command, "--set", classes, cwd=place)

@@ -412,10 +412,10 @@ def test_every_dialect_of_run_lengths_survives_write_and_check(tmp_path, runs, b
         ({"runs": "json"}, "1 2", "no list of numbers in JSON"),
         ({"runs": "alternating"}, "3 4 5", "lengths are 12 pixels together; the image has 54"),
         ({"runs": "alternating"}, "30 24 x", "'x' is not a pixel's number"),
-        ({"runs": "alternating"}, "30 27 -3", "ends outside the image"),
+        ({"runs": "alternating"}, "30 27 -3", "-3 is no number of the image's 54 pixels"),
         ({"runs": "relative"}, "50 5", "ends outside the image"),
-        ({"base": 0}, "50 5", "ends outside the image"),
-        ({"base": 0}, "-1 5", "starts before pixel 1"),
+        ({"base": 0}, "50 5", "run 1, '50 5', ends outside the image"),
+        ({"base": 0}, "-1 5", "run 1, '-1 5', starts before pixel 0, the first"),
     ],
 )
 def test_a_text_of_another_dialect_is_refused(tmp_path, keys, text, problem):
@@ -519,7 +519,8 @@ def test_a_function_of_ones_own_writes_the_file(tmp_path):
         ("id,total,more\nx,1,2\nx,5,6\ny,3,4\n", None),  # a row an object
         ("id,total\nx,1\ny,3\n", "2 columns; sample.csv has 3"),
         ("id,more,total\nx,1,2\ny,3,4\n", "column 2 is 'more'; sample.csv has 'total'"),
-        ("id,total,more\nx,1,2\n", "1 of the sample's ids are missing, such as 'y'"),
+        ("id,total,more\nx,1,2\n", "1 of 2 rows are missing, the first is 'y'"),
+        ("id,total,more\nx,1,2\ny,3,4\nz,5,6\n", "no such id in sample.csv"),
     ],
 )
 def test_a_csv_of_ones_own_has_the_header_and_the_ids_of_the_sample(tmp_path, text, problem):

@@ -43,9 +43,9 @@ def identify(competition: Competition, runs: Runs, decisions: Decisions, tta: st
     }
     groups = None if test.groups is None else test.groups.tolist()  # of which slices are one another's channels
     layout = competition.submission
-    code = files.sha256(layout.function) if layout.function else ""  # wherever it lies
+    code = files.sha256(layout.function) if layout.function else ""  # its path differs on Kaggle
     settings = layout.model_copy(update={"function": code}).model_dump_json()
-    about = json.dumps([made_of, competition.classes, settings, groups])
+    about = json.dumps([made_of, competition.classes, competition.written, competition.overlap, settings, groups])
     digest = hashlib.sha256(about.encode()).hexdigest()[:8]
     return {"name": f"{competition.name}-{'+'.join(names)}-{digest}{layout.ending}"} | made_of
 

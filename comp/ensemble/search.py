@@ -103,7 +103,7 @@ def search_decisions(
         found = sorted(_find(kind, targets, parts, chains), key=lambda one: -one.score)
         helpful = [one for one in found if one.score > reached + GAIN and one.values[-1] != NEUTRAL[kind]]
         score, used = found[0].score, False
-        words = "tried, and does not help" if score <= reached + GAIN else "tried; on all images the best is nothing"
+        words = "tried, and does not help" if score <= reached + GAIN else "tried; on all images it is of no use"
         for some in (helpful, helpful[:1])[: len(helpful)]:  # all together, or else the best alone
             trial = chains
             for one in some:

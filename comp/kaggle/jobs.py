@@ -181,7 +181,7 @@ def bring_home(job: Job, folder: Path, kernel: api.Kernel | None = None, failed:
     with files.atomic_write(target) as beside:
         shutil.copyfile(made, beside)
     files.write_json(target.with_suffix(".json"), made_by | about)
-    print(f"{target}: {rows} rows, checked")
+    print(f"{target}: {rows} rows")
 
 
 def _is_done(job: Job) -> bool:

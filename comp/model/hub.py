@@ -40,10 +40,10 @@ def find_weights(model: Model) -> Weights | None:
     from huggingface_hub import constants, utils
 
     kind = re.split("[-_.]", model.encoder.removeprefix("tu-").removeprefix("timm-"))[0]
-    other = re.compile(rf"(models--)?(timm|smp-hub)--(?!.*{re.escape(kind)})")  # each is named after its encoders
+    other = re.compile(rf"(models--)?(timm|smp-hub)--(?!.*{re.escape(kind)})")  # whose names hold the encoder's
     here = chain(Path(constants.HF_HUB_CACHE).glob("models--*"), files.find_below_input("*--*--*"))
     if not model.encoder_weights.endswith(".safetensors") and all(other.match(path.name) for path in here):
-        try:  # where it cannot be here, nobody without the hub need wait for the seconds of what is imported next
+        try:  # so that without a network it is refused at once, and not after the seconds of what is imported next
             utils.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         except Exception as error:  # of the hub, or of the library beneath it
             why = f"{model.encoder_weights} could not be fetched ({' '.join(str(error).split())[:150]})"

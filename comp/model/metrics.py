@@ -135,7 +135,7 @@ class Tally:
             self._counts |= zip(map(max, whole), pool.map(self._score, whole), strict=True)
 
     def _score(self, images: dict[int, list]) -> np.ndarray:
-        """Counts of one unit's images, which are pairs of labels (H, W) by their places, in order."""
+        """Counts of one unit's images, which are pairs of labels (H, W) by their places, in order of these."""
         competition, rows = self._competition, self._rows[[*images]]
         truth, prediction = map(np.stack, zip(*images.values(), strict=True))
         if not self._own or competition.source.instances:  # of objects, as they are known, or else found

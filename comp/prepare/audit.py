@@ -100,7 +100,7 @@ def write_audit(
     lines = [heading, "", _class_table(competition, index, height * width), ""]
     for name, split in {"training sizes": train, "test sizes": test}.items():
         if split is not None and split.sizes is not None:
-            by_area = split.sizes[np.argsort(split.sizes.astype(float).prod(axis=1), kind="stable")]
+            by_area = split.sizes[np.argsort(split.sizes.prod(axis=1, dtype=np.int64), kind="stable")]
             shown = [f"{height}×{width}" for height, width in by_area[[0, len(by_area) // 2, -1]].tolist()]
             lines.append(f"{name}, height×width, the smallest, the median and the largest: {', '.join(shown)}")
     findings = pd.DataFrame(found, columns=[*Finding._fields])

@@ -44,7 +44,8 @@ def prepare(competition: Competition, source: Path, path: Path, size: arrays.Siz
         images = samples[: len(found.train)]
         train, test = cut_windows(images, own.cut, WHOLE), cut_windows(samples[len(images) :], own.cut, OVERLAP)
         count, beside = len(train) + len(test), 2 * own.instances or int(own.soft)  # bytes beside image and mask
-        if (needed := count * prod(size) * (channels + 1 + beside)) > (free := files.free_bytes(path)):
+        needed = prod(size) * (count * (channels + 1) + len(train) * beside)
+        if needed > (free := files.free_bytes(path)):
             what = f"{count:,} images of {size[0]}×{size[1]} take {needed / 1e6:,.0f} MB"
             raise Refused(f"{path}: {what}; the disk has {free / 1e6:,.0f} MB free")
         scaling = decode.find_scaling(own.range, [one.images for one in images], channels, deep)
@@ -163,7 +164,7 @@ class _Rows:
         for path in sample.images:
             pixels, lost = self.scaling.apply(decode.read_image(path), band, path, strict)
             if lost:
-                self.odd.add(Finding(sample.id, "values cut off", lost))
+                self.odd.add(Finding(sample.id if strict else f"test/{sample.id}", "values cut off", lost))
             bands.append(pixels)
             band += pixels.shape[2]
         image = np.concatenate(bands, axis=-1) if len(bands) > 1 else bands[0]

@@ -191,7 +191,7 @@ class Scaling:
         if values.dtype.kind == "f" and (bad := ~np.isfinite(values)).any():
             lost = f"{bad.mean():.1%} of the values are NaN or infinite"
             if strict:
-                raise Refused(f"{path}: {lost}; source.range or a source.reader may fit, or source.skip leaves it out")
+                raise Refused(f"{path}: {lost}; a source.reader may mend it, or source.skip leave it out")
             values = np.where(bad, low.astype(values.dtype), values)
         return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8), lost
 

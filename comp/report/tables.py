@@ -20,7 +20,7 @@ def format_number(value: float, digits: int = 4) -> str:
 
 
 def shorten(text: str, most: int = 40) -> str:
-    """Text of at most `most` characters, without some before its end, which tells windows of an image apart."""
+    """Text of at most `most` characters, cut before its end, since the end tells an image's windows apart."""
     return text if len(text) <= most else f"{text[: most - 1 - most // 3]}…{text[-(most // 3) :]}"
 
 

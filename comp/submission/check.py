@@ -25,29 +25,25 @@ def check_submission(
 
     `ids` are the test ids, `sizes` theirs; what is not given is not checked. With `sample`, the competition's
     sample_submission.csv, header and ids must be the sample's. The order of rows is free. Memory holds one row, and the
-    ids. Raises Refused, naming the row (the first below the header is row 1), its id and the column."""
+    ids. What a function of one's own wrote is held to the sample's header and ids if it is a CSV, else to nothing.
+    Raises Refused, naming the row (the first below the header is row 1), its id and the column."""
     layout, ids = competition.submission, list(ids)
-    empty, by_object = layout.empty, layout.rows == "instance"
-    if layout.function:  # which alone knows what it wrote; of a CSV a sample tells its header and ids
-        if Path(path).suffix != ".csv":
-            return len(ids)
-        columns, *lines = _read_rows(Path(path), 1)
-        theirs = list(_read_rows(sample, 1)) if sample else [columns]
-        write.check_header(path, columns, theirs[0], Path(sample or path).name)
-        if absent := {line[0] for line in theirs[1:]} - {line[0] for line in lines}:
-            raise Refused(f"{path}: {len(absent)} of the sample's ids are missing, such as {min(absent)!r:.80}")
-        return len(lines)
+    empty, by_object, own = layout.empty, layout.rows == "instance" or bool(layout.function), bool(layout.function)
+    if own and Path(path).suffix != ".csv":
+        return len(ids)
     if layout.format == "files":
         return check_archive(Path(path), competition, ids, sizes)
     shapes = [()] * len(ids) if sizes is None else np.broadcast_to(sizes, (len(ids), 2)).tolist()
     known = {key: size for one, size in zip(ids, shapes, strict=True) for key in write.row_keys(competition, one, size)}
     header, rows = _read_pairs(path, competition)
-    if sample is None:
-        expected = write.make_header(competition, math.prod(shapes[0]) if any(shapes) else len(header) - 1)
-        source = f"competition {competition.name}"
-    else:
+    if sample:
         (expected, asked), source = _read_pairs(sample, competition), Path(sample).name
         known = {key: known.get(key, ()) for key, _ in asked}
+    elif own:
+        expected, source, known = header, "", {}
+    else:
+        expected = write.make_header(competition, math.prod(shapes[0]) if any(shapes) else len(header) - 1)
+        source = f"competition {competition.name}"
     write.check_header(path, header, expected, source)
     seen: set[Key] = set()
     taken: dict[str, list[np.ndarray]] = defaultdict(list)  # of each image its objects' starts and ends
@@ -58,6 +54,8 @@ def check_submission(
             if known and key not in known:
                 raise Refused(f"no such id in {source}; there they look like {', '.join(next(iter(known)))!r:.80}")
             seen.add(key)
+            if own:
+                continue
             if layout.format == "pixels":
                 _check_labels(value, len(header) - 1, len(competition.classes))
             elif "," in value and layout.runs != "json":
@@ -77,8 +75,8 @@ def check_submission(
         starts, ends = edges[edges[:, 0].argsort()].T
         if (starts[1:] < ends[:-1]).any():
             raise Refused(f"{path}: {image_id!r}: a pixel is of two objects")
-    there = {key[0] for key in seen if by_object}
-    if missing := [", ".join(key) for key in known if key not in seen and key[0] not in there]:
+    there = {key[:1] for key in seen if by_object}
+    if missing := [", ".join(key) for key in known if key not in seen and key[:1] not in there]:
         raise Refused(f"{path}: {len(missing)} of {len(known)} rows are missing, the first is {missing[0]!r:.80}")
     if not seen:
         raise Refused(f"{path}: no rows below the header")
@@ -123,6 +121,7 @@ def _read_rows(path: Path, keys: int) -> Iterator[list[str]]:
                 else:
                     fields = next(csv.reader(chain([line], file), strict=True))
                     columns = columns or len(fields)
+                    keys = min(keys, columns - 1)
                     fits = len(fields) == columns
                 if not fits:
                     raise csv.Error(f"{len(fields)} columns; the header has {columns}")

@@ -42,11 +42,12 @@ def to_dialect(text: str, layout: Submission, pixels: int) -> str:
 
 
 def parse_runs(text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: int = 1) -> np.ndarray:
-    """Starts and ends from 0, int64 (n, 2), of one text that calls the first of the image's `pixels` `base`.
+    """Of each run its first pixel and the one behind its last, counted from 0: int64 (n, 2).
 
-    `runs` names the dialect, as in `Submission`; relative starts count the pixels since the end of the run before.
-    Raises Refused for what is not a whole number, an odd number of values, a start or length below 1, runs that overlap
-    or end outside the image, and alternating lengths that do not fill it."""
+    The text calls the first of the image's `pixels` `base`. `runs` names its dialect, as in `Submission`; relative
+    starts count the pixels since the end of the run before. Raises Refused for what is not a whole number, an odd
+    number of values, a start before the first pixel, a length below 1, runs that overlap or end outside the image, and
+    alternating lengths that do not fill it."""
     if runs == "json":
         try:
             text = " ".join(map(str, json.loads(text)))
@@ -58,27 +59,26 @@ def parse_runs(text: str, pixels: int = UNKNOWN, runs: str = "absolute", base: i
     except (ValueError, OverflowError):
         wrong = next(word for word in words if not re.fullmatch("-?[0-9]{1,18}", word))
         raise Refused(f"{wrong[:40]!r} is not a pixel's number or a length") from None
+    in_turn = runs in ("relative", "alternating")
+    if in_turn and (odd := values[(values < 0) | (values > pixels)]).size:
+        raise Refused(f"{odd[0]} is no number of the image's {pixels} pixels")
     if runs == "alternating":
         if pixels < UNKNOWN and values.sum() != pixels:
             raise Refused(f"the lengths are {values.sum()} pixels together; the image has {pixels}")
         values = values[:-1]  # without the pixels behind the last run
     if len(values) % 2:
         raise Refused(f"an odd number of run-length values, {len(values)}; they are pairs of start and length")
-    starts, lengths = values[::2] + 1 - base, values[1::2]
-    if runs in ("relative", "alternating"):
-        if (odd := values[(values < 0) | (values > pixels)]).size:
-            raise Refused(f"{odd[0]} is no number of the image's {pixels} pixels")
-        starts = 1 + np.cumsum(values)[::2]
+    starts, lengths = np.cumsum(values)[::2] if in_turn else values[::2] - base, values[1::2]
     for broken, problem in (
-        (starts < 1, "starts before pixel 1, the first"),
+        (starts < 0, f"starts before pixel {base}, the first"),
         (lengths < 1, "is shorter than one pixel"),
-        (lengths > pixels + 1 - starts, f"ends outside the image of {pixels} pixels"),
+        (lengths > pixels - starts, f"ends outside the image of {pixels} pixels"),
         (starts < np.append(0, starts + lengths)[:-1], "starts before the end of the one before it"),
     ):
         if broken.any():
             run = int(broken.argmax())
-            raise Refused(f"run {run + 1}, '{starts[run]} {lengths[run]}', {problem}")
-    return np.column_stack([starts - 1, starts - 1 + lengths])
+            raise Refused(f"run {run + 1}, '{values[2 * run]} {values[2 * run + 1]}', {problem}")
+    return np.column_stack([starts, starts + lengths])
 
 
 def _encode(masks: np.ndarray, order: Order) -> list[str]:

@@ -28,7 +28,7 @@ SHARE = 0.01  # of the time that figures of a fold in training may take, and its
 
 def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) -> None:
     """Refuse what would stop these folds, and be it after hours: another configuration in the run's folder, a fold
-    that cannot be trained, a disk without the room for what will be predicted out of fold."""
+    that cannot be trained or has lost a file, a disk without the room for what will be predicted out of fold."""
     images, classes = 0, data.config.competition.classes
     metrics.describe_metric(data.config.competition.metric)  # a function of the user's that is not there
     for number in numbers:
@@ -36,11 +36,10 @@ def check_folds(data: TrainingData, numbers: Iterable[int], run_folder: Path) ->
         if number != FULL:
             folds.check_training(data.index, data.folds, number, classes)
         folder = runs.fold_folder(run_folder, number)
-        if not runs.is_finished(folder):
-            if (folder / runs.METRICS).exists():  # which is written last
-                lacks = next(path.name for path in runs.fold_files(folder) if not path.exists())
-                raise Refused(f"{folder}: was finished, and lacks {lacks}; put it back, or delete the folder")
-            images += len(data.rows(number)[1])
+        lacking = [path.name for path in runs.fold_files(folder) if not path.exists()]
+        if lacking and runs.METRICS not in lacking:  # which is written last
+            raise Refused(f"{folder}: was finished, and lacks {lacking[0]}; put it back, or delete the folder")
+        images += len(data.rows(number)[1]) if lacking else 0
     needed = images * (len(classes) - 1) * math.prod(data.split.images.shape[1:3])
     if needed > (free := files.free_bytes(run_folder)):
         room = f"and the disk has {free / 1e6:,.0f} MB free; free some, or name another disk with --runs"
