@@ -71,7 +71,7 @@ def test_the_cpu_faults_its_memory_in_once():
 
 @pytest.mark.slow
 def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path):
-    """The parts that a CPU can judge: equal losses and decisions, infinite steps; `tests/gpu.py` itself is for a GPU."""
+    """The parts that a CPU can judge: equal losses, equal decisions, infinite steps; the rest needs one."""
     command = [sys.executable, str(ROOT / "tests/gpu.py"), "--only", "1,5,11", "--device", "cpu"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     table = json.loads((tmp_path / "runs/demo/gpu/gpu.json").read_text())
