@@ -49,8 +49,9 @@ def main(args: argparse.Namespace) -> int:
     data = {name: load_training_data(config, args.input, args.runs) for name, config in variants.items()}
     numbers = {name: cli.fold_numbers(args.fold, config.folds.count, "or all") for name, config in variants.items()}
     dealt = {name: one.folds[one.folds != EXTRA] for name, one in data.items()}
-    for name in variants:
-        if not np.array_equal(dealt[name], dealt[first := next(iter(variants))]):
+    first, *others = variants
+    for name in others:
+        if not np.array_equal(dealt[name], dealt[first]):
             raise cli.Refused(f"{name}: is scored on other images than {first}, so the two cannot be compared")
     for name, config in variants.items():
         # What cannot be built is refused before anything trains, and no variant's clock pays for imports.

@@ -28,7 +28,8 @@ def check_submission(
     ids. What a function of one's own wrote is held to the sample's header and ids if it is a CSV, else to nothing.
     Raises Refused, naming the row (the first below the header is row 1), its id and the column."""
     layout, ids = competition.submission, list(ids)
-    empty, by_object, own = layout.empty, layout.rows == "instance" or bool(layout.function), bool(layout.function)
+    own = bool(layout.function)
+    empty, by_object = layout.empty, own or layout.rows == "instance"  # an id may have several rows
     if own and Path(path).suffix != ".csv":
         return len(ids)
     if layout.format == "files":
